@@ -1,0 +1,53 @@
+"""The contract between an algorithm and everything that runs it.  N: batch, P: parameters."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from asynclab import flat
+
+
+class Agent(ABC):
+    """Networks, a policy and a loss.
+
+    An agent is built by the parent, to learn theta's size and first values, and by every session.  ``nets`` is all
+    that is trained; whatever else an agent keeps (target networks) is its own and is private to the session.
+
+    Attributes:
+        nets: The trained networks by name; gradients are clipped for each of them.
+        device: Where they are.
+    """
+
+    nets: nn.ModuleDict
+    device = torch.device("cpu")
+
+    def bind(self, weights: Tensor, grad: Tensor) -> None:
+        """Let the networks' parameters be views of ``weights``, on its device.
+
+        Args:
+            weights: [P] float32.
+            grad: [P] float32; backward accumulates into it.
+        """
+        self.device = weights.device
+        flat.bind(self.nets, weights, grad)
+
+    def on_start(self) -> None:  # noqa: B027 - optional
+        """Prepare what depends on the weights; called after the first pull and before the first rollout."""
+
+    def on_update(self) -> None:  # noqa: B027 - optional
+        """Follow the new weights; called after every pull."""
+
+    @abstractmethod
+    def act(self, obs: Tensor, deterministic: bool = False) -> Tensor:
+        """Return actions [N] int64 or [N, A] float32 for observations [N, ...] on the agent's device."""
+
+    @abstractmethod
+    def loss(self, batch: Any, progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the scalar losses, whose sum is differentiated, and scalars to be logged.
+
+        Args:
+            batch: What the algorithm's memory yields, on the agent's device.
+            progress: Used fraction of the frame budget, for schedules.
+        """

@@ -1,0 +1,153 @@
+"""Soft actor-critic with learned temperature (Haarnoja et al., 2018b).  N: batch, A: numbers of an action.
+
+Equations are numbered as in arXiv 1812.05905.
+"""
+
+import copy
+
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from asynclab import flat
+from asynclab.agents.base import Agent
+from asynclab.distributions import SquashedNormal
+from asynclab.memory import ReplayBatch
+from asynclab.nets import Torso, linear
+from asynclab.precision import Precision
+
+LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
+
+
+class Actor(nn.Module):
+    """Observation [N, ...] -> mean and log standard deviation [N, 2 A] of the action before tanh."""
+
+    def __init__(self, obs_space: Box, action_dim: int, torso: Torso) -> None:
+        super().__init__()
+        self.torso = torso(obs_space)
+        self.head = linear(self.torso.features, 2 * action_dim, 0.01)
+
+
+class Critic(nn.Module):
+    """Observation [N, ...] and action [N, A] -> Q [N]."""
+
+    def __init__(self, obs_space: Box, action_dim: int, torso: Torso) -> None:
+        super().__init__()
+        self.torso = torso(obs_space, action_dim)
+        self.head = linear(self.torso.features, 1, 1.0)
+
+
+class Temperature(nn.Module):
+    """log alpha, a trained scalar and part of theta."""
+
+    def __init__(self, initial: float) -> None:
+        super().__init__()
+        self.log_alpha = nn.Parameter(torch.tensor(initial).log())
+
+
+class SAC(Agent):
+    """SAC for bounded continuous actions.
+
+    Args:
+        obs_space: Space of one observation.
+        action_space: A Box; the agent acts in [-1, 1].
+        torso: Makes the torsos of the actor and of both critics.
+        gamma: Discount.
+        polyak: Step of the target critics towards the critics after each update.
+        init_alpha: First temperature.
+        target_entropy: Per action dimension, in nats; the paper's is -1.
+        precision: Of the torsos' arithmetic.
+
+    Raises:
+        ValueError: The action space is not a bounded Box.
+    """
+
+    def __init__(
+        self,
+        obs_space: Box,
+        action_space: Box | Discrete,
+        torso: Torso,
+        gamma: float = 0.99,
+        polyak: float = 0.005,
+        init_alpha: float = 1.0,
+        target_entropy: float = -1.0,
+        precision: str = "fp32",
+    ) -> None:
+        if not isinstance(action_space, Box) or not action_space.is_bounded():
+            raise ValueError(
+                f"algo=sac needs bounded continuous actions, and this env has {action_space};"
+                " use algo=a3c or another env"
+            )
+        action_dim = action_space.shape[0]
+        self.actor = Actor(obs_space, action_dim, torso)
+        q1, q2 = (Critic(obs_space, action_dim, torso) for _ in range(2))
+        self.critics = nn.ModuleList([q1, q2])
+        self.temperature = Temperature(init_alpha)
+        self.nets = nn.ModuleDict({"actor": self.actor, "q1": q1, "q2": q2, "temperature": self.temperature})
+        # The same weights without gradients, for the actor's loss; and a slowly following copy, for the critics'.
+        self.frozen_critics = copy.deepcopy(self.critics).requires_grad_(False)
+        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
+        parts = flat.slices(self.nets)
+        self._critics_part = slice(parts["q1"].start, parts["q2"].stop)
+        self.gamma = gamma
+        self.polyak = polyak
+        self.target_entropy = target_entropy * action_dim
+        self.precision = Precision(precision)
+
+    def bind(self, weights: Tensor, grad: Tensor) -> None:
+        """Bind the networks to ``weights``, the frozen critics too; the targets get a vector of their own."""
+        super().bind(weights, grad)
+        self._critic_weights = weights[self._critics_part]
+        self._target_weights = self._critic_weights.clone()
+        flat.bind(self.frozen_critics, self._critic_weights)
+        flat.bind(self.target_critics, self._target_weights)
+
+    def on_start(self) -> None:
+        """Let the target critics start as the critics."""
+        self._target_weights.copy_(self._critic_weights)
+
+    def on_update(self) -> None:
+        """Move the target critics: target <- (1 - polyak) target + polyak theta."""
+        self._target_weights.lerp_(self._critic_weights, self.polyak)
+
+    def _pi(self, obs: Tensor) -> SquashedNormal:
+        with self.precision.autocast(self.device):
+            features = self.actor.torso(obs)
+        mean, log_std = self.actor.head(features.float()).chunk(2, -1)
+        return SquashedNormal(mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX))
+
+    def _q(self, critics: nn.ModuleList, obs: Tensor, action: Tensor) -> list[Tensor]:
+        with self.precision.autocast(self.device):
+            features = [critic.torso(obs, action) for critic in critics]
+        return [c.head(f.float()).squeeze(-1) for c, f in zip(critics, features, strict=True)]
+
+    def _soft_value(self, obs: Tensor, critics: nn.ModuleList, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        """Return V(s) = E_a[min Q(s, a) - alpha log pi(a|s)] [N] (eq. 3, one sample) and log pi(a|s) [N]."""
+        action, log_prob = self._pi(obs).rsample()
+        return torch.minimum(*self._q(critics, obs, action)) - alpha * log_prob, log_prob
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, deterministic: bool = False) -> Tensor:
+        """Sample actions [N, A] in (-1, 1), or return the mode."""
+        pi = self._pi(obs)
+        return pi.mode if deterministic else pi.rsample()[0]
+
+    def loss(self, batch: ReplayBatch, progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the losses of critics, actor and temperature on replayed transitions."""
+        log_alpha = self.temperature.log_alpha
+        alpha = log_alpha.detach().exp()
+        with torch.no_grad():
+            v_next, _ = self._soft_value(batch.next_obs, self.target_critics, alpha)
+            target = batch.reward + self.gamma * ~batch.terminated * v_next
+        q1, q2 = self._q(self.critics, batch.obs, batch.action)
+        v, log_prob = self._soft_value(batch.obs, self.frozen_critics, alpha)
+        losses = {
+            # J_Q = E[1/2 (Q(s, a) - (r + gamma V(s')))^2]   (eq. 5)
+            "critic": 0.5 * (mse_loss(q1, target) + mse_loss(q2, target)),
+            # J_pi = E[alpha log pi(a|s) - min Q(s, a)] = -E[V(s)]   (eq. 9)
+            "actor": -v.mean(),
+            # J(alpha) = E[-alpha (log pi(a|s) + H)]   (eq. 18), in log alpha as the authors' code has it
+            "temperature": -log_alpha * (log_prob.detach().mean() + self.target_entropy),
+        }
+        return losses, {"train/entropy": -log_prob.detach().mean(), "train/alpha": alpha, "train/q": q1.detach().mean()}

@@ -1,0 +1,94 @@
+"""The contract of the config groups.  Hyperparameters are not repeated here: the targets' signatures hold them."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import MISSING, DictConfig
+
+
+@dataclass
+class AlgoConfig:
+    """Group ``algo``: targets that wait for what only a session knows."""
+
+    agent: Any = MISSING  # (obs_space, action_space) -> Agent
+    memory: Any = MISSING  # (obs_space, action_space, num_envs, seed) -> Memory
+    optimizer: Any = MISSING  # (one parameter group per network) -> Optimizer
+    lr_schedule: Any = MISSING  # (progress) -> factor on the learning rate
+    max_grad_norm: float | None = None  # bound on each network's gradient norm
+
+
+@dataclass
+class EnvConfig:
+    """Group ``env``."""
+
+    id: str = MISSING  # gymnasium id
+    num_envs: int = MISSING  # per session
+    max_frame: int = MISSING  # over all sessions of a synced or shared trial; of each session in off
+    make: Any = MISSING  # () -> Envs
+    torso: Any = MISSING  # (obs_space, action_dim) -> module
+
+    def __post_init__(self) -> None:
+        """Check the counts."""
+        _check_positive("env.num_envs", self.num_envs)
+        _check_positive("env.max_frame", self.max_frame)
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    algo: AlgoConfig = field(default_factory=AlgoConfig)
+    env: EnvConfig = field(default_factory=EnvConfig)
+    distributed: Any = MISSING  # Mode
+    seed: int = 0
+    device: str = "auto"  # of the sessions' networks: auto, cpu, cuda, cuda:N
+    log_every: float = 10.0  # seconds between two progress lines
+    checkpoint_every: float = 300.0  # seconds between two checkpoints
+
+    def __post_init__(self) -> None:
+        """Check the numbers that no group owns."""
+        if isinstance(self.seed, int) and self.seed < 0:
+            raise ValueError(f"seed={self.seed} must be 0 or more")
+        _check_positive("log_every", self.log_every)
+        _check_positive("checkpoint_every", self.checkpoint_every)
+
+
+def _check_positive(name: str, value: float) -> None:
+    if isinstance(value, (int, float)) and value <= 0:
+        raise ValueError(f"{name}={value} must be positive")
+
+
+class CheckOutput(Callback):
+    """Refuses an output folder that cannot be written, before Hydra fails on it with a traceback."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check ``hydra.run.dir``."""
+        HydraConfig.instance().set_config(config)  # the folder's name is made of the choices
+        check_writable(config.hydra.run.dir, "hydra.run.dir")
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Check ``hydra.sweep.dir``."""
+        HydraConfig.instance().set_config(config)
+        check_writable(config.hydra.sweep.dir, "hydra.sweep.dir")
+
+
+def check_writable(folder: str, key: str) -> None:
+    """Make the folder, or exit with status 1 and say why that is impossible."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        probe = Path(folder) / ".asynclab_write_test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        sys.exit(f"The output folder {key}={folder} cannot be written: {error.strerror}. Set {key} to another folder.")
+
+
+def register() -> None:
+    """Make the schema known to Hydra; the groups' YAML files are validated against it."""
+    store = ConfigStore.instance()
+    store.store(name="base_config", node=Config)

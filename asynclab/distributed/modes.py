@@ -1,0 +1,91 @@
+"""The three modes of sharing.  A mode is a placement of the session's weights, not a code path.
+
+mode     store             the session's weights                      push            pull
+off      one per session   a private copy                             store.apply     copy theta
+synced   one for all       a private copy, possibly on a GPU          store.apply     copy theta
+shared   one for all       theta itself                               store.apply     nothing to do
+"""
+
+import os
+
+from torch import Tensor
+
+from asynclab.distributed.store import Store
+
+
+class Mode:
+    """How many sessions there are and where their weights lie.
+
+    Args:
+        max_session: Number of sessions (processes); None for one per available core.
+        num_threads: Torch threads of each session.
+    """
+
+    one_store = True  # all sessions train one network
+    on_gpu = True  # the session's weights may lie on a GPU
+
+    def __init__(self, max_session: int | None = None, num_threads: int = 1) -> None:
+        if max_session is None:
+            max_session = len(os.sched_getaffinity(0))
+        if max_session < 1:
+            raise ValueError(f"distributed.max_session={max_session} must be 1 or more: it is the number of sessions")
+        if num_threads < 1:
+            raise ValueError(f"distributed.num_threads={num_threads} must be 1 or more")
+        self.max_session = max_session
+        self.num_threads = num_threads
+
+    @property
+    def name(self) -> str:
+        """The mode's name on the command line."""
+        return type(self).__name__.lower()
+
+    @property
+    def num_stores(self) -> int:
+        """Number of networks that are trained."""
+        return 1 if self.one_store else self.max_session
+
+    @property
+    def writers(self) -> int:
+        """Sessions that push to each store."""
+        return self.max_session if self.one_store else 1
+
+    def place(self, rank: int) -> tuple[int, int]:
+        """Return the index of the session's store and its slot as a writer there."""
+        return (0, rank) if self.one_store else (rank, 0)
+
+    def weights(self, store: Store, device: str) -> Tensor:
+        """Return the vector [P] that the session's network is bound to."""
+        return store.theta.to(device, copy=True)
+
+    def push(self, grad: Tensor, store: Store) -> None:
+        """Apply the session's gradient [P] to the global network, without a lock."""
+        store.apply(grad)
+
+    def pull(self, weights: Tensor, store: Store) -> None:
+        """Refresh the session's weights [P] from the global network."""
+        weights.copy_(store.theta)
+
+
+class Off(Mode):
+    """Nothing is shared: independent repeats with different seeds."""
+
+    one_store = False
+
+
+class Synced(Mode):
+    """Private weights, refreshed after every training step: A3C."""
+
+
+class Shared(Mode):
+    """The session's network is the global network: continuous sharing, for async SAC."""
+
+    on_gpu = False
+
+    def weights(self, store: Store, device: str) -> Tensor:
+        """Return theta itself."""
+        assert device == "cpu", "theta lies in CPU memory; the trial refuses a GPU before this"
+        return store.theta
+
+    def pull(self, weights: Tensor, store: Store) -> None:
+        """Do nothing: the weights are theta."""
+        assert weights.data_ptr() == store.theta.data_ptr()

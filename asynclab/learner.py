@@ -1,0 +1,87 @@
+"""Batch -> gradient -> push -> pull: the lines that every mode shares.  P: number of parameters."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asynclab import flat
+from asynclab.agents import Agent
+from asynclab.distributed import Mode, Store
+
+
+class Learner:
+    """Trains a store with one session's batches.
+
+    Args:
+        agent: Bound here to the session's weights.
+        mode: Where the weights lie.
+        store: The global network and optimizer.
+        slot: This session's place among the store's writers.
+        device: Of the session's weights.
+        max_grad_norm: Bound on each network's gradient norm, None for none.
+    """
+
+    def __init__(
+        self, agent: Agent, mode: Mode, store: Store, slot: int, device: str, max_grad_norm: float | None
+    ) -> None:
+        self.agent = agent
+        self.mode = mode
+        self.store = store
+        self.slot = slot
+        self.max_grad_norm = max_grad_norm
+        self.weights = mode.weights(store, device)
+        self.grad = torch.zeros_like(self.weights)
+        agent.bind(self.weights, self.grad)
+        mode.pull(self.weights, store)
+        agent.on_start()
+        self._sums: dict[str, Tensor | float] = defaultdict(float)
+        self._count = 0
+
+    def update(self, batch: Any) -> None:
+        """Learn from one batch."""
+        self.grad.zero_()  # our own vector: an optimizer's zero_grad would not reach it, and backward accumulates
+        losses, metrics = self.agent.loss(_to(batch, self.agent.device), self.store.progress())
+        torch.stack(list(losses.values())).sum().backward()
+        norms = clip_norm_(self.grad, self.store.networks, self.max_grad_norm)
+        self.mode.push(self.grad, self.store)
+        self.store.updates[self.slot] += 1
+        self.mode.pull(self.weights, self.store)
+        self.agent.on_update()
+        self._remember({f"loss/{k}": v.detach() for k, v in losses.items()} | norms | metrics)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the means over the updates since the last call; empty if there were none."""
+        means = {name: float(total) / self._count for name, total in self._sums.items()}
+        if means:
+            means["train/lr"] = self.store.lr()
+        self._sums.clear()
+        self._count = 0
+        return means
+
+    def _remember(self, scalars: Mapping[str, Tensor]) -> None:
+        for name, value in scalars.items():
+            self._sums[name] += value
+        self._count += 1
+
+
+def clip_norm_(grad: Tensor, networks: Mapping[str, slice], max_norm: float | None) -> dict[str, Tensor]:
+    """Scale each network's part of ``grad`` [P] down to ``max_norm``; return the norms before, by metric name."""
+    norms = {}
+    for name, part in networks.items():
+        norm = torch.linalg.vector_norm(grad[part])
+        if max_norm is not None:
+            grad[part].mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))
+        norms[f"grad_norm/{name}"] = norm
+    return norms
+
+
+def _to(batch: Any, device: torch.device) -> Any:
+    return type(batch)(*(x.to(device) for x in batch))
+
+
+def assert_bound(learner: Learner) -> None:
+    """Assert that the agent still computes with the learner's weights."""
+    assert flat.is_bound(learner.agent.nets, learner.weights), "a network was moved after it was bound"

@@ -1,0 +1,256 @@
+"""What a session remembers, and when it learns from it.  T: horizon, B: environments, N: batch.
+
+On- against off-policy lives here: ``Rollout`` hands out its last T steps once, ``Replay`` samples from everything
+that it holds.  Both keep each observation once: row t + 1 is the successor of row t, and where an episode was
+truncated in between, its true last observation lies on the side.
+"""
+
+from collections.abc import Iterator
+from math import prod
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete
+from numpy.typing import NDArray
+from torch import Tensor
+
+from asynclab.envs import Step
+
+
+class RolloutBatch(NamedTuple):
+    """T consecutive steps of B environments.
+
+    Attributes:
+        obs: [T + 1, B, ...] the observations acted on, and the one to act on next.
+        action: [T, B] int64 or [T, B, A] float32.
+        reward: [T, B] float32.
+        terminated: [T, B] bool.
+        done: [T, B] bool; the next row belongs to another episode.
+        final_index: [K] int64 places t * B + b of truncated steps.
+        final_obs: [K, ...] their true successors.
+    """
+
+    obs: Tensor
+    action: Tensor
+    reward: Tensor
+    terminated: Tensor
+    done: Tensor
+    final_index: Tensor
+    final_obs: Tensor
+
+
+class ReplayBatch(NamedTuple):
+    """N transitions: obs [N, ...], action [N, ...], reward [N], next_obs [N, ...], terminated [N]."""
+
+    obs: Tensor
+    action: Tensor
+    reward: Tensor
+    next_obs: Tensor
+    terminated: Tensor
+
+
+class Memory(Protocol):
+    """The contract between the session, which adds steps, and the learner, which is fed batches."""
+
+    def min_frame(self, sessions: int) -> int:
+        """Return how many frames all sessions together need before each of them has had a batch."""
+
+    def nbytes(self) -> int:
+        """Return the bytes that are allocated."""
+
+    def reset(self, obs: NDArray) -> None:
+        """Take the first observations [B, ...]."""
+
+    def add(self, action: NDArray, step: Step) -> None:
+        """Take what acting on the last observations gave."""
+
+    def batches(self, total_frames: int) -> Iterator[NamedTuple]:
+        """Yield the batches that are due after this step; ``total_frames`` is the global clock."""
+
+
+class Rollout:
+    """The last ``horizon`` steps, handed out once when complete.
+
+    Args:
+        obs_space: Space of one observation.
+        action_space: Space of one action.
+        num_envs: B.
+        seed: Unused; nothing is random here.
+        horizon: T, steps of each environment between two updates.
+    """
+
+    def __init__(
+        self, obs_space: Box, action_space: Box | Discrete, num_envs: int, seed: int = 0, *, horizon: int
+    ) -> None:
+        if horizon < 1:
+            raise ValueError(f"algo.memory.horizon={horizon} must be 1 or more steps")
+        shape = (horizon, num_envs)
+        self.horizon = horizon
+        self._t = 0
+        self._final: dict[tuple[int, int], NDArray] = {}
+        self._obs = np.zeros((horizon + 1, num_envs, *obs_space.shape), obs_space.dtype)
+        self._action = _actions(action_space, shape)
+        self._reward = np.zeros(shape, np.float32)
+        self._terminated = np.zeros(shape, np.bool_)
+        self._done = np.zeros(shape, np.bool_)
+
+    def min_frame(self, sessions: int) -> int:
+        """Return one rollout of each session."""
+        return sessions * self._reward.size
+
+    def nbytes(self) -> int:
+        """Return the bytes that are allocated."""
+        return sum(a.nbytes for a in (self._obs, self._action, self._reward, self._terminated, self._done))
+
+    def reset(self, obs: NDArray) -> None:
+        """Take the first observations [B, ...]."""
+        self._obs[0] = obs
+        self._t = 0
+        self._final.clear()
+
+    def add(self, action: NDArray, step: Step) -> None:
+        """Take what acting on the last observations gave."""
+        if self._t == self.horizon:  # the last rollout was handed out; its last observation begins this one
+            self._obs[0] = self._obs[-1]
+            self._t = 0
+            self._final.clear()
+        t = self._t
+        self._action[t] = action
+        self._reward[t] = step.reward
+        self._terminated[t] = step.terminated
+        self._done[t] = step.terminated | step.truncated
+        self._obs[t + 1] = step.obs
+        self._final.update({(t, b): obs for b, obs in step.final_obs.items()})
+        self._t += 1
+
+    def batches(self, total_frames: int) -> Iterator[RolloutBatch]:
+        """Yield the rollout if it is complete.  The batch is a view: use it before the next ``add``."""
+        if self._t < self.horizon:
+            return
+        num_envs = self._reward.shape[1]
+        index = [t * num_envs + b for t, b in self._final]
+        final = np.stack(list(self._final.values())) if self._final else self._obs[0, :0]
+        arrays = (self._obs, self._action, self._reward, self._terminated, self._done)
+        yield RolloutBatch(
+            *map(torch.from_numpy, arrays), torch.tensor(index, dtype=torch.int64), torch.from_numpy(final)
+        )
+
+
+class Replay:
+    """Combined experience replay (Zhang & Sutton, 2017): a ring of transitions, sampled uniformly, newest included.
+
+    Float observations are kept in float32: half precision overflows on Humanoid's forces.
+
+    Args:
+        obs_space: Space of one observation.
+        action_space: Space of one action.
+        num_envs: B.
+        seed: Seed of the sampling.
+        capacity: Transitions kept by each session, rounded down to a multiple of B.
+        batch_size: N.
+        start: No batch before the global clock shows this many frames.
+        updates_per_frame: Batches per transition.
+        combined: Put one transition of the newest step into every batch, another one each time.
+    """
+
+    def __init__(
+        self,
+        obs_space: Box,
+        action_space: Box | Discrete,
+        num_envs: int,
+        seed: int = 0,
+        *,
+        capacity: int,
+        batch_size: int,
+        start: int = 0,
+        updates_per_frame: float = 1.0,
+        combined: bool = True,
+    ) -> None:
+        if capacity < num_envs:
+            raise ValueError(f"algo.memory.capacity={capacity} must be at least env.num_envs={num_envs}")
+        if batch_size < 1:
+            raise ValueError(f"algo.memory.batch_size={batch_size} must be 1 or more")
+        if updates_per_frame <= 0:
+            raise ValueError(f"algo.memory.updates_per_frame={updates_per_frame} must be positive")
+        self.batch_size = batch_size
+        self.start = start
+        self.combined = combined
+        self._num_envs = num_envs
+        self._updates_per_step = updates_per_frame * num_envs
+        self._due = 0.0
+        self._rng = np.random.default_rng(seed)
+        self._rows = capacity // num_envs
+        self._head = 0  # row of the observation that is acted on next; it has no transition yet
+        self._full = False
+        shape = (self._rows + 1, num_envs)
+        self._final: dict[tuple[int, int], NDArray] = {}
+        # np.zeros is backed by memory only once written: a short run does not pay for the whole capacity
+        self._obs = np.zeros((*shape, *obs_space.shape), obs_space.dtype)
+        self._action = _actions(action_space, shape)
+        self._reward = np.zeros(shape, np.float32)
+        self._terminated = np.zeros(shape, np.bool_)
+        self._truncated = np.zeros(shape, np.bool_)
+
+    def min_frame(self, sessions: int) -> int:
+        """Return the warm-up, or one step of each session if that is more."""
+        return max(self.start, sessions * self._num_envs)
+
+    def nbytes(self) -> int:
+        """Return the bytes that are allocated, without the few truncated episodes' last observations."""
+        return sum(a.nbytes for a in (self._obs, self._action, self._reward, self._terminated, self._truncated))
+
+    def __len__(self) -> int:
+        """Return the number of transitions held."""
+        return (self._rows if self._full else self._head) * self._num_envs
+
+    def reset(self, obs: NDArray) -> None:
+        """Take the first observations [B, ...]."""
+        self._obs[self._head] = obs
+
+    def add(self, action: NDArray, step: Step) -> None:
+        """Take what acting on the last observations gave."""
+        row, following = self._head, (self._head + 1) % (self._rows + 1)
+        self._action[row] = action
+        self._reward[row] = step.reward
+        self._terminated[row] = step.terminated
+        for b in np.flatnonzero(self._truncated[row]):  # what the ring overwrites here takes its side entry along
+            del self._final[row, int(b)]
+        self._truncated[row] = step.truncated
+        self._final.update({(row, b): obs for b, obs in step.final_obs.items()})
+        self._obs[following] = step.obs
+        self._full |= following == 0
+        self._head = following
+        self._due += self._updates_per_step
+
+    def batches(self, total_frames: int) -> Iterator[ReplayBatch]:
+        """Yield the batches that are due since the last step."""
+        if total_frames < self.start:
+            self._due = 0.0
+            return
+        for k in range(int(self._due)):
+            yield self.sample(k)
+        self._due %= 1.0
+
+    def sample(self, k: int = 0) -> ReplayBatch:
+        """Draw N transitions with replacement; if ``combined``, the last is environment k's (mod B) newest."""
+        rows, num_envs = self._rows + 1, self._num_envs
+        held = self._rows if self._full else self._head
+        assert held > 0
+        flat = self._rng.integers(held * num_envs, size=self.batch_size)
+        # counted back from the head, which itself never is a transition
+        row, env = (self._head - 1 - flat // num_envs) % rows, flat % num_envs
+        if self.combined:
+            row[-1], env[-1] = (self._head - 1) % rows, k % num_envs
+        at = (row, env)
+        next_obs = self._obs[(row + 1) % rows, env]
+        for i in np.flatnonzero(self._truncated[at]):
+            next_obs[i] = self._final[int(row[i]), int(env[i])]
+        arrays = (self._obs[at], self._action[at], self._reward[at], next_obs, self._terminated[at])
+        return ReplayBatch(*map(torch.from_numpy, arrays))
+
+
+def _actions(space: Box | Discrete, shape: tuple[int, ...]) -> NDArray:
+    if isinstance(space, Discrete):
+        return np.zeros(shape, np.int64)
+    return np.zeros((*shape, *space.shape), np.float32)

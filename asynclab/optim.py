@@ -1,0 +1,97 @@
+"""Global optimizers: torch's own, with their state allocated at once in shared memory.
+
+Torch creates an optimizer's state at its first step; every process would create one of its own, and moments would
+silently not be shared.  Here the state exists before any process does.  The arithmetic is torch's.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Groups = list[dict[str, Any]]  # one group {"params": [vector], "name": network} per network
+
+
+class GlobalOptimizer(torch.optim.Optimizer):
+    """Marks the optimizers whose state every process shares."""
+
+
+class GlobalAdam(GlobalOptimizer, torch.optim.Adam):
+    """Adam (Kingma & Ba, 2015) with shared moments and step count; one fused kernel per network.
+
+    Args:
+        groups: One group per network, as the store makes them.
+        lr: Learning rate.
+        betas: Decay of the first and second moment.
+        eps: Added to the root of the second moment.
+        weight_decay: L2 penalty, for all networks or by network name, e.g. ``{actor: 0.0, q1: 1e-4, q2: 1e-4}``.
+    """
+
+    def __init__(
+        self,
+        groups: Groups,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float | Mapping[str, float] = 0.0,
+    ) -> None:
+        groups = _with_weight_decay(groups, weight_decay)
+        super().__init__(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True)
+        share_state(self, {"step": _scalar, "exp_avg": _vector, "exp_avg_sq": _vector})
+
+
+class GlobalRMSprop(GlobalOptimizer, torch.optim.RMSprop):
+    """RMSprop with shared statistics, "Shared RMSProp" of Mnih et al. (2016), section 4; the paper's alpha and eps.
+
+    Args:
+        groups: One group per network, as the store makes them.
+        lr: Learning rate.
+        alpha: Decay of the squared gradient's average.
+        eps: Added to its root.
+        momentum: 0 for none.
+        weight_decay: L2 penalty, for all networks or by network name.
+    """
+
+    def __init__(
+        self,
+        groups: Groups,
+        lr: float = 7e-4,
+        alpha: float = 0.99,
+        eps: float = 0.1,
+        momentum: float = 0.0,
+        weight_decay: float | Mapping[str, float] = 0.0,
+    ) -> None:
+        groups = _with_weight_decay(groups, weight_decay)
+        super().__init__(groups, lr=lr, alpha=alpha, eps=eps, momentum=momentum, foreach=True)
+        roles = {"step": _scalar, "square_avg": _vector}
+        share_state(self, roles | ({"momentum_buffer": _vector} if momentum else {}))
+
+
+def share_state(optimizer: torch.optim.Optimizer, roles: Mapping[str, Callable[[Tensor], Tensor]]) -> None:
+    """Create the whole state now: one shared vector per role, of which each network's state is a view."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for role, like in roles.items():
+        parts = [like(p) for p in params]
+        memory = torch.zeros(sum(part.numel() for part in parts)).share_memory_()
+        for p, part, view in zip(params, parts, memory.split([part.numel() for part in parts]), strict=True):
+            optimizer.state[p][role] = view.view(part.shape)
+
+
+def _scalar(p: Tensor) -> Tensor:
+    return p.new_empty(())
+
+
+def _vector(p: Tensor) -> Tensor:
+    return p
+
+
+def _with_weight_decay(groups: Groups, weight_decay: float | Mapping[str, float]) -> Groups:
+    names = [group["name"] for group in groups]
+    if not isinstance(weight_decay, Mapping):
+        weight_decay = dict.fromkeys(names, weight_decay)
+    elif unknown := set(weight_decay) - set(names):
+        raise ValueError(
+            f"algo.optimizer.weight_decay names {sorted(unknown)}, but the networks are {names}; use those names"
+        )
+    return [group | {"weight_decay": float(weight_decay.get(group["name"], 0.0))} for group in groups]

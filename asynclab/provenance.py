@@ -1,0 +1,70 @@
+"""What a run was made of, kept in its output folder so that it can be repeated."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+from omegaconf import DictConfig, OmegaConf
+
+PACKAGES = ["torch", "hydra-core", "omegaconf", "gymnasium", "ale-py", "mujoco", "numpy", "tensorboard"]
+
+
+def write(folder: Path, cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Write ``config.yaml`` (resolved) and ``run.json`` (overrides, seed, revision, versions, machine)."""
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    run = {
+        "command": [sys.executable, *sys.argv],
+        "overrides": list(overrides),
+        "seed": cfg.seed,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": _git(),
+        "packages": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "machine": _machine(),
+    }
+    (folder / "run.json").write_text(json.dumps(run, indent=2) + "\n")
+
+
+def _git() -> dict[str, Any] | None:
+    """Return the source's revision and whether it has been changed since; None outside a checkout."""
+    source = Path(__file__).parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", "-C", source, *args], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()

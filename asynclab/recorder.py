@@ -1,0 +1,177 @@
+"""The one writer of a run: console line, TensorBoard, metrics file and summary.
+
+Curves can be drawn against frames of a session, frames of the whole trial, or wall-clock time (which TensorBoard
+keeps with every point).  In TensorBoard the trial and every session are runs of their own beside each other, with the
+same tags.
+"""
+
+import json
+import logging
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from asynclab.distributed import Mode, Store
+from asynclab.session import Record
+
+log = logging.getLogger(__name__)
+
+WINDOW = 100  # episodes in a moving average
+
+
+class Recorder:
+    """Writes what sessions report.
+
+    Files in ``folder``: ``metrics.jsonl`` (a line for every record of a session, and for the trial at every progress
+    line), ``tensorboard/`` and, at the end, ``summary.json``.
+
+    Args:
+        folder: Output folder of the run.
+        mode: Tells which sessions share a clock.
+        stores: Their counters are the truth about frames and updates.
+        every: Seconds between two progress lines.
+    """
+
+    def __init__(self, folder: Path, mode: Mode, stores: Sequence[Store], every: float) -> None:
+        self.folder = folder
+        self.mode = mode
+        self.stores = stores
+        self.every = every
+        sessions = mode.max_session
+        self._start = self._last_time = time.monotonic()
+        self._last_frames = 0
+        self._session_frames = [0] * sessions
+        self._session_clock = [(self._start, 0)] * sessions
+        self._returns: deque[float] = deque(maxlen=WINDOW)
+        self._session_returns: list[deque[float]] = [deque(maxlen=WINDOW) for _ in range(sessions)]
+        self._latest: list[Mapping[str, float]] = [{} for _ in range(sessions)]
+        self._episodes = 0
+        self._metrics = (folder / "metrics.jsonl").open("a")
+        tensorboard = folder / "tensorboard"
+        self._trial = SummaryWriter(str(tensorboard / "trial"))
+        self._sessions = [SummaryWriter(str(tensorboard / f"session_{rank:02d}")) for rank in range(sessions)]
+
+    @property
+    def mean_return(self) -> float:
+        """Mean raw return of the last 100 episodes of the trial; nan before the first."""
+        return statistics.fmean(self._returns) if self._returns else math.nan
+
+    def write(self, record: Record) -> None:
+        """Take one session's report, and print the progress line when it is time."""
+        rank, now = record.rank, time.monotonic()
+        total = self._count(record)
+        writer, returns = self._sessions[rank], self._session_returns[rank]
+        for episode in record.episodes:
+            returns.append(episode.ret)
+            self._returns.append(episode.ret)
+            writer.add_scalar("train/return", episode.ret, episode.frame)
+        self._episodes += len(record.episodes)
+        before, frames = self._session_clock[rank]
+        self._session_clock[rank] = (now, record.frames)
+        scalars = dict(record.metrics)
+        if now > before:
+            scalars["perf/fps"] = (record.frames - frames) / (now - before)
+        if returns:
+            scalars["train/return_100"] = statistics.fmean(returns)
+            writer.add_scalar("by_total_frames/return_100", scalars["train/return_100"], total)
+        for name, value in scalars.items():
+            writer.add_scalar(name, value, record.frames)
+        self._latest[rank] = record.metrics or self._latest[rank]
+        self._line(
+            {"kind": "session", "rank": rank, "frames": record.frames, "total_frames": total, "updates": record.updates}
+            | {"seconds": now - self._start, "metrics": scalars, "episodes": [list(e) for e in record.episodes]}
+        )
+        if now - self._last_time >= self.every:
+            self.progress()
+
+    def progress(self) -> None:
+        """Write the trial's scalars and its progress line."""
+        now, frames = time.monotonic(), self.total_frames()
+        budget = sum(store.max_frame for store in self.stores)
+        sessions = self.mode.max_session
+        fps = (frames - self._last_frames) / max(now - self._last_time, 1e-9)
+        self._last_time, self._last_frames = now, frames
+        updates = sum(store.total_updates() for store in self.stores)
+        scalars = _mean(self._latest) | {"perf/fps": fps, "perf/updates": float(updates)}
+        if self._returns:
+            scalars["train/return_100"] = self.mean_return
+            self._trial.add_scalar("by_session_frames/return_100", self.mean_return, frames // sessions)
+        for name, value in scalars.items():
+            self._trial.add_scalar(name, value, frames)
+        self._line(
+            {"kind": "trial", "total_frames": frames, "updates": updates, "seconds": now - self._start}
+            | {"metrics": scalars}
+        )
+        left = (budget - frames) / fps if fps > 0 else math.inf
+        log.info(
+            "frames %s/%s (%.1f%%)  per session %s  fps %s  return %.2f  updates %s  left %s",
+            f"{frames:,}", f"{budget:,}", 100 * frames / budget, f"{frames // sessions:,}", f"{fps:,.0f}",
+            self.mean_return, f"{updates:,}", _duration(left), extra={"live": True},
+        )  # fmt: skip
+
+    def total_frames(self) -> int:
+        """Return the frames of all sessions."""
+        return sum(store.total_frames() for store in self.stores)
+
+    def close(self, status: str) -> dict[str, Any]:
+        """Write the last progress line and the summary, and return it.
+
+        Args:
+            status: ``finished``, ``interrupted`` or ``failed``.
+        """
+        self.progress()
+        seconds = time.monotonic() - self._start
+        frames = self.total_frames()
+        session_frames = [int(n) for store in self.stores for n in store.frames]
+        session_updates = [int(n) for store in self.stores for n in store.updates]
+        summary = {
+            "status": status,
+            "mean_return": None if math.isnan(self.mean_return) else self.mean_return,
+            "episodes": self._episodes,
+            "frames": frames,
+            "updates": sum(session_updates),
+            "seconds": round(seconds, 3),
+            "fps": round(frames / seconds, 1),
+            "session_frames": session_frames,
+            "session_updates": session_updates,
+            "session_mean_return": [statistics.fmean(r) if r else None for r in self._session_returns],
+        }
+        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        self._metrics.close()
+        for writer in (self._trial, *self._sessions):
+            writer.close()
+        log.info(
+            "%s: mean return %.2f over the last %d episodes, %s frames, %s updates, %s, %s frames/s",
+            status, self.mean_return, len(self._returns), f"{frames:,}", f"{summary['updates']:,}",
+            _duration(seconds), f"{summary['fps']:,.0f}",
+        )  # fmt: skip
+        return summary
+
+    def _count(self, record: Record) -> int:
+        """Return the trial's frames at the time of a record, as far as sessions have reported them."""
+        self._session_frames[record.rank] = record.frames
+        return sum(self._session_frames)
+
+    def _line(self, content: dict[str, Any]) -> None:
+        self._metrics.write(json.dumps(content) + "\n")
+        self._metrics.flush()
+
+
+def _mean(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean over the sessions that report each metric."""
+    names = dict.fromkeys(name for m in metrics for name in m)
+    return {name: statistics.fmean(m[name] for m in metrics if name in m) for name in names}
+
+
+def _duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}"

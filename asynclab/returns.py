@@ -1,0 +1,35 @@
+"""Returns and advantages as pure functions.  T: horizon, B: environments."""
+
+import torch
+from torch import Tensor
+
+
+def gae(
+    reward: Tensor, value: Tensor, v_next: Tensor, terminated: Tensor, done: Tensor, gamma: float, lam: float
+) -> Tensor:
+    """Generalised advantage estimation (Schulman et al., 2016, eq. 16).
+
+    ``lam=1`` gives the advantage of the n-step returns of A3C (Mnih et al., 2016, algorithm S3): every step is
+    bootstrapped from the end of the rollout or of its episode, whichever comes first.
+
+    Args:
+        reward: [T, B] reward of each transition.
+        value: [T, B] V(s_t).
+        v_next: [T, B] V of the transition's true successor, which at an episode's end is its final observation.
+        terminated: [T, B] bool; the successor is a terminal state and is worth nothing.
+        done: [T, B] bool; the episode ended here, by termination or truncation, and the next row is another one.
+        gamma: Discount.
+        lam: Weight of longer returns, in [0, 1].
+
+    Returns:
+        [T, B] advantage; add ``value`` for the lambda-return.
+    """
+    # delta_t = r_t + gamma V(s_{t+1}) - V(s_t);  a truncated episode is bootstrapped, a terminated one is not
+    delta = reward + gamma * v_next * ~terminated - value
+    decay = gamma * lam * ~done
+    advantage = torch.empty_like(delta)
+    trace = torch.zeros_like(delta[0])
+    for t in reversed(range(len(delta))):
+        trace = torch.addcmul(delta[t], decay[t], trace)
+        advantage[t] = trace
+    return advantage

@@ -1,0 +1,121 @@
+"""One process: act -> step -> remember -> learn, as a generator of Records.  B: environments."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from asynclab.agents import Agent
+from asynclab.distributed import Mode, Store
+from asynclab.envs import Envs
+from asynclab.learner import Learner
+from asynclab.memory import Memory
+
+
+class Return(NamedTuple):
+    """A finished episode: the session's frames at its end, its raw return, its length in frames."""
+
+    frame: int
+    ret: float
+    length: int
+
+
+class Record(NamedTuple):
+    """What a session reports since its last report.
+
+    Attributes:
+        rank: Of the session.
+        frames: Of this session, since its start.
+        updates: Of this session, since its start.
+        episodes: Those that ended.
+        metrics: Means over the updates since the last record.
+    """
+
+    rank: int
+    frames: int
+    updates: int
+    episodes: list[Return]
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Session:
+    """Everything that a session needs: resolved and picklable, the same for all ranks.
+
+    Attributes:
+        make_envs: () -> Envs.
+        make_agent: (obs_space, action_space) -> Agent.
+        make_memory: (obs_space, action_space, num_envs, seed) -> Memory.
+        mode: Placement of the weights.
+        stores: One for all sessions, or one for each.
+        max_grad_norm: Bound on each network's gradient norm, None for none.
+        devices: Torch devices, dealt out to the sessions in turn.
+        seed: Of the trial.
+        log_every: Seconds between two records.
+    """
+
+    make_envs: Callable[[], Envs]
+    make_agent: Callable[..., Agent]
+    make_memory: Callable[..., Memory]
+    mode: Mode
+    stores: list[Store]
+    max_grad_norm: float | None
+    devices: list[str]
+    seed: int
+    log_every: float
+
+    def run(self, rank: int) -> Iterator[Record]:
+        """Train until the global clock shows that the budget is used up."""
+        store_index, slot = self.mode.place(rank)
+        store = self.stores[store_index]
+        seeds = Seeds(self.seed, rank)
+        envs = self.make_envs()
+        agent = self.make_agent(envs.obs_space, envs.action_space)
+        memory = self.make_memory(envs.obs_space, envs.action_space, envs.num_envs, seeds.memory)
+        device = self.devices[rank % len(self.devices)]
+        learner = Learner(agent, self.mode, store, slot, device, self.max_grad_norm)
+        torch.manual_seed(seeds.torch)  # not before: building networks that the pull overwrites also draws numbers
+
+        episodes: list[Return] = []
+        frames = 0
+        last = time.monotonic()
+        obs = envs.reset(seeds.envs(envs.num_envs))
+        memory.reset(obs)
+        while (total_frames := store.total_frames()) < store.max_frame:
+            action = agent.act(torch.from_numpy(obs).to(agent.device)).cpu().numpy()
+            step = envs.step(action)
+            memory.add(action, step)
+            frames += envs.num_envs
+            store.frames[slot] = frames
+            obs = step.obs
+            episodes += [Return(frames, e.ret, e.length) for e in step.episodes]
+            for batch in memory.batches(total_frames + envs.num_envs):
+                learner.update(batch)
+            if time.monotonic() - last >= self.log_every:
+                last = time.monotonic()
+                yield Record(rank, frames, int(store.updates[slot]), episodes, learner.metrics())
+                episodes = []
+        envs.close()
+        yield Record(rank, frames, int(store.updates[slot]), episodes, learner.metrics())
+
+
+class Seeds:
+    """Distinct, reproducible random streams for every session and environment of a trial.
+
+    Args:
+        seed: Of the trial.
+        rank: Of the session.
+    """
+
+    def __init__(self, seed: int, rank: int) -> None:
+        streams = np.random.SeedSequence([seed, rank]).spawn(3)
+        self.weights, self.torch, self.memory = (int(s.generate_state(1)[0]) for s in streams)
+        self._rank = rank
+        self._first_env = int(np.random.SeedSequence(seed).generate_state(1)[0])
+
+    def envs(self, num_envs: int) -> list[int]:
+        """Return one seed per environment, in 0..2^31-1: consecutive over the ranks, so no two can be equal."""
+        return [(self._first_env + self._rank * num_envs + i) % 2**31 for i in range(num_envs)]
