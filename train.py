@@ -1,9 +1,10 @@
 """Train: compose -> instantiate -> Trial.run().  The only file that shows how everything is wired.
 
-    python train.py algo=a3c env=pong distributed=synced distributed.max_session=16
-    python train.py --help
+python train.py algo=a3c env=pong distributed=synced distributed.max_session=16
+python train.py --help
 """
 
+import sys
 from pathlib import Path
 
 import hydra
@@ -26,7 +27,7 @@ def main(cfg: DictConfig) -> float:
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        parts: config.Config = hydra.utils.instantiate(cfg, _convert_="object")
+        parts = hydra.utils.instantiate(cfg, _convert_="object")
         trial = Trial(
             make_envs=parts.env.make,
             make_agent=parts.algo.agent,
@@ -42,13 +43,19 @@ def main(cfg: DictConfig) -> float:
             checkpoint_every=parts.checkpoint_every,
             folder=folder,
         )
-        provenance.write(folder, cfg, HydraConfig.get().overrides.task)
-        return trial.run()
-    except (ValueError, SessionError) as error:
-        raise CompactHydraException(str(error)) from None
+    except (ValueError, TypeError) as error:  # a setting; HYDRA_FULL_ERROR=1 shows where it hurt
+        raise CompactHydraException(str(error)) from error
     except InstantiationException as error:
-        raise CompactHydraException(str(error.__cause__ or error)) from None
+        raise CompactHydraException(str(error.__cause__ or error)) from error
+    provenance.write(folder, cfg, HydraConfig.get().overrides.task)
+    try:
+        return trial.run()
+    except SessionError as error:
+        raise CompactHydraException(str(error)) from error
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

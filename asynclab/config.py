@@ -32,10 +32,14 @@ class EnvConfig:
     make: Any = MISSING  # () -> Envs
     torso: Any = MISSING  # (obs_space, action_dim) -> module
 
-    def __post_init__(self) -> None:
-        """Check the counts."""
-        _check_positive("env.num_envs", self.num_envs)
-        _check_positive("env.max_frame", self.max_frame)
+
+@dataclass
+class DistributedConfig:
+    """Group ``distributed``: a Mode."""
+
+    _target_: str = MISSING
+    max_session: int | None = None  # processes; None: one per available core
+    num_threads: int = 1  # torch threads of each session
 
 
 @dataclass
@@ -44,23 +48,11 @@ class Config:
 
     algo: AlgoConfig = field(default_factory=AlgoConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
-    distributed: Any = MISSING  # Mode
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     seed: int = 0
     device: str = "auto"  # of the sessions' networks: auto, cpu, cuda, cuda:N
     log_every: float = 10.0  # seconds between two progress lines
     checkpoint_every: float = 300.0  # seconds between two checkpoints
-
-    def __post_init__(self) -> None:
-        """Check the numbers that no group owns."""
-        if isinstance(self.seed, int) and self.seed < 0:
-            raise ValueError(f"seed={self.seed} must be 0 or more")
-        _check_positive("log_every", self.log_every)
-        _check_positive("checkpoint_every", self.checkpoint_every)
-
-
-def _check_positive(name: str, value: float) -> None:
-    if isinstance(value, (int, float)) and value <= 0:
-        raise ValueError(f"{name}={value} must be positive")
 
 
 class CheckOutput(Callback):

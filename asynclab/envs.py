@@ -9,13 +9,16 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.wrappers.vector import FlattenObservation, RecordEpisodeStatistics, TransformAction, TransformReward
+from gymnasium.wrappers.vector import RecordEpisodeStatistics, TransformAction, TransformReward
 from numpy.typing import NDArray
+
+from asynclab import check
 
 
 class Episode(NamedTuple):
-    """One finished episode: its undiscounted sum of raw, unclipped rewards, and its length in frames."""
+    """One finished episode: its environment, undiscounted sum of raw, unclipped rewards, and length in frames."""
 
+    env: int
     ret: float
     length: int
 
@@ -27,8 +30,9 @@ class Step(NamedTuple):
         obs: [B, ...] what to act on next; after an episode's end the first observation of the next one.
         reward: [B] float32 for training, clipped if the environment was made so.
         terminated: [B] bool; the true successor is a terminal state.
-        truncated: [B] bool; the episode was cut short; its true successor is in ``final_obs``.  Never with terminated.
-        final_obs: Environment's index -> its episode's last observation, for the truncated ones.
+        truncated: [B] bool; the episode was cut short, and its true successor is in ``final_obs``.
+            An environment is never both.
+        final_obs: Index b of each truncated environment -> the last observation of its episode.
         episodes: Episodes that ended in this step.
     """
 
@@ -47,16 +51,22 @@ class Envs:
         obs_space: Space of one observation: uint8, or float32 for everything else.
         action_space: Space of one action as the agent gives it: Discrete, or a Box that is [-1, 1] if bounded.
         num_envs: B.
+
+    Args:
+        env: Resets in the same step; ends with the agent's actions.
+        atari: Whether it is ale-py's, which takes seeds in another form than gymnasium's.
     """
 
-    def __init__(self, env: VectorEnv) -> None:
+    def __init__(self, env: VectorEnv, atari: bool) -> None:
         self._env = env
+        self._atari = atari
         self.num_envs = env.num_envs
-        space, action = env.single_observation_space, env.single_action_space
-        assert isinstance(space, Box) and isinstance(action, (Box, Discrete))
-        self._dtype = np.dtype(np.uint8) if space.dtype == np.uint8 else np.dtype(np.float32)
-        self.obs_space = Box(space.low, space.high, space.shape, self._dtype.type)
-        self.action_space = action
+        space = env.single_observation_space
+        assert isinstance(space, Box)
+        dtype: Any = np.uint8 if space.dtype == np.uint8 else np.float32
+        self.obs_space = Box(space.low.astype(dtype), space.high.astype(dtype), space.shape, dtype)
+        assert isinstance(env.single_action_space, (Box, Discrete))
+        self.action_space = env.single_action_space
 
     def reset(self, seeds: list[int]) -> NDArray[Any]:
         """Start B episodes and return their first observations [B, ...].
@@ -65,9 +75,9 @@ class Envs:
             seeds: One seed per environment.
         """
         assert len(seeds) == self.num_envs
-        native = self._env.metadata.get("asynclab_seeds") == "array"
-        obs, _ = self._env.reset(seed=np.asarray(seeds, np.int64) if native else list(seeds))
-        return obs.astype(self._dtype)
+        packed: Any = np.asarray(seeds) if self._atari else seeds
+        obs, _ = self._env.reset(seed=packed)
+        return obs.astype(self.obs_space.dtype)
 
     def step(self, action: NDArray[Any]) -> Step:
         """Step every environment; those whose episode ends start a new one.
@@ -76,15 +86,15 @@ class Envs:
             action: [B] int64 or [B, A] float32.
         """
         obs, reward, terminated, truncated, info = self._env.step(action)
+        dtype = self.obs_space.dtype
         truncated = truncated & ~terminated
-        final_obs = {int(b): info["final_obs"][b].astype(self._dtype) for b in np.flatnonzero(truncated)}
+        final_obs = {int(b): info["final_obs"][b].astype(dtype) for b in np.flatnonzero(truncated)}
         episodes = []
         if (ended := info.get("_episode")) is not None:
-            returns, lengths = info["episode"]["r"][ended], info["episode"]["l"][ended]
-            episodes = [Episode(float(r), int(n)) for r, n in zip(returns, lengths, strict=True)]
-        return Step(
-            obs.astype(self._dtype, copy=False), reward.astype(np.float32), terminated, truncated, final_obs, episodes
-        )
+            returns, lengths = info["episode"]["r"], info["episode"]["l"]
+            episodes = [Episode(int(b), float(returns[b]), int(lengths[b])) for b in np.flatnonzero(ended)]
+        # gymnasium reuses its arrays in the next step; casting to another type copies, and so must float32 to float32
+        return Step(obs.astype(dtype), reward.astype(np.float32), terminated.copy(), truncated, final_obs, episodes)
 
     def close(self) -> None:
         """Free the emulators."""
@@ -101,8 +111,9 @@ def make_envs(id: str, num_envs: int, clip_reward: bool = False, **kwargs: Any) 
         kwargs: For the environment's own constructor.
 
     Raises:
-        ValueError: The id is unknown, or the environment's spaces are not ones that agents here can use.
+        ValueError: The id is unknown, the environment cannot be made, or its actions are of an unsupported kind.
     """
+    check.count("env.num_envs", num_envs)
     atari = id.startswith("ALE/")
     if atari:
         import ale_py
@@ -111,27 +122,41 @@ def make_envs(id: str, num_envs: int, clip_reward: bool = False, **kwargs: Any) 
         # The emulator would clip the reward before anybody could count it, and use every core.
         kwargs = {"reward_clipping": False, "num_threads": 1, "autoreset_mode": AutoresetMode.SAME_STEP} | kwargs
     else:
-        kwargs["vectorization_mode"] = "sync"
-        kwargs["vector_kwargs"] = {"autoreset_mode": AutoresetMode.SAME_STEP, "copy": False}
+        kwargs |= {
+            "vectorization_mode": "sync",
+            "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP, "copy": False},
+            "wrappers": [_box_observation],
+        }
     try:
         env = gym.make_vec(id, num_envs=num_envs, **kwargs)
     except gym.error.UnregisteredEnv as error:
-        raise ValueError(f"env.id={id} is not a registered environment: {error} Set env.id to one that is.") from None
+        raise ValueError(f"env.id={id} is not a registered environment ({error}); set env.id to one that is") from error
     except (gym.error.Error, ImportError, TypeError) as error:
-        raise ValueError(f"env.id={id} cannot be made: {error}") from error
-    env.metadata["asynclab_seeds"] = "array" if atari else "list"
-    if not isinstance(env.single_action_space, (Box, Discrete)):
-        raise ValueError(f"env.id={id} has actions {env.single_action_space}; only Discrete and Box are supported")
-    if not isinstance(env.single_observation_space, Box):
-        env = FlattenObservation(env)
+        raise ValueError(f"env.id={id} cannot be made ({error}); install what it needs or mend env.make") from error
+    space = env.single_action_space
+    usable = space.start == 0 if isinstance(space, Discrete) else isinstance(space, Box) and len(space.shape) == 1
+    if not usable:
+        raise ValueError(
+            f"env.id={id} has actions {space}; choose one with Discrete actions from 0 or a one-dimensional Box"
+        )
     env = RecordEpisodeStatistics(env)
     if clip_reward:
         env = TransformReward(env, np.sign)
-    if isinstance(env.single_action_space, Box) and env.single_action_space.is_bounded():
-        env = _unit_actions(env, env.single_action_space)
-    elif isinstance(env.single_action_space, Discrete) and env.single_action_space.start != 0:
-        raise ValueError(f"env.id={id} counts actions from {env.single_action_space.start}; only 0 is supported")
-    return Envs(env)
+    if isinstance(space, Box) and space.is_bounded():
+        env = _unit_actions(env, space)
+    return Envs(env, atari)
+
+
+def _box_observation(env: gym.Env) -> gym.Env:
+    """Make the observation one array; images get their channels first, as torch has them."""
+    space = env.observation_space
+    if not isinstance(space, Box):
+        return gym.wrappers.FlattenObservation(env)
+    if space.dtype == np.uint8 and len(space.shape) == 3 and space.shape[-1] in (1, 3, 4):
+        low, high = np.moveaxis(space.low, -1, 0), np.moveaxis(space.high, -1, 0)
+        channels_first = Box(low, high, dtype=np.uint8)
+        return gym.wrappers.TransformObservation(env, lambda obs: np.moveaxis(obs, -1, 0), channels_first)
+    return env
 
 
 def _unit_actions(env: VectorEnv, space: Box) -> VectorEnv:

@@ -6,7 +6,6 @@ truncated in between, its true last observation lies on the side.
 """
 
 from collections.abc import Iterator
-from math import prod
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -15,6 +14,7 @@ from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 from torch import Tensor
 
+from asynclab import check
 from asynclab.envs import Step
 
 
@@ -83,10 +83,8 @@ class Rollout:
     def __init__(
         self, obs_space: Box, action_space: Box | Discrete, num_envs: int, seed: int = 0, *, horizon: int
     ) -> None:
-        if horizon < 1:
-            raise ValueError(f"algo.memory.horizon={horizon} must be 1 or more steps")
+        self.horizon = check.count("algo.memory.horizon", horizon)
         shape = (horizon, num_envs)
-        self.horizon = horizon
         self._t = 0
         self._final: dict[tuple[int, int], NDArray] = {}
         self._obs = np.zeros((horizon + 1, num_envs, *obs_space.shape), obs_space.dtype)
@@ -132,9 +130,8 @@ class Rollout:
         index = [t * num_envs + b for t, b in self._final]
         final = np.stack(list(self._final.values())) if self._final else self._obs[0, :0]
         arrays = (self._obs, self._action, self._reward, self._terminated, self._done)
-        yield RolloutBatch(
-            *map(torch.from_numpy, arrays), torch.tensor(index, dtype=torch.int64), torch.from_numpy(final)
-        )
+        tensors = [torch.from_numpy(a) for a in (*arrays, np.array(index, np.int64), final)]
+        yield RolloutBatch(*tensors)
 
 
 class Replay:
@@ -167,17 +164,13 @@ class Replay:
         updates_per_frame: float = 1.0,
         combined: bool = True,
     ) -> None:
-        if capacity < num_envs:
+        if check.count("algo.memory.capacity", capacity) < num_envs:
             raise ValueError(f"algo.memory.capacity={capacity} must be at least env.num_envs={num_envs}")
-        if batch_size < 1:
-            raise ValueError(f"algo.memory.batch_size={batch_size} must be 1 or more")
-        if updates_per_frame <= 0:
-            raise ValueError(f"algo.memory.updates_per_frame={updates_per_frame} must be positive")
-        self.batch_size = batch_size
-        self.start = start
+        self.batch_size = check.count("algo.memory.batch_size", batch_size)
+        self.start = int(check.number("algo.memory.start", start))
         self.combined = combined
         self._num_envs = num_envs
-        self._updates_per_step = updates_per_frame * num_envs
+        self._updates_per_step = check.positive("algo.memory.updates_per_frame", updates_per_frame) * num_envs
         self._due = 0.0
         self._rng = np.random.default_rng(seed)
         self._rows = capacity // num_envs
@@ -247,7 +240,7 @@ class Replay:
         for i in np.flatnonzero(self._truncated[at]):
             next_obs[i] = self._final[int(row[i]), int(env[i])]
         arrays = (self._obs[at], self._action[at], self._reward[at], next_obs, self._terminated[at])
-        return ReplayBatch(*map(torch.from_numpy, arrays))
+        return ReplayBatch(*(torch.from_numpy(a) for a in arrays))
 
 
 def _actions(space: Box | Discrete, shape: tuple[int, ...]) -> NDArray:

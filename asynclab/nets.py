@@ -5,6 +5,7 @@ agent.  Both are initialised orthogonally (Saxe et al., 2014).
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod, sqrt
 from typing import Protocol, TypeVar
 
@@ -18,7 +19,8 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 class Torso(Protocol):
     """Builds a torso for an observation space and, for a critic Q(s, a), an action of ``action_dim`` numbers."""
 
-    def __call__(self, space: Box, action_dim: int = 0) -> "TorsoModule": ...
+    def __call__(self, space: Box, action_dim: int = 0) -> "TorsoModule":
+        """Return a new torso."""
 
 
 class TorsoModule(nn.Module):
@@ -35,7 +37,7 @@ def linear(inputs: int, outputs: int, gain: float = sqrt(2)) -> nn.Linear:
 def mlp(inputs: int, hidden: Sequence[int]) -> nn.Sequential:
     """Return dense layers, each followed by a ReLU."""
     sizes = [inputs, *hidden]
-    layers = [(linear(i, o), nn.ReLU()) for i, o in zip(sizes, sizes[1:], strict=False)]
+    layers = [(linear(inputs, outputs), nn.ReLU()) for inputs, outputs in pairwise(sizes)]
     return nn.Sequential(*[module for pair in layers for module in pair])
 
 
@@ -48,6 +50,7 @@ class MLPTorso(TorsoModule):
         self.features = hidden[-1]
 
     def forward(self, obs: Tensor, action: Tensor | None = None) -> Tensor:
+        """Return features [N, F]."""
         x = obs.flatten(1).float()
         return self.layers(x if action is None else torch.cat([x, action], 1))
 
@@ -78,14 +81,13 @@ class ConvTorso(TorsoModule):
         self.features = hidden[-1]
 
     def forward(self, obs: Tensor, action: Tensor | None = None) -> Tensor:
+        """Return features [N, F]."""
         x = obs.to(torch.float32, memory_format=torch.channels_last).div_(255)
         x = self.conv(x).flatten(1)
         return self.dense(x if action is None else torch.cat([x, action], 1))
 
 
-def auto_torso(
-    space: Box, action_dim: int = 0, *, conv: Sequence[Sequence[int]], hidden: Sequence[int]
-) -> TorsoModule:
+def auto_torso(space: Box, action_dim: int = 0, *, conv: Sequence[Sequence[int]], hidden: Sequence[int]) -> TorsoModule:
     """Return the torso that fits the observation: convolutions for images [C, H, W] of bytes, else dense layers."""
     if len(space.shape) == 3 and space.dtype == "uint8":
         return ConvTorso(space, action_dim, conv=conv, hidden=hidden)

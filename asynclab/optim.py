@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from asynclab import check
+
 Groups = list[dict[str, Any]]  # one group {"params": [vector], "name": network} per network
 
 
@@ -36,6 +38,7 @@ class GlobalAdam(GlobalOptimizer, torch.optim.Adam):
         eps: float = 1e-8,
         weight_decay: float | Mapping[str, float] = 0.0,
     ) -> None:
+        check.positive("algo.optimizer.lr", lr)
         groups = _with_weight_decay(groups, weight_decay)
         super().__init__(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True)
         share_state(self, {"step": _scalar, "exp_avg": _vector, "exp_avg_sq": _vector})
@@ -62,6 +65,7 @@ class GlobalRMSprop(GlobalOptimizer, torch.optim.RMSprop):
         momentum: float = 0.0,
         weight_decay: float | Mapping[str, float] = 0.0,
     ) -> None:
+        check.positive("algo.optimizer.lr", lr)
         groups = _with_weight_decay(groups, weight_decay)
         super().__init__(groups, lr=lr, alpha=alpha, eps=eps, momentum=momentum, foreach=True)
         roles = {"step": _scalar, "square_avg": _vector}

@@ -159,7 +159,9 @@ class Recorder:
         return sum(self._session_frames)
 
     def _line(self, content: dict[str, Any]) -> None:
-        self._metrics.write(json.dumps(content) + "\n")
+        # JSON has no nan: a diverged loss becomes null
+        content["metrics"] = {k: v if math.isfinite(v) else None for k, v in content["metrics"].items()}
+        self._metrics.write(json.dumps(content, allow_nan=False) + "\n")
         self._metrics.flush()
 
 

@@ -7,7 +7,8 @@ from typing import Protocol
 class Schedule(Protocol):
     """A factor on a hyperparameter's first value."""
 
-    def __call__(self, progress: float) -> float: ...
+    def __call__(self, progress: float) -> float:
+        """Return the factor at this progress."""
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class Constant:
     """Never changes."""
 
     def __call__(self, progress: float) -> float:
+        """Return 1."""
         return 1.0
 
 
@@ -25,4 +27,5 @@ class Linear:
     final: float = 0.0
 
     def __call__(self, progress: float) -> float:
+        """Return the factor at this progress."""
         return 1.0 + (self.final - 1.0) * min(max(progress, 0.0), 1.0)

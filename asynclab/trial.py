@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import torch
 
-from asynclab import checkpoint, flat
+from asynclab import check, checkpoint, flat
 from asynclab.agents import Agent
 from asynclab.distributed import Mode, Store, launch
 from asynclab.envs import Envs
@@ -62,10 +62,13 @@ class Trial:
     ) -> None:
         self.mode = mode
         self.folder = folder
-        self.log_every = log_every
-        self.checkpoint_every = checkpoint_every
-        if max_grad_norm is not None and max_grad_norm <= 0:
-            raise ValueError(f"algo.max_grad_norm={max_grad_norm} must be positive, or null for no clipping")
+        self.log_every = check.positive("log_every", log_every)
+        self.checkpoint_every = check.positive("checkpoint_every", checkpoint_every)
+        check.count("env.max_frame", max_frame)
+        if seed < 0:
+            raise ValueError(f"seed={seed} must be 0 or more")
+        if max_grad_norm is not None:
+            check.positive("algo.max_grad_norm", max_grad_norm)
         if (folder / "metrics.jsonl").exists():
             raise ValueError(f"{folder} holds a run already, which would be overwritten; set hydra.run.dir to another")
         devices = _devices(device, mode)
@@ -148,7 +151,7 @@ def _check_memory(make_memory: Callable[..., Memory], envs: Envs, mode: Mode, ma
     try:
         memory: Any = make_memory(envs.obs_space, envs.action_space, envs.num_envs)
     except MemoryError as error:
-        raise ValueError(f"the memory of one session cannot be allocated ({error}); lower algo.memory.capacity") from None
+        raise ValueError(f"one session's memory cannot be allocated ({error}); lower algo.memory.capacity") from None
     each, available = memory.nbytes(), psutil.virtual_memory().available
     total = each * mode.max_session
     log.info("memory: %s per session, %s in all, %s available", *map(_size, (each, total, available)))

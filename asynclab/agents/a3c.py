@@ -3,33 +3,37 @@
 A3C is this in mode ``synced`` with several sessions; A2C is this in mode ``off``.
 """
 
+from math import prod
+
 import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from asynclab import check
 from asynclab.agents.base import Agent
 from asynclab.distributions import categorical, diagonal_normal
 from asynclab.memory import RolloutBatch
-from asynclab.nets import Torso, linear
+from asynclab.nets import Torso, TorsoModule, linear
 from asynclab.precision import Precision
 from asynclab.returns import gae
 from asynclab.schedules import Constant, Schedule
 
 
-class ActorCritic(nn.Module):
-    """A policy head and a value head, on one torso or on two."""
+class PolicyHead(nn.Module):
+    """Features [N, F] -> pi(.|s); continuous actions have a standard deviation that does not depend on s."""
 
-    def __init__(self, obs_space: Box, action_space: Box | Discrete, torso: Torso, actor: bool, critic: bool) -> None:
+    def __init__(self, features: int, action_space: Box | Discrete) -> None:
         super().__init__()
-        self.torso = torso(obs_space)
-        discrete = isinstance(action_space, Discrete)
-        self.policy, self.value, self.log_std = None, None, None
-        if actor:
-            self.policy = linear(self.torso.features, int(action_space.n if discrete else action_space.shape[0]), 0.01)
-            self.log_std = None if discrete else nn.Parameter(torch.zeros(action_space.shape))
-        if critic:
-            self.value = linear(self.torso.features, 1, 1.0)
+        self.discrete = isinstance(action_space, Discrete)
+        actions = int(action_space.n) if isinstance(action_space, Discrete) else prod(action_space.shape)
+        self.linear = linear(features, actions, gain=0.01)
+        self.log_std = None if self.discrete else nn.Parameter(torch.zeros(actions))
+
+    def forward(self, features: Tensor) -> Distribution:
+        """Return the distribution of actions [N] or [N, A]."""
+        out = self.linear(features)
+        return categorical(out) if self.log_std is None else diagonal_normal(out, self.log_std)
 
 
 class A3C(Agent):
@@ -63,53 +67,52 @@ class A3C(Agent):
         normalize_advantage: bool = False,
         precision: str = "fp32",
     ) -> None:
+        torsos = [torso(obs_space) for _ in range(1 if shared else 2)]
+        self.actor_torso, self.critic_torso = torsos[0], torsos[-1]
+        self.policy = PolicyHead(self.actor_torso.features, action_space)
+        self.value = linear(self.critic_torso.features, 1, gain=1.0)
         if shared:
-            nets = {"actor_critic": ActorCritic(obs_space, action_space, torso, actor=True, critic=True)}
+            nets = {"actor_critic": nn.ModuleList([torsos[0], self.policy, self.value])}
         else:
             nets = {
-                "actor": ActorCritic(obs_space, action_space, torso, actor=True, critic=False),
-                "critic": ActorCritic(obs_space, action_space, torso, actor=False, critic=True),
+                "actor": nn.ModuleList([self.actor_torso, self.policy]),
+                "critic": nn.ModuleList([self.critic_torso, self.value]),
             }
         self.nets = nn.ModuleDict(nets)
-        self.actor, *rest = self.nets.values()
-        self.critic = rest[0] if rest else self.actor
-        self.discrete = isinstance(action_space, Discrete)
-        self.gamma = gamma
-        self.lam = lam
-        self.value_coef = value_coef
-        self.entropy_coef = entropy_coef
+        self.gamma = check.fraction("algo.agent.gamma", gamma)
+        self.lam = check.fraction("algo.agent.lam", lam)
+        self.value_coef = check.number("algo.agent.value_coef", value_coef)
+        self.entropy_coef = check.number("algo.agent.entropy_coef", entropy_coef)
         self.entropy_schedule = entropy_schedule
         self.normalize_advantage = normalize_advantage
         self.precision = Precision(precision)
 
-    def _features(self, net: ActorCritic, obs: Tensor) -> Tensor:
+    def _features(self, torso: TorsoModule, obs: Tensor) -> Tensor:
         with self.precision.autocast(self.device):
-            features = net.torso(obs)
+            features = torso(obs)
         return features.float()
-
-    def _policy(self, features: Tensor) -> Distribution:
-        out = self.actor.policy(features)
-        return categorical(out) if self.discrete else diagonal_normal(out, self.actor.log_std)
 
     def _forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
         """Return pi(.|s) and V(s) [N] for observations [N, ...]."""
-        features = self._features(self.actor, obs)
-        critic_features = features if self.critic is self.actor else self._features(self.critic, obs)
-        return self._policy(features), self.critic.value(critic_features).squeeze(-1)
+        actor = critic = self._features(self.actor_torso, obs)
+        if self.critic_torso is not self.actor_torso:
+            critic = self._features(self.critic_torso, obs)
+        return self.policy(actor), self.value(critic).squeeze(-1)
 
     @torch.no_grad()
     def act(self, obs: Tensor, deterministic: bool = False) -> Tensor:
         """Sample actions, or return the likeliest ones."""
-        policy = self._policy(self._features(self.actor, obs))
+        policy = self.policy(self._features(self.actor_torso, obs))
         return policy.mode if deterministic else policy.sample()
 
     @torch.no_grad()
     def _v_next(self, batch: RolloutBatch, value: Tensor) -> Tensor:
         """Return V of the true successors [T, B]: the next row's, the last row's own, a cut episode's final one."""
         successors = torch.cat([batch.obs[-1], batch.final_obs])
-        extra = self.critic.value(self._features(self.critic, successors)).squeeze(-1)
-        v_next = torch.cat([value[1:], extra[None, : value.shape[1]]])
-        return v_next.flatten().index_copy_(0, batch.final_index, extra[value.shape[1] :]).view_as(value)
+        v = self.value(self._features(self.critic_torso, successors)).squeeze(-1)
+        v_last, v_final = v[: value.shape[1]], v[value.shape[1] :]
+        v_next = torch.cat([value[1:], v_last[None]])
+        return v_next.flatten().index_copy_(0, batch.final_index, v_final).view_as(value)
 
     def loss(self, batch: RolloutBatch, progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the losses of actor, critic and entropy on a rollout."""

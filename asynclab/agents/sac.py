@@ -4,38 +4,36 @@ Equations are numbered as in arXiv 1812.05905.
 """
 
 import copy
+from math import prod
 
 import torch
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from asynclab import flat
+from asynclab import check, flat
 from asynclab.agents.base import Agent
 from asynclab.distributions import SquashedNormal
 from asynclab.memory import ReplayBatch
-from asynclab.nets import Torso, linear
+from asynclab.nets import Torso, TorsoModule, linear
 from asynclab.precision import Precision
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 
 
-class Actor(nn.Module):
-    """Observation [N, ...] -> mean and log standard deviation [N, 2 A] of the action before tanh."""
+class Head(nn.Module):
+    """A torso and a dense layer on it: the actor's [N, 2 A] mean and log standard deviation, a critic's [N, 1] Q."""
 
-    def __init__(self, obs_space: Box, action_dim: int, torso: Torso) -> None:
+    def __init__(self, torso: TorsoModule, outputs: int, gain: float) -> None:
         super().__init__()
-        self.torso = torso(obs_space)
-        self.head = linear(self.torso.features, 2 * action_dim, 0.01)
+        self.torso = torso
+        self.linear = linear(torso.features, outputs, gain)
 
-
-class Critic(nn.Module):
-    """Observation [N, ...] and action [N, A] -> Q [N]."""
-
-    def __init__(self, obs_space: Box, action_dim: int, torso: Torso) -> None:
-        super().__init__()
-        self.torso = torso(obs_space, action_dim)
-        self.head = linear(self.torso.features, 1, 1.0)
+    def forward(self, obs: Tensor, action: Tensor | None, autocast: torch.autocast) -> Tensor:
+        """Return [N, outputs]; only the torso runs under ``autocast``."""
+        with autocast:
+            features = self.torso(obs, action)
+        return self.linear(features.float())
 
 
 class Temperature(nn.Module):
@@ -79,20 +77,20 @@ class SAC(Agent):
                 f"algo=sac needs bounded continuous actions, and this env has {action_space};"
                 " use algo=a3c or another env"
             )
-        action_dim = action_space.shape[0]
-        self.actor = Actor(obs_space, action_dim, torso)
-        q1, q2 = (Critic(obs_space, action_dim, torso) for _ in range(2))
+        action_dim = prod(action_space.shape)
+        self.actor = Head(torso(obs_space), 2 * action_dim, gain=0.01)
+        q1, q2 = (Head(torso(obs_space, action_dim), 1, gain=1.0) for _ in range(2))
         self.critics = nn.ModuleList([q1, q2])
-        self.temperature = Temperature(init_alpha)
+        self.temperature = Temperature(check.positive("algo.agent.init_alpha", init_alpha))
         self.nets = nn.ModuleDict({"actor": self.actor, "q1": q1, "q2": q2, "temperature": self.temperature})
         # The same weights without gradients, for the actor's loss; and a slowly following copy, for the critics'.
         self.frozen_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         parts = flat.slices(self.nets)
         self._critics_part = slice(parts["q1"].start, parts["q2"].stop)
-        self.gamma = gamma
-        self.polyak = polyak
-        self.target_entropy = target_entropy * action_dim
+        self.gamma = check.fraction("algo.agent.gamma", gamma)
+        self.polyak = check.fraction("algo.agent.polyak", polyak)
+        self.target_entropy = check.number("algo.agent.target_entropy", target_entropy) * action_dim
         self.precision = Precision(precision)
 
     def bind(self, weights: Tensor, grad: Tensor) -> None:
@@ -112,15 +110,11 @@ class SAC(Agent):
         self._target_weights.lerp_(self._critic_weights, self.polyak)
 
     def _pi(self, obs: Tensor) -> SquashedNormal:
-        with self.precision.autocast(self.device):
-            features = self.actor.torso(obs)
-        mean, log_std = self.actor.head(features.float()).chunk(2, -1)
+        mean, log_std = self.actor(obs, None, self.precision.autocast(self.device)).chunk(2, -1)
         return SquashedNormal(mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX))
 
     def _q(self, critics: nn.ModuleList, obs: Tensor, action: Tensor) -> list[Tensor]:
-        with self.precision.autocast(self.device):
-            features = [critic.torso(obs, action) for critic in critics]
-        return [c.head(f.float()).squeeze(-1) for c, f in zip(critics, features, strict=True)]
+        return [q(obs, action, self.precision.autocast(self.device)).squeeze(-1) for q in critics]
 
     def _soft_value(self, obs: Tensor, critics: nn.ModuleList, alpha: Tensor) -> tuple[Tensor, Tensor]:
         """Return V(s) = E_a[min Q(s, a) - alpha log pi(a|s)] [N] (eq. 3, one sample) and log pi(a|s) [N]."""

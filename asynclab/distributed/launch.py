@@ -44,7 +44,10 @@ def launch(run: Callable[[int], Iterator[Item]], num_sessions: int, num_threads:
     """
     if num_sessions == 1:
         torch.set_num_threads(num_threads)
-        yield from run(0)
+        try:
+            yield from run(0)
+        except Exception as error:
+            raise SessionError(f"session 0 raised\n{traceback.format_exc()}") from error
         return
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)

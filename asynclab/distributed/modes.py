@@ -10,6 +10,7 @@ import os
 
 from torch import Tensor
 
+from asynclab import check
 from asynclab.distributed.store import Store
 
 
@@ -27,12 +28,8 @@ class Mode:
     def __init__(self, max_session: int | None = None, num_threads: int = 1) -> None:
         if max_session is None:
             max_session = len(os.sched_getaffinity(0))
-        if max_session < 1:
-            raise ValueError(f"distributed.max_session={max_session} must be 1 or more: it is the number of sessions")
-        if num_threads < 1:
-            raise ValueError(f"distributed.num_threads={num_threads} must be 1 or more")
-        self.max_session = max_session
-        self.num_threads = num_threads
+        self.max_session = check.count("distributed.max_session", max_session)
+        self.num_threads = check.count("distributed.num_threads", num_threads)
 
     @property
     def name(self) -> str:

@@ -1,0 +1,42 @@
+# make help  lists what there is
+PYTHON ?= python3
+# Sized to show a result in a few minutes on two cores; make train ARGS="algo=sac env=humanoid distributed=shared"
+ARGS ?= algo=a3c env=pong env.max_frame=200_000
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test check test-slow clean
+
+help:  ## list the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## make .venv with exactly the packages of constraints.txt
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $(READY)
+
+train: $(READY)  ## train; pass overrides as ARGS="algo=... env=... distributed=..."
+	$(BIN)/python train.py $(ARGS)
+
+check: $(READY)  ## lint, formatting, types and the fast tests (under 90 seconds)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q -m "not slow and not command"
+
+test: $(READY)  ## all but the slow tests (under 10 minutes on 2 cores)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q -m "not slow"
+
+test-slow: $(READY)  ## the long proofs: does it learn, do 16 sessions start
+	$(BIN)/pytest -q -m slow --durations=0
+
+clean:  ## remove the environment and caches, not outputs/
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,67 @@
+"""Playing a trained agent.  B: environments."""
+
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from asynclab import check, checkpoint, flat
+from asynclab.agents import Agent
+from asynclab.envs import Envs
+from asynclab.session import Seeds
+
+
+def load(run: Path, session: int = 0, num_envs: int | None = None) -> tuple[Agent, Envs]:
+    """Return the agent of a run's last checkpoint and its environments.
+
+    Args:
+        run: Output folder.
+        session: Whose network, where sessions have one each (``distributed=off``).
+        num_envs: Number of environments; None for the run's.
+
+    Raises:
+        ValueError: The folder has no run, or the run no such checkpoint or session.
+    """
+    config = run / "config.yaml"
+    if not config.is_file():
+        raise ValueError(f"run={run} is not an output folder: it has no config.yaml")
+    cfg = OmegaConf.load(config)
+    stores = checkpoint.load(run / "checkpoints" / "latest.pt")
+    if not 0 <= session < len(stores):
+        raise ValueError(f"session={session} has no network of its own; the run has {len(stores)}, numbered from 0")
+    envs = instantiate(cfg.env.make, _convert_="all")(**({} if num_envs is None else {"num_envs": num_envs}))
+    agent = instantiate(cfg.algo.agent, _convert_="all")(envs.obs_space, envs.action_space)
+    theta = stores[session]["theta"]
+    if theta.shape != (flat.size(agent.nets),):
+        raise ValueError(f"run={run} has a checkpoint of {theta.numel():,} weights, its config another network")
+    agent.bind(theta, torch.zeros_like(theta))
+    return agent, envs
+
+
+def evaluate(run: Path, episodes: int, deterministic: bool = False, session: int = 0, seed: int = 1000) -> list[float]:
+    """Play whole episodes and return their raw returns.
+
+    Every environment plays the same number of episodes (the last round is cut at ``episodes``): taking the first to
+    end would favour short ones.
+
+    Args:
+        run: Output folder.
+        episodes: Number of returns.
+        deterministic: Act by the policy's mode instead of sampling.
+        session: Whose network, where sessions have one each.
+        seed: Of environments and actions.
+    """
+    check.count("episodes", episodes)
+    agent, envs = load(run, session, num_envs=min(episodes, 8))
+    torch.manual_seed(seed)
+    quota = [len(range(b, episodes, envs.num_envs)) for b in range(envs.num_envs)]
+    returns: list[list[float]] = [[] for _ in quota]
+    obs = envs.reset(Seeds(seed, 0).envs(envs.num_envs))
+    while any(len(r) < q for r, q in zip(returns, quota, strict=True)):
+        step = envs.step(agent.act(torch.from_numpy(obs), deterministic).numpy())
+        obs = step.obs
+        for episode in step.episodes:
+            returns[episode.env].append(episode.ret)
+    envs.close()
+    return [ret for r, q in zip(returns, quota, strict=True) for ret in r[:q]]

@@ -1,0 +1,70 @@
+"""What several tests use: small real environments, agents and stores made as train.py makes them, and the command."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from asynclab.agents import A3C, SAC
+from asynclab.distributed import Off
+from asynclab.envs import make_envs
+from asynclab.memory import Replay, Rollout
+from asynclab.nets import MLPTorso
+from asynclab.optim import GlobalAdam
+from asynclab.schedules import Constant
+from asynclab.trial import Trial
+
+ROOT = Path(__file__).parent.parent
+TORSO = partial(MLPTorso, hidden=[16, 16])
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def make_trial(tmp_path):
+    """Return a function that makes a small trial: A3C on CartPole or SAC on Pendulum."""
+
+    def make(algo="a3c", mode=None, max_frame=2_000, seed=0, optimizer=GlobalAdam, **agent):
+        if algo == "a3c":
+            make_agent = partial(A3C, torso=TORSO, **agent)
+            make_memory, env = partial(Rollout, horizon=10), "CartPole-v1"
+        else:
+            make_agent = partial(SAC, torso=TORSO, **agent)
+            make_memory, env = partial(Replay, capacity=1_000, batch_size=32, start=100), "Pendulum-v1"
+        return Trial(
+            make_envs=partial(make_envs, env, 2),
+            make_agent=make_agent,
+            make_memory=make_memory,
+            make_optimizer=partial(optimizer, lr=1e-3),
+            lr_schedule=Constant(),
+            mode=mode or Off(max_session=1),
+            max_frame=max_frame,
+            max_grad_norm=0.5,
+            device="cpu",
+            seed=seed,
+            log_every=0.2,
+            checkpoint_every=1000.0,
+            folder=tmp_path,
+        )
+
+    return make
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Return a function that runs the real command in an output folder of the test and returns the process."""
+
+    def run(*overrides, folder=None, timeout=240, **kwargs):
+        command = [sys.executable, ROOT / "train.py", *overrides]
+        if folder is not False:
+            command.append(f"hydra.run.dir={folder or tmp_path / 'run'}")
+        env = os.environ | {"PYTHONUNBUFFERED": "1"}
+        return subprocess.run(
+            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=timeout, check=False, **kwargs
+        )
+
+    return run

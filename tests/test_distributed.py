@@ -1,0 +1,119 @@
+import multiprocessing as mp
+import os
+import signal
+import time
+from functools import partial
+
+import pytest
+import torch
+
+from asynclab.distributed import Off, SessionError, Shared, Store, Synced, launch
+from asynclab.optim import GlobalAdam
+from asynclab.schedules import Constant
+
+SGD = partial(torch.optim.SGD, lr=1.0)
+
+
+def make_store(theta, optimizer=SGD, writers=1):
+    return Store(theta, {"all": slice(0, len(theta))}, optimizer, 1_000, Constant(), writers)
+
+
+def test_push_applies_only_this_gradient():
+    store, mode = make_store(torch.zeros(3)), Synced(1)
+    mode.push(torch.tensor([1.0, 2.0, 3.0]), store)
+    after_first = store.theta.clone()
+    mode.push(torch.tensor([10.0, 0.0, -1.0]), store)
+    assert torch.equal(after_first, torch.tensor([-1.0, -2.0, -3.0]))
+    assert torch.equal(store.theta - after_first, torch.tensor([-10.0, 0.0, 1.0]))
+
+
+def test_synced_sees_a_peers_write_only_after_pull():
+    store, mode = make_store(torch.zeros(3)), Synced(2)
+    weights = mode.weights(store, "cpu")
+    store.apply(torch.ones(3))
+    assert torch.equal(weights, torch.zeros(3))
+    mode.pull(weights, store)
+    assert torch.equal(weights, -torch.ones(3))
+
+
+def test_shared_sees_a_peers_write_at_once():
+    store, mode = make_store(torch.zeros(3)), Shared(2)
+    weights = mode.weights(store, "cpu")
+    process = mp.get_context("forkserver").Process(target=store.apply, args=(torch.ones(3),))
+    process.start()
+    process.join(60)
+    assert torch.equal(weights, -torch.ones(3))
+
+
+def test_off_gives_every_session_a_store():
+    assert [Off(3).place(rank) for rank in range(3)] == [(0, 0), (1, 0), (2, 0)]
+    assert [Shared(3).place(rank) for rank in range(3)] == [(0, 0), (0, 1), (0, 2)]
+    assert (Off(3).num_stores, Off(3).writers) == (3, 1)
+    assert (Synced(3).num_stores, Synced(3).writers) == (1, 3)
+
+
+@pytest.mark.parametrize("max_session", [0, -1, 1.5, "two", True])
+def test_a_mode_refuses_a_wrong_number_of_sessions(max_session):
+    with pytest.raises(ValueError, match=r"distributed\.max_session=.* whole number of 1 or more"):
+        Synced(max_session)
+
+
+def minimise(store, target, rank):
+    for _ in range(300):
+        store.apply(2 * (store.theta - target))
+        store.updates[rank] += 1
+    yield rank
+
+
+def test_four_processes_minimise_a_quadratic_through_one_store():
+    target = torch.linspace(-2, 2, 50)
+    store = make_store(torch.zeros(50), partial(GlobalAdam, lr=0.02), writers=4)
+    ranks = list(launch(partial(minimise, store, target), 4, 1))
+    assert sorted(ranks) == [0, 1, 2, 3]
+    assert store.updates.tolist() == [300] * 4
+    torch.testing.assert_close(store.theta, target, rtol=0, atol=0.02)
+
+
+def fail_in_rank_1(rank):
+    yield rank
+    if rank == 1:
+        raise RuntimeError("a bug in this worker")
+    time.sleep(120)
+
+
+def test_a_raising_session_stops_all_with_its_rank_and_traceback():
+    start = time.monotonic()
+    with pytest.raises(SessionError, match=r"(?s)session 1 raised.*RuntimeError: a bug in this worker"):
+        list(launch(fail_in_rank_1, 3, 1))
+    assert time.monotonic() - start < 60
+    assert not mp.active_children()
+
+
+def die_in_rank_2(rank):
+    yield rank
+    if rank == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(120)
+
+
+def test_a_killed_session_is_noticed():
+    with pytest.raises(SessionError, match="session 2 was killed by SIGKILL"):
+        list(launch(die_in_rank_2, 3, 1))
+
+
+def many_items(rank):
+    yield from ((rank, i) for i in range(2_000))
+
+
+def test_no_item_is_lost_and_each_session_keeps_its_order():
+    items = list(launch(many_items, 3, 1))
+    for rank in range(3):
+        assert [i for r, i in items if r == rank] == list(range(2_000))
+
+
+def threads(rank):
+    yield torch.get_num_threads()
+
+
+def test_every_session_has_its_share_of_threads():
+    assert list(launch(threads, 2, 1)) == [1, 1]

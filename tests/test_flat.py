@@ -1,0 +1,58 @@
+import torch
+from torch import nn
+
+from asynclab import flat
+
+
+def convnet():
+    torch.manual_seed(0)
+    return nn.ModuleDict({"a": nn.Conv2d(3, 5, 2), "b": nn.Sequential(nn.Flatten(), nn.Linear(20, 4))})
+
+
+def forward(net, x):
+    return net["b"](net["a"](x))
+
+
+def test_bind_keeps_the_function():
+    net, x = convnet(), torch.randn(6, 3, 3, 3)
+    before = forward(net, x)
+    weights = flat.flatten(net)
+    flat.bind(net, weights)
+    torch.testing.assert_close(forward(net, x), before)
+    assert flat.is_bound(net, weights)
+
+
+def test_writing_the_vector_changes_the_network_and_back():
+    net = convnet()
+    weights = flat.flatten(net)
+    flat.bind(net, weights)
+    weights.zero_()
+    assert forward(net, torch.randn(2, 3, 3, 3)).abs().max() == 0
+    with torch.no_grad():
+        net["a"].bias.fill_(7)
+    assert (weights == 7).sum() == 5
+
+
+def test_backward_fills_the_gradient_vector():
+    net, x = convnet(), torch.randn(6, 3, 3, 3)
+    reference = convnet()
+    forward(reference, x).square().sum().backward()
+    weights = flat.flatten(net)
+    grad = torch.zeros_like(weights)
+    flat.bind(net, weights, grad)
+    forward(net, x).square().sum().backward()
+    for p, q in zip(net.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+        assert p.grad.untyped_storage().data_ptr() == grad.untyped_storage().data_ptr()
+
+
+def test_convolution_weights_lie_channels_last():
+    net = convnet()
+    flat.bind(net, flat.flatten(net))
+    assert net["a"].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_slices_cover_the_vector():
+    net = convnet()
+    assert flat.slices(net) == {"a": slice(0, 65), "b": slice(65, 149)}
+    assert flat.size(net) == 149

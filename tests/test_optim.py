@@ -1,0 +1,89 @@
+import multiprocessing as mp
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from asynclab.distributed import Store
+from asynclab.optim import GlobalAdam, GlobalRMSprop
+from asynclab.schedules import Constant, Linear
+
+NETWORKS = {"actor": slice(0, 30), "q1": slice(30, 70)}
+
+
+def make_store(optimizer, **kwargs):
+    theta = torch.linspace(-1, 1, 70)
+    return Store(theta, NETWORKS, partial(optimizer, **kwargs), 1_000, Constant())
+
+
+@pytest.mark.parametrize(
+    ("ours", "torchs", "kwargs"),
+    [
+        (GlobalAdam, torch.optim.Adam, {"lr": 1e-2, "eps": 1e-5}),
+        (GlobalAdam, torch.optim.Adam, {"lr": 1e-2, "weight_decay": 0.1}),
+        (GlobalRMSprop, torch.optim.RMSprop, {"lr": 1e-2, "alpha": 0.9, "eps": 0.1}),
+        (GlobalRMSprop, torch.optim.RMSprop, {"lr": 1e-2, "alpha": 0.99, "eps": 1e-5, "momentum": 0.9}),
+    ],
+)
+def test_global_optimizers_equal_torch_over_100_steps(ours, torchs, kwargs):
+    store = make_store(ours, **kwargs)
+    p = nn.Parameter(torch.linspace(-1, 1, 70))
+    reference = torchs([p], **kwargs)
+    g = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        grad = torch.randn(70, generator=g)
+        before = grad.clone()
+        store.apply(grad)
+        assert torch.equal(grad, before)
+        p.grad = grad
+        reference.step()
+    torch.testing.assert_close(store.theta, p.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_weight_decay_is_per_network():
+    store = make_store(GlobalAdam, lr=0.1, weight_decay={"q1": 1.0})
+    before = store.theta.clone()
+    store.apply(torch.zeros(70))
+    assert torch.equal(store.theta[NETWORKS["actor"]], before[NETWORKS["actor"]])
+    assert (store.theta[NETWORKS["q1"]] != before[NETWORKS["q1"]]).all()
+
+
+def test_weight_decay_of_an_unknown_network_is_refused():
+    with pytest.raises(ValueError, match=r"weight_decay names \['critic'\].*\['actor', 'q1'\]"):
+        make_store(GlobalAdam, weight_decay={"critic": 1.0})
+
+
+@pytest.mark.parametrize("optimizer", [GlobalAdam, partial(GlobalRMSprop, momentum=0.9)])
+def test_all_state_is_in_shared_memory_before_the_first_step(optimizer):
+    store = make_store(optimizer)
+    state = [tensor for values in store.optimizer.state.values() for tensor in values.values()]
+    assert len(state) == 6
+    assert all(tensor.is_shared() for tensor in state)
+
+
+def push_once(store):
+    store.apply(torch.ones(70))
+
+
+@pytest.mark.parametrize(("optimizer", "moment"), [(GlobalAdam, "exp_avg"), (GlobalRMSprop, "square_avg")])
+def test_another_process_changes_the_state_seen_here(optimizer, moment):
+    store = make_store(optimizer)
+    process = mp.get_context("forkserver").Process(target=push_once, args=(store,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    for values in store.optimizer.state.values():
+        assert values["step"] == 1
+        assert (values[moment] > 0).all()
+
+
+def test_the_learning_rate_follows_the_global_clock_of_all_writers():
+    store = Store(torch.zeros(1), {"a": slice(0, 1)}, partial(torch.optim.SGD, lr=1.0), 1_000, Linear(), writers=4)
+    store.frames[:] = torch.tensor([200, 200, 50, 50])
+    assert store.lr() == pytest.approx(0.5)
+    store.apply(torch.ones(1))
+    assert store.theta.item() == pytest.approx(-0.5)
+    store.frames[0] = 700
+    store.apply(torch.ones(1))
+    assert store.theta.item() == pytest.approx(-0.5)
