@@ -27,7 +27,7 @@ check: $(READY)  ## lint, formatting, types and the fast tests (under 90 seconds
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q -m "not slow and not command"
+	$(BIN)/pytest -q -m "not slow and not medium"
 
 test: $(READY)  ## all but the slow tests (under 10 minutes on 2 cores)
 	$(BIN)/ruff check .

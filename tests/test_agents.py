@@ -1,0 +1,210 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from conftest import TORSO
+from gymnasium.spaces import Box, Discrete
+from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
+
+from asynclab import flat
+from asynclab.agents import A3C, SAC
+from asynclab.distributions import SquashedNormal
+from asynclab.memory import ReplayBatch, RolloutBatch
+from asynclab.nets import ConvTorso, MLPTorso, auto_torso
+from asynclab.precision import Precision
+from asynclab.schedules import Linear
+
+OBS = Box(-np.inf, np.inf, (5,), np.float32)
+BOX = Box(-1.0, 1.0, (2,), np.float32)
+T, B = 6, 4
+
+
+def bound(agent):
+    weights = flat.flatten(agent.nets)
+    grad = torch.zeros_like(weights)
+    agent.bind(weights, grad)
+    agent.on_start()
+    return weights, grad
+
+
+def rollout(action_space):
+    g = torch.Generator().manual_seed(0)
+    done, terminated = torch.zeros(T, B, dtype=torch.bool), torch.zeros(T, B, dtype=torch.bool)
+    done[2, 1] = terminated[2, 1] = True
+    done[3, 2] = True  # truncated
+    discrete = isinstance(action_space, Discrete)
+    return RolloutBatch(
+        obs=torch.randn(T + 1, B, 5, generator=g),
+        action=torch.randint(3, (T, B), generator=g) if discrete else torch.randn(T, B, 2, generator=g),
+        reward=torch.randn(T, B, generator=g),
+        terminated=terminated,
+        done=done,
+        final_index=torch.tensor([3 * B + 2]),
+        final_obs=torch.randn(1, 5, generator=g),
+    )
+
+
+def replayed(n=32):
+    g = torch.Generator().manual_seed(0)
+    obs, next_obs = torch.randn(2, n, 5, generator=g)
+    return ReplayBatch(
+        obs, torch.rand(n, 2, generator=g) * 2 - 1, torch.randn(n, generator=g), next_obs, torch.arange(n) % 4 == 0
+    )
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("action_space", [Discrete(3), BOX], ids=["discrete", "continuous"])
+def test_a3c_loss_is_the_papers(action_space, shared):
+    torch.manual_seed(0)
+    agent = A3C(OBS, action_space, TORSO, shared=shared, gamma=0.9, lam=0.8, value_coef=0.5, entropy_coef=0.01)
+    batch = rollout(action_space)
+    losses, _ = agent.loss(batch, 0.0)
+    # written again by hand, step by step
+    policy_loss = value_loss = entropy = 0.0
+    policy, v = agent._forward(batch.obs[:-1].flatten(0, 1))
+    _, v_end = agent._forward(batch.obs[-1])
+    _, v_cut = agent._forward(batch.final_obs)
+    v = v.view(T, B)
+    log_prob = policy.log_prob(batch.action.flatten(0, 1)).view(T, B)
+    for b in range(B):
+        trace = 0.0
+        for t in reversed(range(T)):
+            v_next = v_end[b] if t == T - 1 else v[t + 1, b]
+            if batch.done[t, b]:
+                trace = 0.0
+                v_next = 0.0 if batch.terminated[t, b] else v_cut[0]
+            trace = batch.reward[t, b] + 0.9 * v_next - v[t, b] + 0.9 * 0.8 * trace
+            policy_loss -= trace.detach() * log_prob[t, b] / (T * B)
+            value_loss += 0.5 * ((trace + v[t, b]).detach() - v[t, b]) ** 2 / (T * B)
+    entropy = policy.entropy().mean()
+    torch.testing.assert_close(losses["policy"], policy_loss)
+    torch.testing.assert_close(losses["value"], value_loss)
+    torch.testing.assert_close(losses["entropy"], -0.01 * entropy)
+
+
+def test_a3c_entropy_follows_the_clock():
+    agent = A3C(OBS, Discrete(3), TORSO, entropy_schedule=Linear(final=0.5))
+    start, end = (agent.loss(rollout(Discrete(3)), progress)[0]["entropy"] for progress in (0.0, 1.0))
+    torch.testing.assert_close(end, start / 2)
+
+
+def test_a3c_separate_networks_have_a_gradient_of_their_own():
+    agent = A3C(OBS, Discrete(3), TORSO, shared=False)
+    parts = flat.slices(agent.nets)
+    _, grad = bound(agent)
+    losses, _ = agent.loss(rollout(Discrete(3)), 0.0)
+    losses["value"].backward(retain_graph=True)
+    assert list(parts) == ["actor", "critic"]
+    assert grad[parts["actor"]].abs().max() == 0 < grad[parts["critic"]].abs().max()
+
+
+def test_sac_losses_reach_only_their_networks():
+    agent = SAC(OBS, BOX, TORSO)
+    parts = flat.slices(agent.nets)
+    _, grad = bound(agent)
+    owners = {"critic": {"q1", "q2"}, "actor": {"actor"}, "temperature": {"temperature"}}
+    for name, owned in owners.items():
+        grad.zero_()
+        agent.loss(replayed(), 0.0)[0][name].backward()
+        assert {network for network, part in parts.items() if grad[part].abs().max() > 0} == owned
+
+
+def test_sac_loss_is_the_papers():
+    torch.manual_seed(0)
+    agent = SAC(OBS, BOX, TORSO, gamma=0.9, init_alpha=0.3)
+    weights, _ = bound(agent)
+    weights[agent._critics_part] += 0.1  # so that critics and targets differ
+    batch = replayed()
+    torch.manual_seed(7)
+    losses, _ = agent.loss(batch, 0.0)
+    torch.manual_seed(7)
+    a_next, log_prob_next = agent._pi(batch.next_obs).rsample()
+    a, log_prob = agent._pi(batch.obs).rsample()
+    target_1, target_2 = agent._q(agent.target_critics, batch.next_obs, a_next)
+    y = batch.reward + 0.9 * ~batch.terminated * (torch.min(target_1, target_2) - 0.3 * log_prob_next)
+    q1, q2 = agent._q(agent.critics, batch.obs, batch.action)
+    torch.testing.assert_close(losses["critic"], 0.5 * ((q1 - y) ** 2).mean() + 0.5 * ((q2 - y) ** 2).mean())
+    min_q = torch.min(*agent._q(agent.critics, batch.obs, a))
+    torch.testing.assert_close(losses["actor"], (0.3 * log_prob - min_q).mean())
+    log_alpha = torch.tensor(0.3).log()
+    torch.testing.assert_close(losses["temperature"], -log_alpha * (log_prob.detach() - 2).mean())
+
+
+def test_sac_targets_start_as_the_pulled_critics_and_follow_slowly():
+    agent = SAC(OBS, BOX, TORSO, polyak=0.1)
+    discarded = [p.clone() for p in agent.target_critics.parameters()]
+    weights = torch.randn(flat.size(agent.nets))  # what the store holds, not what the agent was built with
+    agent.bind(weights, torch.zeros_like(weights))
+    agent.on_start()
+    critics, targets = list(agent.critics.parameters()), list(agent.target_critics.parameters())
+    assert all(torch.equal(p, q) for p, q in zip(critics, targets, strict=True))
+    assert not any(torch.equal(p, q) for p, q in zip(discarded, targets, strict=True))
+    before = copy.deepcopy(targets)
+    weights += 1.0
+    agent.on_update()
+    for p, q in zip(before, targets, strict=True):
+        torch.testing.assert_close(q, p + 0.1)
+
+
+def test_sac_refuses_discrete_actions():
+    with pytest.raises(ValueError, match=r"algo=sac needs bounded continuous actions.*Discrete\(3\).*use algo=a3c"):
+        SAC(OBS, Discrete(3), TORSO)
+
+
+def test_squashed_normal_has_torchs_log_prob():
+    torch.manual_seed(0)
+    mean, log_std = torch.randn(100, 3), torch.randn(100, 3) / 2
+    action, log_prob = SquashedNormal(mean, log_std).rsample()
+    reference = TransformedDistribution(Independent(Normal(mean, log_std.exp()), 1), TanhTransform())
+    inside = action.abs().amax(1) < 0.99  # where atanh still gives u back
+    torch.testing.assert_close(log_prob[inside], reference.log_prob(action)[inside], rtol=1e-3, atol=1e-3)
+
+
+def test_squashed_normal_is_finite_at_the_edge():
+    action, log_prob = SquashedNormal(torch.full((4, 2), 40.0), torch.full((4, 2), 2.0)).rsample()
+    assert torch.isfinite(action).all()
+    assert torch.isfinite(log_prob).all()
+
+
+def test_acting_deterministically_repeats_and_sampling_does_not():
+    for agent in (A3C(OBS, BOX, TORSO), SAC(OBS, BOX, TORSO)):
+        obs = torch.randn(3, 5)
+        assert torch.equal(agent.act(obs, deterministic=True), agent.act(obs, deterministic=True))
+        assert not torch.equal(agent.act(obs), agent.act(obs))
+        assert agent.act(obs).shape == (3, 2)
+
+
+def test_the_torso_fits_the_observation():
+    settings = {"conv": [[8, 4, 2]], "hidden": [16]}
+    assert isinstance(auto_torso(Box(0, 255, (3, 20, 20), np.uint8), **settings), ConvTorso)
+    assert isinstance(auto_torso(OBS, **settings), MLPTorso)
+
+
+def test_images_are_scaled_to_one():
+    torso = ConvTorso(Box(0, 255, (4, 84, 84), np.uint8), conv=[[32, 8, 4], [64, 4, 2], [32, 3, 1]], hidden=[512])
+    seen = []
+    torso.conv[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].max().item()))
+    assert torso(torch.full((1, 4, 84, 84), 255, dtype=torch.uint8)).shape == (1, 512)
+    assert seen == [1.0]
+
+
+@pytest.mark.parametrize("agent_class", [A3C, SAC])
+def test_bf16_gradients_agree_with_fp32(agent_class):
+    grads = []
+    for precision in ("fp32", "bf16"):
+        torch.manual_seed(0)
+        agent = agent_class(OBS, BOX, TORSO, precision=precision)
+        _, grad = bound(agent)
+        torch.manual_seed(1)
+        losses, _ = agent.loss(rollout(BOX) if agent_class is A3C else replayed(), 0.0)
+        sum(losses.values()).backward()
+        grads.append(grad)
+    assert grads[1].dtype == torch.float32
+    assert torch.cosine_similarity(*grads, dim=0) > 0.99
+    assert not torch.equal(*grads)
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="precision=fp8 is unknown; use one of auto, fp32, bf16"):
+        Precision("fp8")

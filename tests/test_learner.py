@@ -1,0 +1,160 @@
+"""What a whole session does to the weights, in every mode."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from conftest import TORSO
+
+from asynclab import flat
+from asynclab.agents import A3C
+from asynclab.distributed import Off, Shared, Synced
+from asynclab.learner import Learner, clip_norm_
+
+
+def learner_of(trial):
+    session = trial.session
+    envs = session.make_envs()
+    agent = session.make_agent(envs.obs_space, envs.action_space)
+    return Learner(agent, trial.mode, trial.stores[0], 0, "cpu", session.max_grad_norm)
+
+
+def some_batches(trial, n=2):
+    """Return batches of a random policy."""
+    envs = trial.session.make_envs()
+    memory = trial.session.make_memory(envs.obs_space, envs.action_space, envs.num_envs, 0)
+    memory.reset(envs.reset([1, 2]))
+    envs.action_space.seed(0)
+    batches = []
+    while len(batches) < n:
+        action = torch.tensor([envs.action_space.sample().tolist() for _ in range(2)]).numpy()
+        memory.add(action, envs.step(action))
+        batches += [type(b)(*(x.clone() for x in b)) for b in memory.batches(10**6)]
+    return batches[:n]
+
+
+def final_weights(trial, updates):
+    """Run the only session to its end in this process; it must have made at least so many updates."""
+    list(trial.session.run(0))
+    assert trial.stores[0].total_updates() >= updates
+    return trial.stores[0].theta.clone()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("algo", "max_frame"), [("a3c", 1_000), ("sac", 152)])
+@pytest.mark.parametrize("mode", [Synced, Shared])
+def test_one_session_equals_off_bit_for_bit_after_50_updates(make_trial, algo, max_frame, mode, precision):
+    settings = {"algo": algo, "max_frame": max_frame, "precision": precision}
+    alone = final_weights(make_trial(mode=Off(1), **settings), 50)
+    assert torch.equal(final_weights(make_trial(mode=mode(1), **settings), 50), alone)
+    assert not torch.equal(alone, make_trial(**settings).stores[0].theta)  # it has learned something
+
+
+@pytest.mark.parametrize(("algo", "max_frame"), [("a3c", 500), ("sac", 130)])
+def test_the_same_seed_gives_the_same_weights(make_trial, algo, max_frame):
+    first, again, other = (final_weights(make_trial(algo, max_frame=max_frame, seed=s), 20) for s in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_sessions_of_off_start_from_different_weights(make_trial):
+    a, b = make_trial(mode=Off(2)).stores
+    assert not torch.equal(a.theta, b.theta)
+
+
+@pytest.mark.parametrize("algo", ["a3c", "sac"])
+@pytest.mark.parametrize("mode", [Off, Synced, Shared])
+def test_a_second_update_pushes_only_its_own_gradient(make_trial, algo, mode):
+    """Gradients that pile up, or stay those of the first rollout, are the classic silent failure."""
+    first, second = some_batches(make_trial(algo), 2)
+    trial = make_trial(algo, mode=mode(1))
+    learner = learner_of(trial)
+    pushed = []
+    apply = trial.stores[0].apply
+    trial.stores[0].apply = lambda grad: (pushed.append(grad.clone()), apply(grad))
+    learner.update(first)
+    at_second = learner.weights.clone()
+    torch.manual_seed(5)
+    learner.update(second)
+
+    fresh = learner_of(make_trial(algo))
+    fresh.weights.copy_(at_second)
+    if algo == "sac":
+        fresh.agent._target_weights.copy_(learner.agent._target_weights)
+        # the first learner's targets have moved once more since its second gradient
+        critics = learner.agent._critic_weights
+        fresh.agent._target_weights.lerp_(critics, -0.005 / 0.995)
+    torch.manual_seed(5)
+    losses, _ = fresh.agent.loss(second, 0.0)
+    sum(losses.values()).backward()
+    clip_norm_(fresh.grad, fresh.store.networks, 0.5)
+    torch.testing.assert_close(pushed[1], fresh.grad, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(pushed[0], pushed[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", [Off, Synced, Shared])
+def test_the_first_pull_precedes_the_first_rollout(make_trial, mode):
+    seen = []
+
+    class Spy(A3C):
+        def act(self, obs, deterministic=False):
+            seen.append(flat.flatten(self.nets))
+            return super().act(obs, deterministic)
+
+    trial = make_trial(mode=mode(1), max_frame=20)
+    theta = trial.stores[0].theta.normal_().clone()
+    list(replace(trial.session, make_agent=partial(Spy, torso=TORSO)).run(0))
+    assert torch.equal(seen[0], theta)
+
+
+def test_synced_refreshes_after_every_update_and_shared_needs_none(make_trial):
+    for mode, private in ((Synced, True), (Shared, False)):
+        trial = make_trial(mode=mode(1))
+        learner = learner_of(trial)
+        assert (learner.weights.data_ptr() != trial.stores[0].theta.data_ptr()) is private
+        for batch in some_batches(trial, 2):
+            learner.update(batch)
+            assert torch.equal(learner.weights, trial.stores[0].theta)
+
+
+def test_clipping_is_per_network():
+    grad = torch.tensor([3.0, 4.0, 0.03, 0.04])
+    norms = clip_norm_(grad, {"actor": slice(0, 2), "q1": slice(2, 4)}, 0.5)
+    torch.testing.assert_close(grad, torch.tensor([0.3, 0.4, 0.03, 0.04]))
+    assert {k: round(v.item(), 4) for k, v in norms.items()} == {"grad_norm/actor": 5.0, "grad_norm/q1": 0.05}
+
+
+def test_one_optimizer_call_per_update(make_trial):
+    trial = make_trial("sac")
+    learner = learner_of(trial)
+    steps = []
+    trial.stores[0].optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    for batch in some_batches(trial, 5):
+        learner.update(batch)
+    assert len(steps) == trial.stores[0].total_updates() == 5
+
+
+def test_metrics_are_means_since_the_last_call(make_trial):
+    trial = make_trial()
+    learner = learner_of(trial)
+    first, second = some_batches(trial, 2)
+    learner.update(first)
+    a = learner.metrics()
+    learner.update(second)
+    assert {"loss/policy", "loss/value", "loss/entropy", "train/entropy", "grad_norm/actor_critic", "train/lr"} <= set(a)
+    assert a["train/lr"] == 1e-3
+    assert learner.metrics() != a
+    assert learner.metrics() == {}
+
+
+@pytest.mark.parametrize("mode", [Off, Synced])
+def test_the_budget_is_met_to_one_step_per_session(make_trial, mode):
+    trial = make_trial(mode=mode(2), max_frame=501)
+    records = [list(trial.session.run(rank)) for rank in (0, 1)]
+    frames = [store.total_frames() for store in trial.stores]
+    if mode is Off:
+        assert frames == [502, 502]
+    else:
+        assert frames == [502]  # one after the other: the first used up the budget of both
+        assert records[1][-1].frames == 0

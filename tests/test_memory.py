@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+
+from asynclab.envs import Step
+from asynclab.memory import Replay, Rollout
+
+OBS, ACTION = Box(-np.inf, np.inf, (3,), np.float32), Box(-1, 1, (2,), np.float32)
+NUM_ENVS = 4
+
+
+def step(t):
+    """Observation t + 1 of every environment; environment b's numbers are t + b / 10."""
+    obs = np.add.outer(np.arange(NUM_ENVS) / 10, np.full(3, t + 1.0)).astype(np.float32)
+    no = np.zeros(NUM_ENVS, bool)
+    return Step(obs, np.full(NUM_ENVS, t, np.float32), no, no, {}, [])
+
+
+def filled(steps, **kwargs):
+    replay = Replay(OBS, ACTION, NUM_ENVS, **({"capacity": 40, "batch_size": 64} | kwargs))
+    replay.reset(step(-1).obs)
+    for t in range(steps):
+        replay.add(np.full((NUM_ENVS, 2), t, np.float32), step(t))
+    return replay
+
+
+@pytest.mark.parametrize("steps", [1, 5, 10, 11, 12, 37])
+def test_replay_samples_whole_transitions_of_the_last_capacity(steps):
+    batch = filled(steps, batch_size=2_000).sample()
+    t = batch.reward
+    assert torch.equal(batch.action[:, 0], t)
+    assert torch.equal(batch.obs.floor()[:, 0], t)
+    torch.testing.assert_close(batch.next_obs, batch.obs + 1)
+    assert set(t.tolist()) == set(range(max(0, steps - 10), steps))
+    assert len(filled(steps)) == 4 * min(steps, 10)
+
+
+def test_every_batch_has_another_newest_transition():
+    replay = filled(7)
+    batches = list(replay.batches(10**6))
+    assert len(batches) == 7 * NUM_ENVS  # one update per frame
+    last = [(b.reward[-1].item(), round(b.obs[-1, 0].item() % 1, 1)) for b in batches[:NUM_ENVS]]
+    assert last == [(6.0, 0.0), (6.0, 0.1), (6.0, 0.2), (6.0, 0.3)]
+    assert not list(replay.batches(10**6))
+
+
+def test_without_combined_the_newest_is_one_of_many():
+    rewards = [filled(10, combined=False, seed=seed, batch_size=1).sample().reward.item() for seed in range(200)]
+    assert set(rewards) == {float(t) for t in range(10)}
+    assert rewards.count(9.0) < 60
+
+
+@pytest.mark.parametrize(("updates_per_frame", "expected"), [(1.0, 4), (0.25, 1), (2.0, 8), (0.1, 0.4)])
+def test_updates_per_frame(updates_per_frame, expected):
+    replay = filled(0, updates_per_frame=updates_per_frame)
+    count = 0
+    for t in range(10):
+        replay.add(np.zeros((NUM_ENVS, 2), np.float32), step(t))
+        count += len(list(replay.batches(10**6)))
+    assert count == 10 * expected
+
+
+def test_nothing_is_learned_before_the_global_clock_says_so():
+    replay = filled(5, start=1_000)
+    assert not list(replay.batches(999))
+    replay.add(np.zeros((NUM_ENVS, 2), np.float32), step(5))
+    assert len(list(replay.batches(1_000))) == NUM_ENVS  # and the warm-up is not made up for
+
+
+def test_truncated_successors_leave_with_their_transition():
+    replay = filled(0)
+    for t in range(100):
+        s = step(t)
+        cut = np.array([t % 3 == 0, False, False, True])
+        final = {b: np.full(3, 1000.0 + t, np.float32) for b in np.flatnonzero(cut)}
+        replay.add(np.zeros((NUM_ENVS, 2), np.float32), s._replace(truncated=cut, final_obs=final))
+        batch = replay.sample()
+        was_cut = batch.next_obs[:, 0] >= 1000
+        assert torch.equal(batch.next_obs[was_cut, 0], 1000 + batch.reward[was_cut])
+    assert len(replay._final) == replay._truncated.sum() <= 2 * 11
+
+
+def test_float_observations_are_kept_in_float32():
+    space = Box(-np.inf, np.inf, (3,), np.float32)
+    replay = Replay(space, ACTION, 1, capacity=10, batch_size=1)
+    replay.reset(np.full((1, 3), 1e30, np.float32))
+    no = np.zeros(1, bool)
+    replay.add(np.zeros((1, 2), np.float32), Step(np.zeros((1, 3)), np.zeros(1, np.float32), no, no, {}, []))
+    assert torch.isfinite(replay.sample().obs).all()
+
+
+@pytest.mark.parametrize("memory", ["replay", "rollout"])
+def test_the_estimate_is_what_is_allocated_and_observations_are_kept_once(memory):
+    images = Box(0, 255, (4, 84, 84), np.uint8)
+    if memory == "replay":
+        made, rows = Replay(images, Discrete(6), 8, capacity=800, batch_size=1), 101
+    else:
+        made, rows = Rollout(images, Discrete(6), 8, horizon=32), 33
+    arrays = [a for a in vars(made).values() if isinstance(a, np.ndarray)]
+    assert made.nbytes() == sum(a.nbytes for a in arrays)
+    assert sum(a.nbytes for a in arrays if a.shape[2:] == (4, 84, 84)) == rows * 8 * 4 * 84 * 84
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"capacity": 3}, r"algo\.memory\.capacity=3 must be at least env\.num_envs=4"),
+        ({"batch_size": 0}, r"algo\.memory\.batch_size=0"),
+        ({"updates_per_frame": -1}, r"algo\.memory\.updates_per_frame=-1"),
+        ({"capacity": "many"}, r"algo\.memory\.capacity=many must be a whole number"),
+    ],
+)
+def test_replay_refuses(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        filled(0, **kwargs)
