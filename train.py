@@ -27,6 +27,7 @@ def main(cfg: DictConfig) -> float:
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
+        config.refuse_unknown_keys(cfg)
         parts = hydra.utils.instantiate(cfg, _convert_="object")
         trial = Trial(
             make_envs=parts.env.make,

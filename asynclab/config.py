@@ -1,14 +1,14 @@
 """The contract of the config groups.  Hyperparameters are not repeated here: the targets' signatures hold them."""
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 
 @dataclass
@@ -53,6 +53,17 @@ class Config:
     device: str = "auto"  # of the sessions' networks: auto, cpu, cuda, cuda:N
     log_every: float = 10.0  # seconds between two progress lines
     checkpoint_every: float = 300.0  # seconds between two checkpoints
+
+
+def refuse_unknown_keys(cfg: DictConfig, prefix: str = "") -> None:
+    """Raise ValueError for keys that nothing reads, which ``+`` on the command line can add to the groups."""
+    schema: Any = OmegaConf.get_type(cfg)
+    known = [f.name for f in fields(schema)]
+    for key in map(str, cfg):
+        if key not in known:
+            raise ValueError(f"{prefix}{key} is not a setting; use one of {', '.join(prefix + name for name in known)}")
+        if is_dataclass(OmegaConf.get_type(cfg, key)):
+            refuse_unknown_keys(cfg[key], f"{prefix}{key}.")
 
 
 class CheckOutput(Callback):

@@ -72,7 +72,9 @@ def test_successors_are_true_and_truncation_is_told_from_termination():
     seen = {0: 0, 1: 0, 2: 0}
     replay.combined, replay.batch_size = False, 4_000
     batch = replay.sample()
-    for obs, next_obs, reward, terminated in zip(batch.obs, batch.next_obs, batch.reward, batch.terminated, strict=True):
+    for obs, next_obs, reward, terminated in zip(
+        batch.obs, batch.next_obs, batch.reward, batch.terminated, strict=True
+    ):
         if not terminated:  # a terminal state's successor is never looked at
             assert next_obs == obs + 1
             assert reward == obs % 1000 + 1

@@ -142,7 +142,9 @@ def test_metrics_are_means_since_the_last_call(make_trial):
     learner.update(first)
     a = learner.metrics()
     learner.update(second)
-    assert {"loss/policy", "loss/value", "loss/entropy", "train/entropy", "grad_norm/actor_critic", "train/lr"} <= set(a)
+    assert {"loss/policy", "loss/value", "loss/entropy", "train/entropy", "grad_norm/actor_critic", "train/lr"} <= set(
+        a
+    )
     assert a["train/lr"] == 1e-3
     assert learner.metrics() != a
     assert learner.metrics() == {}

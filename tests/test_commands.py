@@ -1,0 +1,290 @@
+"""The real commands, as users type them, on small real environments."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+
+pytestmark = pytest.mark.medium
+
+SMALL = ["env=cartpole", "env.max_frame=4_000", "algo.memory.horizon=16", "log_every=0.5"]
+SMALL_SAC = ["algo=sac", "env=pendulum", "env.max_frame=2_000", "algo.memory.start=1_700", "log_every=0.5"]
+
+
+def read(run):
+    """Return a run's summary and the lines of its metrics file."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return json.loads((run / "summary.json").read_text()), lines
+
+
+def evaluate(*overrides):
+    command = [sys.executable, ROOT / "scripts" / "evaluate.py", *overrides]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "clocks"),
+    [
+        (["algo=a3c", *SMALL, "distributed=synced", "distributed.max_session=3"], 1),
+        ([*SMALL_SAC, "distributed=shared", "distributed.max_session=2"], 1),
+        (["algo=a3c", *SMALL, "distributed=off", "distributed.max_session=2"], 2),
+        (["algo=a2c", *SMALL], 1),
+        (["algo=a3c", "algo/optimizer=rmsprop", "algo.agent.shared=false", "env=pendulum", "env.max_frame=2_000"], 1),
+    ],
+    ids=["a3c-synced", "sac-shared", "a3c-off", "a2c", "a3c-continuous-separate-rmsprop"],
+)
+def test_train_meets_its_budget_and_every_session_contributes(train, tmp_path, overrides, clocks):
+    process = train(*overrides)
+    assert process.returncode == 0, process.stderr
+    summary, lines = read(tmp_path / "run")
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    sessions = len(summary["session_frames"])
+    budget = config["env"]["max_frame"]
+    assert budget * clocks <= summary["frames"] < budget * clocks + sessions * config["env"]["num_envs"]
+    assert summary["frames"] == sum(summary["session_frames"])
+    assert min(summary["session_updates"]) > 0
+    assert summary["status"] == "finished"
+    assert process.stdout.rstrip().splitlines()[-1].startswith("finished: mean return ")
+    for rank in range(sessions):  # frames only grow, and the last record has all of them
+        frames = [line["frames"] for line in lines if line["kind"] == "session" and line["rank"] == rank]
+        assert frames == sorted(frames)
+        assert frames[-1] == summary["session_frames"][rank]
+    episodes = [episode for line in lines if line["kind"] == "session" for episode in line["episodes"]]
+    assert len(episodes) == summary["episodes"] > 0
+    last_100 = [ret for _, ret, _ in episodes[-100:]]
+    assert summary["mean_return"] == pytest.approx(sum(last_100) / len(last_100))
+
+
+def test_a_run_keeps_what_it_was_made_of(train, tmp_path):
+    process = train("algo=a3c", *SMALL, "distributed.max_session=2", "seed=7", "algo.optimizer.lr=1e-3")
+    assert process.returncode == 0, process.stderr
+    run = tmp_path / "run"
+    config, made = yaml.safe_load((run / "config.yaml").read_text()), json.loads((run / "run.json").read_text())
+    assert (config["seed"], config["algo"]["optimizer"]["lr"], config["env"]["id"]) == (7, 1e-3, "CartPole-v1")
+    assert "${" not in (run / "config.yaml").read_text()
+    assert {"seed=7", "algo.optimizer.lr=1e-3"} <= set(made["overrides"])
+    assert made["packages"]["torch"] == torch.__version__
+    assert re.fullmatch("[0-9a-f]{40}", made["git"]["revision"])
+    assert made["machine"]["cores"] == len(os.sched_getaffinity(0))
+    progress = [line for line in (run / "train.log").read_text().splitlines() if "per session" in line]
+    assert progress
+    assert "\x1b" not in "".join(progress)
+    assert re.search(r"frames [\d,]+/4,000 \([\d.]+%\)  per session .* fps .* return .* updates .* left", progress[0])
+    content = torch.load(run / "checkpoints" / "latest.pt", weights_only=True)
+    assert content["stores"][0]["theta"].shape == (4_675,)
+    assert content["stores"][0]["optimizer"]["state"][0]["exp_avg"].abs().sum() > 0
+    assert not list((run / "checkpoints").glob("*.tmp"))
+
+
+def test_a_run_is_not_overwritten(train):
+    assert train("algo=a2c", *SMALL).returncode == 0
+    again = train("algo=a2c", *SMALL)
+    assert again.returncode == 1
+    assert "holds a run already, which would be overwritten; set hydra.run.dir" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["env=gym", "env.id=Foo-v1"], r"env\.id=Foo-v1 is not a registered environment"),
+        (["env=atari", "env.id=ALE/Pongo-v5"], r"env\.id=ALE/Pongo-v5 .*Did you mean: `Pong`"),
+        (["algo=sac", "env=cartpole"], r"algo=sac needs bounded continuous actions, and this env has Discrete\(2\)"),
+        (["distributed.max_session=0"], r"distributed\.max_session=0 must be a whole number of 1 or more"),
+        (["distributed.max_session=-3"], r"distributed\.max_session=-3 must be"),
+        (["distributed.max_session=1.5"], r"'1\.5' of type 'float' could not be converted to Integer"),
+        (["env.num_envs=-1"], r"env\.num_envs=-1 must be a whole number"),
+        (["env=cartpole", "env.max_frame=100"], r"env\.max_frame=100 ends before .* set it to \d+ or more"),
+        (["algo.optimizer._target_=torch.optim.Adam"], r"Adam is not global.*distributed=synced.*GlobalAdam"),
+        (["algo.optimizer.lr=high"], r"algo\.optimizer\.lr=high must be a number above 0"),
+        (["device=cuda"], r"device=cuda, but torch finds no CUDA GPU here; set device=cpu"),
+        (["device=cuda", "distributed=shared"], r"device=cuda cannot hold the weights in distributed=shared"),
+        (["device=gpu"], r"device=gpu is not a torch device"),
+        (["algo=sac", "env=humanoid", "algo.memory.capacity=9_000_000_000"], r"lower algo\.memory\.capacity"),
+        (
+            ["algo=sac", "env=humanoid", "algo.memory.capacity=2_000_000", "distributed.max_session=512"],
+            r"need .* GB .* lower algo\.memory\.capacity",
+        ),
+        (["+algo.gamma=1"], r"algo\.gamma is not a setting; use one of algo\.agent, "),
+        (["algo=a4c"], r"Could not find 'algo/a4c'"),
+        (["+algo.agent.gama=1"], r"unexpected keyword argument 'gama'"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_bad_input_is_one_clear_message_before_any_process_starts(train, tmp_path, overrides, message):
+    if "device=cuda" in overrides and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    process = train(*overrides)
+    assert process.returncode == 1
+    assert re.search(message, process.stderr), process.stderr
+    assert "Traceback" not in process.stderr
+    assert "session" not in process.stdout.replace("memory:", "").replace("per session", "")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_an_output_folder_that_cannot_be_written_is_named(train):
+    process = train(*SMALL, folder="/proc/asynclab")
+    assert process.returncode == 1
+    assert re.fullmatch(r"The output folder hydra\.run\.dir=/proc/asynclab cannot be written: .*\n", process.stderr)
+
+
+RAISING = """
+from asynclab.envs import Envs, make_envs
+
+def make(id, num_envs):
+    made = make_envs(id, num_envs)
+    made.step = lambda action: 1 / 0
+    return made
+"""
+
+
+@pytest.mark.parametrize(("sessions", "rank"), [(1, "0"), (2, "[01]")])
+def test_a_raising_worker_stops_the_trial(train, tmp_path, monkeypatch, sessions, rank):
+    (tmp_path / "broken_env.py").write_text(RAISING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = train(
+        *SMALL, "env.make._target_=broken_env.make", "~env.make.clip_reward", f"distributed.max_session={sessions}"
+    )
+    assert process.returncode == 1
+    assert re.search(f"session {rank} raised", process.stderr)
+    assert "ZeroDivisionError: division by zero" in process.stderr
+    assert process.stderr.count("Traceback") == 1
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+
+
+def start(tmp_path, *overrides):
+    """Start a long run and wait until its sessions step; return the process and its sessions."""
+    command = [sys.executable, ROOT / "train.py", *overrides, f"hydra.run.dir={tmp_path / 'run'}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() or not metrics.read_text():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return process, [p for p in psutil.Process(process.pid).children(recursive=True)]
+
+
+LONG = ["algo=a3c", "env=cartpole", "env.max_frame=100_000_000", "distributed.max_session=2", "log_every=0.5"]
+
+
+def test_a_killed_worker_is_noticed_and_nothing_is_left(tmp_path):
+    process, children = start(tmp_path, *LONG)
+    workers = [p for p in children if p.cpu_times().user > 0 and p.num_threads() > 1]
+    max(workers, key=lambda p: p.cpu_times().user).kill()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert re.search(r"session [01] was killed by SIGKILL; all sessions were stopped", stderr)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+    assert not psutil.wait_procs(children, timeout=30)[1]
+
+
+def test_ctrl_c_ends_with_a_checkpoint_and_130(tmp_path):
+    process, children = start(tmp_path, *LONG)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
+    assert torch.load(tmp_path / "run" / "checkpoints" / "latest.pt", weights_only=True)["stores"]
+    assert not psutil.wait_procs(children, timeout=30)[1]
+
+
+def test_sessions_die_with_a_killed_parent(tmp_path):
+    before = set(Path("/dev/shm").iterdir())
+    process, children = start(tmp_path, *LONG)
+    process.kill()
+    process.communicate(timeout=60)
+    assert not psutil.wait_procs(children, timeout=30)[1]
+    assert set(Path("/dev/shm").iterdir()) <= before
+
+
+def test_evaluate_plays_a_checkpoint(train, tmp_path):
+    assert train("algo=a2c", *SMALL).returncode == 0
+    run = f"run={tmp_path / 'run'}"
+    first, again = evaluate(run, "episodes=10"), evaluate(run, "episodes=10")
+    match = re.search(r"return ([\d.]+) \+- ([\d.]+) over 10 episodes", first.stdout)
+    assert match, first.stderr
+    assert 8 <= float(match[1]) <= 500
+    assert first.stdout == again.stdout
+    for overrides, message in (
+        (["run=/nowhere"], r"run=/nowhere is not an output folder"),
+        ([run, "episodes=0"], r"episodes=0 must be a whole number"),
+        ([run, "session=5"], r"session=5 has no network of its own"),
+        ([], r"run is missing: set run="),
+    ):
+        process = evaluate(*overrides)
+        assert process.returncode == 1
+        assert re.search(message, process.stderr), process.stderr
+        assert "Traceback" not in process.stderr
+    checkpoint = tmp_path / "run" / "checkpoints" / "latest.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    process = evaluate(run)
+    assert process.returncode == 1
+    assert "latest.pt is not a readable checkpoint" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """Return the folder of a sweep of two algorithms and two seeds."""
+    folder = tmp_path_factory.mktemp("sweep")
+    command = [sys.executable, ROOT / "train.py", "-m", "algo=a3c,a2c", "seed=0,1", *SMALL, f"hydra.sweep.dir={folder}"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert process.returncode == 0, process.stderr
+    return folder
+
+
+def test_a_sweep_leaves_four_complete_runs(sweep):
+    runs = sorted(p for p in sweep.iterdir() if p.is_dir())
+    assert [p.name for p in runs] == ["0", "1", "2", "3"]
+    made = []
+    for run in runs:
+        summary, lines = read(run)
+        assert summary["status"] == "finished"
+        assert lines
+        assert (run / "checkpoints" / "latest.pt").exists()
+        made.append(json.loads((run / "run.json").read_text())["overrides"][:2])
+    assert made == [["algo=a3c", "seed=0"], ["algo=a3c", "seed=1"], ["algo=a2c", "seed=0"], ["algo=a2c", "seed=1"]]
+
+
+def test_tensorboard_serves_the_sweep(sweep):
+    command = [Path(sys.executable).parent / "tensorboard", "--logdir", sweep, "--port", "0", "--host", "127.0.0.1"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        url = next(m[1] for line in server.stdout if (m := re.search(r"(http://127\.0\.0\.1:\d+)", line)))
+
+        def get(path):
+            with urllib.request.urlopen(url + path, timeout=30) as answer:
+                return json.load(answer)
+
+        deadline = time.monotonic() + 60
+        while len(tags := get("/data/plugin/scalars/tags")) < 10 and time.monotonic() < deadline:
+            time.sleep(1)
+        assert {f"{i}/tensorboard/{name}" for i in range(4) for name in ("trial", "session_00")} <= set(tags)
+        trial, session = tags["0/tensorboard/trial"], tags["0/tensorboard/session_00"]
+        assert {"train/return_100", "by_session_frames/return_100", "perf/fps", "loss/policy", "train/lr"} <= set(trial)
+        assert {"train/return", "train/return_100", "by_total_frames/return_100", "train/entropy"} <= set(session)
+        points = get("/data/plugin/scalars/scalars?run=0%2Ftensorboard%2Fsession_00&tag=train%2Freturn")
+        episodes = [e for line in read(sweep / "0")[1] if line.get("rank") == 0 for e in line["episodes"]]
+        assert [[step, value] for _, step, value in points] == [e[:2] for e in episodes]
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def test_a_failing_job_does_not_stop_a_sweep(train, tmp_path):
+    process = train("-m", "algo=a2c", "env.num_envs=0,2", *SMALL, f"hydra.sweep.dir={tmp_path / 's'}", folder=False)
+    assert process.returncode == 1
+    assert "env.num_envs=0 must be a whole number" in process.stderr
+    assert json.loads((tmp_path / "s" / "1" / "summary.json").read_text())["status"] == "finished"

@@ -1,0 +1,93 @@
+import itertools
+
+import pytest
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from asynclab import config
+from asynclab.agents import A3C, SAC
+from asynclab.distributed import Off, Shared, Synced
+from asynclab.optim import GlobalAdam, GlobalRMSprop
+
+config.register()
+CHOICES = {group: sorted(p.stem for p in (ROOT / "conf" / group).glob("*.yaml")) for group in ("algo", "env")}
+MODES = {"off": Off, "shared": Shared, "synced": Synced}
+
+
+def load(*overrides):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+@pytest.mark.parametrize(("algo", "env"), list(itertools.product(CHOICES["algo"], CHOICES["env"])))
+def test_every_algo_and_env_compose_and_instantiate(algo, env):
+    ids = {"gym": ["env.id=Acrobot-v1"], "atari": ["env.id=ALE/Qbert-v5"]}
+    parts = instantiate(load(f"algo={algo}", f"env={env}", *ids.get(env, [])), _convert_="object")
+    envs = parts.env.make(num_envs=1)
+    torso = parts.algo.agent.keywords["torso"](envs.obs_space)
+    assert torso.features == (64 if env in ("cartpole", "pendulum") else 512 if env in ("pong", "atari") else 256)
+    envs.close()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_modes(mode):
+    assert type(instantiate(load(f"distributed={mode}").distributed)) is MODES[mode]
+
+
+def test_a2c_is_a3c_alone_and_can_be_overridden():
+    alone = load("algo=a2c")
+    assert (alone.distributed._target_, alone.distributed.max_session) == ("asynclab.distributed.Off", 1)
+    assert alone.algo == load("algo=a3c").algo
+    assert load("algo=a2c", "distributed=synced").distributed._target_ == "asynclab.distributed.Synced"
+
+
+def test_the_optimizer_is_a_choice():
+    assert instantiate(load("algo/optimizer=rmsprop").algo.optimizer).func is GlobalRMSprop
+    assert instantiate(load("algo=sac", "algo.optimizer.lr=1e-3").algo.optimizer).keywords["lr"] == 1e-3
+
+
+def test_a3c_pong_has_the_reference_numbers():
+    cfg = load("+experiment=a3c_pong")
+    agent, memory, optimizer = cfg.algo.agent, cfg.algo.memory, cfg.algo.optimizer
+    assert instantiate(agent).func is A3C
+    assert (cfg.env.id, cfg.env.num_envs, cfg.env.max_frame, cfg.device) == ("ALE/Pong-v5", 8, 10_000_000, "cpu")
+    assert (cfg.distributed._target_, cfg.distributed.max_session) == ("asynclab.distributed.Synced", 16)
+    assert (agent.gamma, agent.lam, agent.entropy_coef, agent.value_coef, agent.shared) == (0.99, 0.95, 0.01, 0.5, True)
+    assert (memory.horizon, cfg.algo.max_grad_norm) == (32, 0.5)
+    assert (instantiate(optimizer).func, optimizer.lr) == (GlobalAdam, 7e-4)
+    assert OmegaConf.to_container(cfg.env.torso.conv) == [[32, 8, 4], [64, 4, 2], [32, 3, 1]]
+    assert list(cfg.env.torso.hidden) == [512]
+
+
+def test_async_sac_humanoid_has_the_reference_numbers():
+    cfg = load("+experiment=async_sac_humanoid")
+    agent, memory, optimizer = cfg.algo.agent, cfg.algo.memory, cfg.algo.optimizer
+    assert instantiate(agent).func is SAC
+    assert (cfg.env.id, cfg.env.num_envs, cfg.env.max_frame) == ("Humanoid-v5", 8, 50_000_000)
+    assert (cfg.distributed._target_, cfg.distributed.max_session) == ("asynclab.distributed.Shared", 16)
+    assert (agent.gamma, agent.polyak, cfg.algo.max_grad_norm) == (0.99, 0.005, 0.5)
+    assert (memory.capacity, memory.batch_size, memory.start) == (200_000, 256, 1_000)
+    assert (memory.updates_per_frame, memory.combined) == (1.0, True)
+    assert (instantiate(optimizer).func, optimizer.lr) == (GlobalAdam, 5e-5)
+    assert list(cfg.env.torso.hidden) == [256, 256]
+
+
+@pytest.mark.parametrize("typo", ["algo.agent.gama=0.9", "env.num_env=4", "distributed.sessions=2", "sed=1"])
+def test_an_unknown_key_is_refused(typo):
+    with pytest.raises(ConfigCompositionException):
+        load(typo)
+
+
+@pytest.mark.parametrize("added", ["+algo.gamma=1", "+env.seed=1", "+distributed.lock=1", "+sed=1"])
+def test_an_added_key_that_nothing_reads_is_refused(added):
+    with pytest.raises(ValueError, match=f"{added[1:-2]} is not a setting; use one of "):
+        config.refuse_unknown_keys(load(added))
+    config.refuse_unknown_keys(load("+algo.agent.anything=1"))  # the target's own signature sees to that
+
+
+def test_every_env_has_an_id():
+    for env in CHOICES["env"]:
+        assert "id" in OmegaConf.to_container(load(f"env={env}").env)
