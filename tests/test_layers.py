@@ -20,7 +20,7 @@ FORBIDDEN = {
     "distributed": {"asynclab.agents", "asynclab.envs", "gymnasium", "hydra"},
 }
 HYDRA = {"train", "config", "scripts", "evaluation", "provenance"}
-FILES = [p for p in [ROOT / "train.py", *ROOT.glob("scripts/*.py"), *ROOT.glob("asynclab/**/*.py")]]
+FILES = [ROOT / "train.py", *ROOT.glob("scripts/*.py"), *ROOT.glob("asynclab/**/*.py")]
 
 
 def part(path: Path) -> str:
