@@ -1,7 +1,6 @@
 """Train: compose -> instantiate -> Trial.run().  The only file that shows how everything is wired.
 
-python train.py algo=a3c env=pong distributed=synced distributed.max_session=16
-python train.py --help
+Example: ``python train.py algo=a3c env=pong distributed=synced distributed.max_session=16``
 """
 
 import sys

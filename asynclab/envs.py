@@ -28,6 +28,7 @@ class Step(NamedTuple):
 
     Attributes:
         obs: [B, ...] what to act on next; after an episode's end the first observation of the next one.
+            May be gymnasium's own array: valid until the next step, so that nobody copies it but the memory.
         reward: [B] float32 for training, clipped if the environment was made so.
         terminated: [B] bool; the true successor is a terminal state.
         truncated: [B] bool; the episode was cut short, and its true successor is in ``final_obs``.
@@ -93,8 +94,9 @@ class Envs:
         if (ended := info.get("_episode")) is not None:
             returns, lengths = info["episode"]["r"], info["episode"]["l"]
             episodes = [Episode(int(b), float(returns[b]), int(lengths[b])) for b in np.flatnonzero(ended)]
-        # gymnasium reuses its arrays in the next step; casting to another type copies, and so must float32 to float32
-        return Step(obs.astype(dtype), reward.astype(np.float32), terminated.copy(), truncated, final_obs, episodes)
+        return Step(
+            obs.astype(dtype, copy=False), reward.astype(np.float32), terminated.copy(), truncated, final_obs, episodes
+        )
 
     def close(self) -> None:
         """Free the emulators."""

@@ -54,6 +54,7 @@ def evaluate(run: Path, episodes: int, deterministic: bool = False, session: int
     """
     check.count("episodes", episodes)
     agent, envs = load(run, session, num_envs=min(episodes, 8))
+    torch.set_num_threads(1)  # batches this small only lose by more
     torch.manual_seed(seed)
     quota = [len(range(b, episodes, envs.num_envs)) for b in range(envs.num_envs)]
     returns: list[list[float]] = [[] for _ in quota]

@@ -1,6 +1,6 @@
 """Play a run's checkpoint and print the mean and standard deviation of its raw returns.
 
-python scripts/evaluate.py run=outputs/a3c_pong_synced/2026-11-22_12-00-00 episodes=10
+Example: ``python scripts/evaluate.py run=outputs/a3c_pong_synced/2026-11-22_12-00-00 episodes=10``
 """
 
 import statistics

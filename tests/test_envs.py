@@ -170,7 +170,7 @@ def test_environments_of_different_seeds_differ_and_equal_seeds_repeat(id):
     def observe(seeds):
         envs = make_envs(id, 2)
         envs.reset(seeds)
-        return np.stack([envs.step(np.array([t % 2 + 2 * ("ALE" in id)] * 2)).obs for t in range(60)])
+        return np.stack([envs.step(np.array([t % 2 + 2 * ("ALE" in id)] * 2)).obs.copy() for t in range(60)])
 
     first = observe([5, 6])
     assert np.array_equal(first, observe([5, 6]))

@@ -11,7 +11,7 @@ LAYERS = [
     {"nets", "distributions", "optim"},
     {"envs", "memory", "agents", "distributed"},
     {"learner", "session"},
-    {"recorder", "checkpoint", "provenance", "trial", "evaluation"},
+    {"recorder", "checkpoint", "provenance", "trial", "evaluation", "curves"},
     {"train", "scripts"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
