@@ -45,6 +45,7 @@ class Recorder:
         self.every = every
         sessions = mode.max_session
         self._start = self._last_time = time.monotonic()
+        self._next_time = self._start + every
         self._last_frames = 0
         self._session_frames = [0] * sessions
         self._session_clock = [(self._start, 0)] * sessions
@@ -87,7 +88,9 @@ class Recorder:
             {"kind": "session", "rank": rank, "frames": record.frames, "total_frames": total, "updates": record.updates}
             | {"seconds": now - self._start, "metrics": scalars, "episodes": [list(e) for e in record.episodes]}
         )
-        if now - self._last_time >= self.every:
+        if now >= self._next_time:
+            # on a fixed grid: counted from the last line, a record that comes a moment early would skip a whole turn
+            self._next_time += self.every * ((now - self._next_time) // self.every + 1)
             self.progress()
 
     def progress(self) -> None:

@@ -81,7 +81,7 @@ class Session:
 
         episodes: list[Return] = []
         frames = 0
-        last = time.monotonic()
+        next_record = time.monotonic() + self.log_every
         obs = envs.reset(seeds.envs(envs.num_envs))
         memory.reset(obs)
         while (total_frames := store.total_frames()) < store.max_frame:
@@ -94,8 +94,8 @@ class Session:
             episodes += [Return(frames, e.ret, e.length) for e in step.episodes]
             for batch in memory.batches(total_frames + envs.num_envs):
                 learner.update(batch)
-            if time.monotonic() - last >= self.log_every:
-                last = time.monotonic()
+            if (now := time.monotonic()) >= next_record:
+                next_record = now + self.log_every
                 yield Record(rank, frames, int(store.updates[slot]), episodes, learner.metrics())
                 episodes = []
         envs.close()
