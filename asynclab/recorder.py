@@ -47,7 +47,6 @@ class Recorder:
         self._start = self._last_time = time.monotonic()
         self._next_time = self._start + every
         self._last_frames = 0
-        self._session_frames = [0] * sessions
         self._session_clock = [(self._start, 0)] * sessions
         self._returns: deque[float] = deque(maxlen=WINDOW)
         self._session_returns: list[deque[float]] = [deque(maxlen=WINDOW) for _ in range(sessions)]
@@ -66,7 +65,7 @@ class Recorder:
     def write(self, record: Record) -> None:
         """Take one session's report, and print the progress line when it is time."""
         rank, now = record.rank, time.monotonic()
-        total = self._count(record)
+        total = self.total_frames()
         writer, returns = self._sessions[rank], self._session_returns[rank]
         for episode in record.episodes:
             returns.append(episode.ret)
@@ -93,12 +92,13 @@ class Recorder:
             self._next_time += self.every * ((now - self._next_time) // self.every + 1)
             self.progress()
 
-    def progress(self) -> None:
-        """Write the trial's scalars and its progress line."""
+    def progress(self, final: bool = False) -> None:
+        """Write the trial's scalars and its progress line; ``final`` gives the speed since the start."""
         now, frames = time.monotonic(), self.total_frames()
         budget = sum(store.max_frame for store in self.stores)
         sessions = self.mode.max_session
-        fps = (frames - self._last_frames) / max(now - self._last_time, 1e-9)
+        since, before = (self._start, 0) if final else (self._last_time, self._last_frames)
+        fps = (frames - before) / max(now - since, 1e-9)
         self._last_time, self._last_frames = now, frames
         updates = sum(store.total_updates() for store in self.stores)
         scalars = _mean(self._latest) | {"perf/fps": fps, "perf/updates": float(updates)}
@@ -111,7 +111,7 @@ class Recorder:
             {"kind": "trial", "total_frames": frames, "updates": updates, "seconds": now - self._start}
             | {"metrics": scalars}
         )
-        left = (budget - frames) / fps if fps > 0 else math.inf
+        left = max(budget - frames, 0) / fps if fps > 0 else math.inf
         log.info(
             "frames %s/%s (%.1f%%)  per session %s  fps %s  return %.2f  updates %s  left %s",
             f"{frames:,}", f"{budget:,}", 100 * frames / budget, f"{frames // sessions:,}", f"{fps:,.0f}",
@@ -128,7 +128,7 @@ class Recorder:
         Args:
             status: ``finished``, ``interrupted`` or ``failed``.
         """
-        self.progress()
+        self.progress(final=True)
         seconds = time.monotonic() - self._start
         frames = self.total_frames()
         session_frames = [int(n) for store in self.stores for n in store.frames]
@@ -155,11 +155,6 @@ class Recorder:
             _duration(seconds), f"{summary['fps']:,.0f}",
         )  # fmt: skip
         return summary
-
-    def _count(self, record: Record) -> int:
-        """Return the trial's frames at the time of a record, as far as sessions have reported them."""
-        self._session_frames[record.rank] = record.frames
-        return sum(self._session_frames)
 
     def _line(self, content: dict[str, Any]) -> None:
         # JSON has no nan: a diverged loss becomes null
