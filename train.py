@@ -19,6 +19,7 @@ def main(cfg: DictConfig) -> float:
     """Run one trial and return its final mean return, for sweepers to maximise."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import CompactHydraException, InstantiationException
+    from omegaconf.errors import OmegaConfBaseException
 
     from asynclab import provenance
     from asynclab.distributed import SessionError
@@ -43,11 +44,12 @@ def main(cfg: DictConfig) -> float:
             checkpoint_every=parts.checkpoint_every,
             folder=folder,
         )
-    except (ValueError, TypeError) as error:  # a setting; HYDRA_FULL_ERROR=1 shows where it hurt
-        raise CompactHydraException(str(error)) from error
     except InstantiationException as error:
         raise CompactHydraException(str(error.__cause__ or error)) from error
-    provenance.write(folder, cfg, HydraConfig.get().overrides.task)
+    except (ValueError, TypeError, LookupError, OmegaConfBaseException) as error:
+        # a setting; HYDRA_FULL_ERROR=1 shows where it hurt
+        raise CompactHydraException(str(error)) from error
+    provenance.write(folder, cfg, HydraConfig.get().overrides.task, trial.mode.max_session, trial.devices)
     try:
         return trial.run()
     except SessionError as error:

@@ -67,12 +67,17 @@ def refuse_unknown_keys(cfg: DictConfig, prefix: str = "") -> None:
 
 
 class CheckOutput(Callback):
-    """Refuses an output folder that cannot be written, before Hydra fails on it with a traceback."""
+    """Refuses an output folder that cannot be written or is in use, before Hydra writes into it."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check ``hydra.run.dir``."""
         HydraConfig.instance().set_config(config)  # the folder's name is made of the choices
-        check_writable(config.hydra.run.dir, "hydra.run.dir")
+        folder = config.hydra.run.dir
+        check_writable(folder, "hydra.run.dir")
+        if (Path(folder) / "metrics.jsonl").exists():
+            sys.exit(
+                f"The output folder hydra.run.dir={folder} holds a run already. Set hydra.run.dir to another folder."
+            )
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check ``hydra.sweep.dir``."""

@@ -1,6 +1,7 @@
 """Console output: a live progress line on a terminal, plain lines elsewhere."""
 
 import logging
+import shutil
 
 
 class LiveHandler(logging.StreamHandler):
@@ -8,9 +9,17 @@ class LiveHandler(logging.StreamHandler):
 
     _line_is_open = False
 
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record; a live one must fit one row, or the next could not wipe it."""
+        text = super().format(record)
+        return text[: shutil.get_terminal_size().columns - 1] if self._is_live(record) else text
+
+    def _is_live(self, record: logging.LogRecord) -> bool:
+        return getattr(record, "live", False) and self.stream.isatty()
+
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record."""
-        live = getattr(record, "live", False) and self.stream.isatty()
+        live = self._is_live(record)
         if self._line_is_open:
             self.stream.write("\r\x1b[2K" if live else "\n")
         self.terminator = "" if live else "\n"

@@ -27,7 +27,8 @@ def read(run: Path, x: str) -> tuple[list[float], list[float]]:
     file = run / "metrics.jsonl"
     if not file.is_file():
         raise ValueError(f"{run} is not an output folder: it has no metrics.jsonl")
-    lines: list[dict[str, Any]] = [json.loads(line) for line in file.read_text().splitlines()]
+    # of a run that is still writing, or was killed, the last line may be half a line
+    lines: list[dict[str, Any]] = [json.loads(line) for line in file.read_text().splitlines(True) if line[-1] == "\n"]
     sessions = len({line["rank"] for line in lines if line["kind"] == "session"})
     points = [line for line in lines if line["kind"] == "trial" and "train/return_100" in line["metrics"]]
     if not points:
@@ -53,4 +54,7 @@ def plot(runs: Sequence[Path], labels: Sequence[str], x: str, out: Path) -> None
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    figure.savefig(out, dpi=120)
+    try:
+        figure.savefig(out, dpi=120)
+    except OSError as error:
+        raise ValueError(f"out={out} cannot be written: {error.strerror}; set out to another file") from error

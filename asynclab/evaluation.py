@@ -53,6 +53,8 @@ def evaluate(run: Path, episodes: int, deterministic: bool = False, session: int
         seed: Of environments and actions.
     """
     check.count("episodes", episodes)
+    if seed < 0:
+        raise ValueError(f"seed={seed} must be 0 or more")
     agent, envs = load(run, session, num_envs=min(episodes, 8))
     torch.set_num_threads(1)  # batches this small only lose by more
     torch.manual_seed(seed)

@@ -37,6 +37,7 @@ class Learner:
         agent.bind(self.weights, self.grad)
         mode.pull(self.weights, store)
         agent.on_start()
+        assert flat.is_bound(agent.nets, self.weights)
         self._sums: dict[str, Tensor | float] = defaultdict(float)
         self._count = 0
 
@@ -80,8 +81,3 @@ def clip_norm_(grad: Tensor, networks: Mapping[str, slice], max_norm: float | No
 
 def _to(batch: Any, device: torch.device) -> Any:
     return type(batch)(*(x.to(device) for x in batch))
-
-
-def assert_bound(learner: Learner) -> None:
-    """Assert that the agent still computes with the learner's weights."""
-    assert flat.is_bound(learner.agent.nets, learner.weights), "a network was moved after it was bound"

@@ -172,6 +172,7 @@ class Replay:
         self._num_envs = num_envs
         self._updates_per_step = check.positive("algo.memory.updates_per_frame", updates_per_frame) * num_envs
         self._due = 0.0
+        self._turn = 0  # the environment whose newest transition the next batch has
         self._rng = np.random.default_rng(seed)
         self._rows = capacity // num_envs
         self._head = 0  # row of the observation that is acted on next; it has no transition yet
@@ -186,8 +187,8 @@ class Replay:
         self._truncated = np.zeros(shape, np.bool_)
 
     def min_frame(self, sessions: int) -> int:
-        """Return the warm-up, or one step of each session if that is more."""
-        return max(self.start, sessions * self._num_envs)
+        """Return the warm-up and one more step of each session."""
+        return self.start + sessions * self._num_envs
 
     def nbytes(self) -> int:
         """Return the bytes that are allocated, without the few truncated episodes' last observations."""
@@ -221,12 +222,12 @@ class Replay:
         if total_frames < self.start:
             self._due = 0.0
             return
-        for k in range(int(self._due)):
-            yield self.sample(k)
+        for _ in range(int(self._due)):
+            yield self.sample()
         self._due %= 1.0
 
-    def sample(self, k: int = 0) -> ReplayBatch:
-        """Draw N transitions with replacement; if ``combined``, the last is environment k's (mod B) newest."""
+    def sample(self) -> ReplayBatch:
+        """Draw N transitions with replacement; if ``combined``, the last is the newest of each environment in turn."""
         rows, num_envs = self._rows + 1, self._num_envs
         held = self._rows if self._full else self._head
         assert held > 0
@@ -234,7 +235,8 @@ class Replay:
         # counted back from the head, which itself never is a transition
         row, env = (self._head - 1 - flat // num_envs) % rows, flat % num_envs
         if self.combined:
-            row[-1], env[-1] = (self._head - 1) % rows, k % num_envs
+            row[-1], env[-1] = (self._head - 1) % rows, self._turn
+            self._turn = (self._turn + 1) % num_envs
         at = (row, env)
         next_obs = self._obs[(row + 1) % rows, env]
         for i in np.flatnonzero(self._truncated[at]):

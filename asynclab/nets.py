@@ -46,6 +46,7 @@ class MLPTorso(TorsoModule):
 
     def __init__(self, space: Box, action_dim: int = 0, *, hidden: Sequence[int]) -> None:
         super().__init__()
+        _check_hidden(hidden)
         self.layers = mlp(prod(space.shape) + action_dim, hidden)
         self.features = hidden[-1]
 
@@ -69,14 +70,22 @@ class ConvTorso(TorsoModule):
         self, space: Box, action_dim: int = 0, *, conv: Sequence[Sequence[int]], hidden: Sequence[int]
     ) -> None:
         super().__init__()
+        _check_hidden(hidden)
+        if len(space.shape) != 3:
+            raise ValueError(f"env.torso needs images [C, H, W], and this env shows {space.shape}; use env=gym")
+        if any(len(layer) != 3 for layer in conv):
+            raise ValueError(f"env.torso.conv={conv} must have [channels, kernel, stride] for each layer")
         layers: list[nn.Module] = []
         channels = space.shape[0]
         for out, kernel, stride in conv:
             layers += [_orthogonal(nn.Conv2d(channels, out, kernel, stride)), nn.ReLU()]
             channels = out
         self.conv = nn.Sequential(*layers)
-        with torch.no_grad():
-            flat = self.conv(torch.zeros(1, *space.shape)).numel()
+        try:
+            with torch.no_grad():
+                flat = self.conv(torch.zeros(1, *space.shape)).numel()
+        except RuntimeError as error:
+            raise ValueError(f"env.torso.conv={conv} does not fit images of {space.shape}: {error}") from error
         self.dense = mlp(flat + action_dim, hidden)
         self.features = hidden[-1]
 
@@ -92,6 +101,11 @@ def auto_torso(space: Box, action_dim: int = 0, *, conv: Sequence[Sequence[int]]
     if len(space.shape) == 3 and space.dtype == "uint8":
         return ConvTorso(space, action_dim, conv=conv, hidden=hidden)
     return MLPTorso(space, action_dim, hidden=hidden)
+
+
+def _check_hidden(hidden: Sequence[int]) -> None:
+    if not hidden:
+        raise ValueError("env.torso.hidden=[] must have the width of at least one dense layer")
 
 
 def _orthogonal(layer: Layer, gain: float = sqrt(2)) -> Layer:

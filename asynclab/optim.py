@@ -27,7 +27,7 @@ class GlobalAdam(GlobalOptimizer, torch.optim.Adam):
         lr: Learning rate.
         betas: Decay of the first and second moment.
         eps: Added to the root of the second moment.
-        weight_decay: L2 penalty, for all networks or by network name, e.g. ``{actor: 0.0, q1: 1e-4, q2: 1e-4}``.
+        weight_decay: L2 penalty: a number for all networks (single scalars excepted), or numbers by network name.
     """
 
     def __init__(
@@ -45,7 +45,9 @@ class GlobalAdam(GlobalOptimizer, torch.optim.Adam):
 
 
 class GlobalRMSprop(GlobalOptimizer, torch.optim.RMSprop):
-    """RMSprop with shared statistics, "Shared RMSProp" of Mnih et al. (2016), section 4; the paper's alpha and eps.
+    """RMSprop with shared statistics, "Shared RMSProp" of Mnih et al. (2016), section 4.
+
+    The paper's eps of 0.1 fits its summed, unclipped gradients; with means and clipping it would drown them.
 
     Args:
         groups: One group per network, as the store makes them.
@@ -53,7 +55,7 @@ class GlobalRMSprop(GlobalOptimizer, torch.optim.RMSprop):
         alpha: Decay of the squared gradient's average.
         eps: Added to its root.
         momentum: 0 for none.
-        weight_decay: L2 penalty, for all networks or by network name.
+        weight_decay: As in ``GlobalAdam``.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class GlobalRMSprop(GlobalOptimizer, torch.optim.RMSprop):
         groups: Groups,
         lr: float = 7e-4,
         alpha: float = 0.99,
-        eps: float = 0.1,
+        eps: float = 1e-5,
         momentum: float = 0.0,
         weight_decay: float | Mapping[str, float] = 0.0,
     ) -> None:
@@ -93,7 +95,12 @@ def _vector(p: Tensor) -> Tensor:
 def _with_weight_decay(groups: Groups, weight_decay: float | Mapping[str, float]) -> Groups:
     names = [group["name"] for group in groups]
     if not isinstance(weight_decay, Mapping):
-        weight_decay = dict.fromkeys(names, weight_decay)
+        if not isinstance(weight_decay, (int, float)) or weight_decay < 0:
+            raise ValueError(
+                f"algo.optimizer.weight_decay={weight_decay} must be a number of 0 or more, or one by network"
+            )
+        # a learned temperature is no network that should be kept small
+        weight_decay = {g["name"]: weight_decay for g in groups if g["params"][0].numel() > 1}
     elif unknown := set(weight_decay) - set(names):
         raise ValueError(
             f"algo.optimizer.weight_decay names {sorted(unknown)}, but the networks are {names}; use those names"

@@ -12,18 +12,33 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 from omegaconf import DictConfig, OmegaConf
+
+from asynclab.precision import has_native_bf16
 
 PACKAGES = ["torch", "hydra-core", "omegaconf", "gymnasium", "ale-py", "mujoco", "numpy", "tensorboard"]
 
+SOURCES = ["asynclab", "conf", "scripts", "train.py", "constraints.txt"]
 
-def write(folder: Path, cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Write ``config.yaml`` (resolved) and ``run.json`` (overrides, seed, revision, versions, machine)."""
+
+def write(folder: Path, cfg: DictConfig, overrides: Sequence[str], max_session: int, devices: Sequence[str]) -> None:
+    """Write ``config.yaml`` (resolved) and ``run.json`` (overrides, seed, revision, versions, machine).
+
+    Args:
+        folder: Output folder.
+        cfg: The composed config.
+        overrides: As typed.
+        max_session: What ``distributed.max_session`` became, which may be null in the config.
+        devices: What ``device`` became.
+    """
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     run = {
         "command": [sys.executable, *sys.argv],
         "overrides": list(overrides),
         "seed": cfg.seed,
+        "max_session": max_session,
+        "devices": list(devices),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": _git(),
         "packages": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
@@ -40,7 +55,8 @@ def _git() -> dict[str, Any] | None:
         return subprocess.run(["git", "-C", source, *args], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        changes = git("status", "--porcelain", "--", *(f":/{path}" for path in SOURCES))
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(changes)}
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -57,6 +73,7 @@ def _machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
+        "native_bf16": has_native_bf16(torch.device("cpu")),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
     }
 

@@ -48,11 +48,11 @@ class Recorder:
         self._next_time = self._start + every
         self._last_frames = 0
         self._session_clock = [(self._start, 0)] * sessions
-        self._returns: deque[float] = deque(maxlen=WINDOW)
+        self._recent: list[tuple[float, float]] = []  # when an episode of any session ended, and its return
         self._session_returns: list[deque[float]] = [deque(maxlen=WINDOW) for _ in range(sessions)]
         self._latest: list[Mapping[str, float]] = [{} for _ in range(sessions)]
         self._episodes = 0
-        self._metrics = (folder / "metrics.jsonl").open("a")
+        self._metrics = (folder / "metrics.jsonl").open("x")
         tensorboard = folder / "tensorboard"
         self._trial = SummaryWriter(str(tensorboard / "trial"))
         self._sessions = [SummaryWriter(str(tensorboard / f"session_{rank:02d}")) for rank in range(sessions)]
@@ -60,7 +60,7 @@ class Recorder:
     @property
     def mean_return(self) -> float:
         """Mean raw return of the last 100 episodes of the trial; nan before the first."""
-        return statistics.fmean(self._returns) if self._returns else math.nan
+        return statistics.fmean(ret for _, ret in self._recent) if self._recent else math.nan
 
     def write(self, record: Record) -> None:
         """Take one session's report, and print the progress line when it is time."""
@@ -69,8 +69,11 @@ class Recorder:
         writer, returns = self._sessions[rank], self._session_returns[rank]
         for episode in record.episodes:
             returns.append(episode.ret)
-            self._returns.append(episode.ret)
             writer.add_scalar("train/return", episode.ret, episode.frame)
+            writer.add_scalar("by_total_frames/return", episode.ret, episode.total_frame)
+            self._trial.add_scalar("train/return", episode.ret, episode.total_frame)
+        # by the time of their ends: sessions report whole batches, and in order of arrival one would crowd out the rest
+        self._recent = sorted(self._recent + [(e.seconds, e.ret) for e in record.episodes])[-WINDOW:]
         self._episodes += len(record.episodes)
         before, frames = self._session_clock[rank]
         self._session_clock[rank] = (now, record.frames)
@@ -85,7 +88,8 @@ class Recorder:
         self._latest[rank] = record.metrics or self._latest[rank]
         self._line(
             {"kind": "session", "rank": rank, "frames": record.frames, "total_frames": total, "updates": record.updates}
-            | {"seconds": now - self._start, "metrics": scalars, "episodes": [list(e) for e in record.episodes]}
+            | {"seconds": now - self._start, "metrics": scalars}
+            | {"episodes": [e._replace(seconds=e.seconds - self._start)._asdict() for e in record.episodes]}
         )
         if now >= self._next_time:
             # on a fixed grid: counted from the last line, a record that comes a moment early would skip a whole turn
@@ -102,7 +106,7 @@ class Recorder:
         self._last_time, self._last_frames = now, frames
         updates = sum(store.total_updates() for store in self.stores)
         scalars = _mean(self._latest) | {"perf/fps": fps, "perf/updates": float(updates)}
-        if self._returns:
+        if self._recent:
             scalars["train/return_100"] = self.mean_return
             self._trial.add_scalar("by_session_frames/return_100", self.mean_return, frames // sessions)
         for name, value in scalars.items():
@@ -135,7 +139,7 @@ class Recorder:
         session_updates = [int(n) for store in self.stores for n in store.updates]
         summary = {
             "status": status,
-            "mean_return": None if math.isnan(self.mean_return) else self.mean_return,
+            "mean_return": self.mean_return,
             "episodes": self._episodes,
             "frames": frames,
             "updates": sum(session_updates),
@@ -145,22 +149,29 @@ class Recorder:
             "session_updates": session_updates,
             "session_mean_return": [statistics.fmean(r) if r else None for r in self._session_returns],
         }
-        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        (self.folder / "summary.json").write_text(json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n")
         self._metrics.close()
         for writer in (self._trial, *self._sessions):
             writer.close()
         log.info(
             "%s: mean return %.2f over the last %d episodes, %s frames, %s updates, %s, %s frames/s",
-            status, self.mean_return, len(self._returns), f"{frames:,}", f"{summary['updates']:,}",
+            status, self.mean_return, len(self._recent), f"{frames:,}", f"{summary['updates']:,}",
             _duration(seconds), f"{summary['fps']:,.0f}",
         )  # fmt: skip
         return summary
 
     def _line(self, content: dict[str, Any]) -> None:
-        # JSON has no nan: a diverged loss becomes null
-        content["metrics"] = {k: v if math.isfinite(v) else None for k, v in content["metrics"].items()}
-        self._metrics.write(json.dumps(content, allow_nan=False) + "\n")
+        self._metrics.write(json.dumps(_finite(content), allow_nan=False) + "\n")
         self._metrics.flush()
+
+
+def _finite(content: Any) -> Any:
+    """Replace what JSON cannot say, such as the nan of a diverged loss, by None."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _mean(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -16,9 +16,19 @@ from asynclab.memory import Memory
 
 
 class Return(NamedTuple):
-    """A finished episode: the session's frames at its end, its raw return, its length in frames."""
+    """A finished episode.
+
+    Attributes:
+        frame: Frames of the session at its end.
+        total_frame: Frames of the trial at its end.
+        seconds: When it ended, on the machine's monotonic clock.
+        ret: Sum of raw rewards.
+        length: In frames.
+    """
 
     frame: int
+    total_frame: int
+    seconds: float
     ret: float
     length: int
 
@@ -43,14 +53,13 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class Session:
-    """Everything that a session needs: resolved and picklable, the same for all ranks.
+    """Everything that a session needs but its rank and store: resolved and picklable, the same for all ranks.
 
     Attributes:
         make_envs: () -> Envs.
         make_agent: (obs_space, action_space) -> Agent.
         make_memory: (obs_space, action_space, num_envs, seed) -> Memory.
         mode: Placement of the weights.
-        stores: One for all sessions, or one for each.
         max_grad_norm: Bound on each network's gradient norm, None for none.
         devices: Torch devices, dealt out to the sessions in turn.
         seed: Of the trial.
@@ -61,16 +70,14 @@ class Session:
     make_agent: Callable[..., Agent]
     make_memory: Callable[..., Memory]
     mode: Mode
-    stores: list[Store]
     max_grad_norm: float | None
     devices: list[str]
     seed: int
     log_every: float
 
-    def run(self, rank: int) -> Iterator[Record]:
-        """Train until the global clock shows that the budget is used up."""
-        store_index, slot = self.mode.place(rank)
-        store = self.stores[store_index]
+    def run(self, rank: int, store: Store) -> Iterator[Record]:
+        """Train ``store`` until its clock shows that the budget is used up."""
+        slot = self.mode.slot(rank)
         seeds = Seeds(self.seed, rank)
         envs = self.make_envs()
         agent = self.make_agent(envs.obs_space, envs.action_space)
@@ -91,8 +98,9 @@ class Session:
             frames += envs.num_envs
             store.frames[slot] = frames
             obs = step.obs
-            episodes += [Return(frames, e.ret, e.length) for e in step.episodes]
-            for batch in memory.batches(total_frames + envs.num_envs):
+            total_frames += envs.num_envs
+            episodes += [Return(frames, total_frames, time.monotonic(), e.ret, e.length) for e in step.episodes]
+            for batch in memory.batches(total_frames):
                 learner.update(batch)
             if (now := time.monotonic()) >= next_record:
                 next_record = now + self.log_every

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from asynclab.recorder import Recorder
 from asynclab.session import Seeds, Session
 
 log = logging.getLogger(__name__)
+
+PRELOAD = ["torch", "hydra", "gymnasium.wrappers.vector", "ale_py", "asynclab.session"]  # imported before sessions fork
 
 
 class Trial:
@@ -70,7 +73,7 @@ class Trial:
         if max_grad_norm is not None:
             check.positive("algo.max_grad_norm", max_grad_norm)
         if (folder / "metrics.jsonl").exists():
-            raise ValueError(f"{folder} holds a run already, which would be overwritten; set hydra.run.dir to another")
+            raise ValueError(f"the output folder {folder} holds a run already; set hydra.run.dir to another folder")
         devices = _devices(device, mode)
         envs = make_envs()
         envs.close()
@@ -83,15 +86,14 @@ class Trial:
             return Store(flat.flatten(nets), parts, make_optimizer, max_frame, lr_schedule, mode.writers)
 
         self.stores = [make_store(rank) for rank in range(mode.num_stores)]
-        if mode.one_store and not self.stores[0].is_global:
+        if (mode.one_store or mode.max_session > 1) and not self.stores[0].is_global:
             raise ValueError(
                 f"algo.optimizer {type(self.stores[0].optimizer).__name__} is not global, so with"
-                f" distributed={mode.name} its state would be lost between sessions;"
+                f" distributed={mode.name} and {mode.max_session} sessions its state would be lost between processes;"
                 " set algo.optimizer._target_=asynclab.optim.GlobalAdam or GlobalRMSprop"
             )
-        self.session = Session(
-            make_envs, make_agent, make_memory, mode, self.stores, max_grad_norm, devices, seed, log_every
-        )
+        self.devices = devices
+        self.session = Session(make_envs, make_agent, make_memory, mode, max_grad_norm, devices, seed, log_every)
 
     def run(self) -> float:
         """Train until the budget is used up and return the mean return of the last 100 episodes (nan if none)."""
@@ -104,7 +106,8 @@ class Trial:
         status = "failed"
         saved = time.monotonic()
         try:
-            for record in launch(self.session.run, mode.max_session, mode.num_threads):
+            runs = [partial(self.session.run, rank, self.store_of(rank)) for rank in range(mode.max_session)]
+            for record in launch(runs, mode.num_threads, PRELOAD):
                 recorder.write(record)
                 if time.monotonic() - saved >= self.checkpoint_every:
                     self.save()
@@ -114,9 +117,15 @@ class Trial:
             status = "interrupted"
             raise
         finally:
-            self.save()
-            recorder.close(status)
+            try:
+                self.save()
+            finally:
+                recorder.close(status)
         return recorder.mean_return
+
+    def store_of(self, rank: int) -> Store:
+        """Return the store that a session trains."""
+        return self.stores[self.mode.store_index(rank)]
 
     def save(self) -> None:
         """Write ``checkpoints/latest.pt``."""
@@ -136,14 +145,18 @@ def _devices(device: str, mode: Mode) -> list[str]:
         raise ValueError(f"device={device} is not a torch device; use auto, cpu, cuda or cuda:0") from None
     if kind not in ("cpu", "cuda"):
         raise ValueError(f"device={device} is not supported; use auto, cpu, cuda or cuda:0")
-    if kind == "cuda" and not mode.on_gpu:
+    if kind == "cpu":
+        return ["cpu"]
+    if not mode.on_gpu:
         raise ValueError(
             f"device={device} cannot hold the weights in distributed={mode.name}, where they are the global network in"
             " CPU memory; set device=cpu or distributed=synced"
         )
-    if kind == "cuda" and not cuda:
+    if not cuda:
         raise ValueError(f"device={device}, but torch finds no CUDA GPU here; set device=cpu or device=auto")
-    return [device]
+    if (torch.device(device).index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={device}, but there are {torch.cuda.device_count()} GPUs, counted from cuda:0")
+    return [device]  # all sessions on the one that was named; auto spreads them
 
 
 def _check_memory(make_memory: Callable[..., Memory], envs: Envs, mode: Mode, max_frame: int) -> None:

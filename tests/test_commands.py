@@ -62,7 +62,7 @@ def test_train_meets_its_budget_and_every_session_contributes(train, tmp_path, o
         assert frames[-1] == summary["session_frames"][rank]
     episodes = [episode for line in lines if line["kind"] == "session" for episode in line["episodes"]]
     assert len(episodes) == summary["episodes"] > 0
-    last_100 = [ret for _, ret, _ in episodes[-100:]]
+    last_100 = [episode["ret"] for episode in sorted(episodes, key=lambda e: e["seconds"])[-100:]]
     assert summary["mean_return"] == pytest.approx(sum(last_100) / len(last_100))
 
 
@@ -87,11 +87,14 @@ def test_a_run_keeps_what_it_was_made_of(train, tmp_path):
     assert not list((run / "checkpoints").glob("*.tmp"))
 
 
-def test_a_run_is_not_overwritten(train):
+def test_a_run_is_not_overwritten(train, tmp_path):
     assert train("algo=a2c", *SMALL).returncode == 0
-    again = train("algo=a2c", *SMALL)
+    again = train("algo=a3c", *SMALL)
     assert again.returncode == 1
-    assert "holds a run already, which would be overwritten; set hydra.run.dir" in again.stderr
+    assert re.fullmatch(
+        "The output folder .* holds a run already. Set hydra.run.dir to another folder.\n", again.stderr
+    )
+    assert yaml.safe_load((tmp_path / "run" / ".hydra" / "overrides.yaml").read_text())[0] == "algo=a2c"
 
 
 @pytest.mark.parametrize(
@@ -117,6 +120,11 @@ def test_a_run_is_not_overwritten(train):
         ),
         (["+algo.gamma=1"], r"algo\.gamma is not a setting; use one of algo\.agent, "),
         (["algo=a4c"], r"Could not find 'algo/a4c'"),
+        (["env=gym"], r"env\.id"),
+        (["env=atari", "env.id=CartPole-v1"], r"env\.torso needs images .* this env shows \(4,\)"),
+        (["env.torso.hidden=[]"], r"env\.torso\.hidden=\[\] must have"),
+        (["env.torso.conv=[[32,8]]"], r"env\.torso\.conv=.* must have \[channels, kernel, stride\]"),
+        (["env.torso.conv=[[32,90,4]]"], r"env\.torso\.conv=.* does not fit images of \(4, 84, 84\)"),
         (["+algo.agent.gama=1"], r"unexpected keyword argument 'gama'"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
@@ -184,7 +192,7 @@ def test_a_killed_worker_is_noticed_and_nothing_is_left(tmp_path):
     max(workers, key=lambda p: p.cpu_times().user).kill()
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert re.search(r"session [01] was killed by SIGKILL; all sessions were stopped", stderr)
+    assert re.search(r"session [01] was killed by SIGKILL; all were stopped", stderr)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
     assert not psutil.wait_procs(children, timeout=30)[1]
 
@@ -274,12 +282,12 @@ def test_tensorboard_serves_the_sweep(sweep):
         assert {f"{i}/tensorboard/{name}" for i in range(4) for name in ("trial", "session_00")} <= set(tags)
         trial, session = tags["0/tensorboard/trial"], tags["0/tensorboard/session_00"]
         assert {"train/return_100", "by_session_frames/return_100", "perf/fps", "loss/policy", "train/lr"} <= set(trial)
-        assert {"train/return", "train/return_100", "by_total_frames/return_100", "train/entropy"} <= set(session)
+        assert {"train/return", "train/return_100", "by_total_frames/return", "train/entropy"} <= set(session)
         points = get("/data/plugin/scalars/scalars?run=0%2Ftensorboard%2Fsession_00&tag=train%2Freturn")
         episodes = [e for line in read(sweep / "0")[1] if line.get("rank") == 0 for e in line["episodes"]]
         # several environments can end at one frame, of which TensorBoard keeps one
-        assert {step for _, step, _ in points} == {frame for frame, _, _ in episodes}
-        assert {(step, value) for _, step, value in points} <= {(frame, ret) for frame, ret, _ in episodes}
+        assert {step for _, step, _ in points} == {e["frame"] for e in episodes}
+        assert {(step, value) for _, step, value in points} <= {(e["frame"], e["ret"]) for e in episodes}
     finally:
         server.terminate()
         server.wait(30)

@@ -46,8 +46,8 @@ def test_shared_sees_a_peers_write_at_once():
 
 
 def test_off_gives_every_session_a_store():
-    assert [Off(3).place(rank) for rank in range(3)] == [(0, 0), (1, 0), (2, 0)]
-    assert [Shared(3).place(rank) for rank in range(3)] == [(0, 0), (0, 1), (0, 2)]
+    assert [(Off(3).store_index(rank), Off(3).slot(rank)) for rank in range(3)] == [(0, 0), (1, 0), (2, 0)]
+    assert [(Shared(3).store_index(rank), Shared(3).slot(rank)) for rank in range(3)] == [(0, 0), (0, 1), (0, 2)]
     assert (Off(3).num_stores, Off(3).writers) == (3, 1)
     assert (Synced(3).num_stores, Synced(3).writers) == (1, 3)
 
@@ -68,7 +68,7 @@ def minimise(store, target, rank):
 def test_four_processes_minimise_a_quadratic_through_one_store():
     target = torch.linspace(-2, 2, 50)
     store = make_store(torch.zeros(50), partial(GlobalAdam, lr=0.02), writers=4)
-    ranks = list(launch(partial(minimise, store, target), 4, 1))
+    ranks = list(launch([partial(minimise, store, target, rank) for rank in range(4)], 1))
     assert sorted(ranks) == [0, 1, 2, 3]
     assert store.updates.tolist() == [300] * 4
     torch.testing.assert_close(store.theta, target, rtol=0, atol=0.02)
@@ -83,8 +83,10 @@ def fail_in_rank_1(rank):
 
 def test_a_raising_session_stops_all_with_its_rank_and_traceback():
     start = time.monotonic()
-    with pytest.raises(SessionError, match=r"(?s)session 1 raised.*RuntimeError: a bug in this worker"):
-        list(launch(fail_in_rank_1, 3, 1))
+    with pytest.raises(
+        SessionError, match=r"(?s)session 1 raised; all were stopped.*RuntimeError: a bug in this worker"
+    ):
+        list(launch([partial(fail_in_rank_1, rank) for rank in range(3)], 1))
     assert time.monotonic() - start < 60
     assert not mp.active_children()
 
@@ -97,8 +99,32 @@ def die_in_rank_2(rank):
 
 
 def test_a_killed_session_is_noticed():
-    with pytest.raises(SessionError, match="session 2 was killed by SIGKILL"):
-        list(launch(die_in_rank_2, 3, 1))
+    with pytest.raises(SessionError, match="session 2 was killed by SIGKILL; all were stopped"):
+        list(launch([partial(die_in_rank_2, rank) for rank in range(3)], 1))
+
+
+def die_in_the_middle_of_a_message(rank):
+    yield rank
+    if rank == 1:
+        yield b"x" * 50_000_000  # far more than a pipe holds
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(120)
+
+
+def test_a_session_killed_in_the_middle_of_a_message_does_not_hang_the_parent():
+    for _ in range(3):
+        with pytest.raises(SessionError, match="session 1 was killed by SIGKILL; all were stopped"):
+            list(launch([partial(die_in_the_middle_of_a_message, rank) for rank in range(2)], 1))
+
+
+def leave(rank):
+    yield rank
+    os._exit(0)
+
+
+def test_a_session_that_leaves_without_a_word_is_no_success():
+    with pytest.raises(SessionError, match=r"session [01] exited with code 0"):
+        list(launch([partial(leave, rank) for rank in range(2)], 1))
 
 
 def many_items(rank):
@@ -106,14 +132,14 @@ def many_items(rank):
 
 
 def test_no_item_is_lost_and_each_session_keeps_its_order():
-    items = list(launch(many_items, 3, 1))
+    items = list(launch([partial(many_items, rank) for rank in range(3)], 1))
     for rank in range(3):
         assert [i for r, i in items if r == rank] == list(range(2_000))
 
 
-def threads(rank):
+def threads():
     yield torch.get_num_threads()
 
 
 def test_every_session_has_its_share_of_threads():
-    assert list(launch(threads, 2, 1)) == [1, 1]
+    assert list(launch([threads] * 2, 1)) == [1, 1]

@@ -36,7 +36,7 @@ def some_batches(trial, n=2):
 
 def final_weights(trial, updates):
     """Run the only session to its end in this process; it must have made at least so many updates."""
-    list(trial.session.run(0))
+    list(trial.session.run(0, trial.stores[0]))
     assert trial.stores[0].total_updates() >= updates
     return trial.stores[0].theta.clone()
 
@@ -104,7 +104,7 @@ def test_the_first_pull_precedes_the_first_rollout(make_trial, mode):
 
     trial = make_trial(mode=mode(1), max_frame=20)
     theta = trial.stores[0].theta.normal_().clone()
-    list(replace(trial.session, make_agent=partial(Spy, torso=TORSO)).run(0))
+    list(replace(trial.session, make_agent=partial(Spy, torso=TORSO)).run(0, trial.stores[0]))
     assert torch.equal(seen[0], theta)
 
 
@@ -153,7 +153,7 @@ def test_metrics_are_means_since_the_last_call(make_trial):
 @pytest.mark.parametrize("mode", [Off, Synced])
 def test_the_budget_is_met_to_one_step_per_session(make_trial, mode):
     trial = make_trial(mode=mode(2), max_frame=501)
-    records = [list(trial.session.run(rank)) for rank in (0, 1)]
+    records = [list(trial.session.run(rank, trial.store_of(rank))) for rank in (0, 1)]
     frames = [store.total_frames() for store in trial.stores]
     if mode is Off:
         assert frames == [502, 502]

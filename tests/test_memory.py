@@ -45,6 +45,15 @@ def test_every_batch_has_another_newest_transition():
     assert not list(replay.batches(10**6))
 
 
+def test_the_newest_take_turns_when_there_are_fewer_batches_than_environments():
+    replay = filled(7, updates_per_frame=0.25)
+    seen = []
+    for t in range(7, 11):
+        replay.add(np.zeros((NUM_ENVS, 2), np.float32), step(t))
+        seen += [round(b.obs[-1, 0].item() % 1, 1) for b in replay.batches(10**6)]
+    assert set(seen) == {0.0, 0.1, 0.2, 0.3}
+
+
 def test_without_combined_the_newest_is_one_of_many():
     rewards = [filled(10, combined=False, seed=seed, batch_size=1).sample().reward.item() for seed in range(200)]
     assert set(rewards) == {float(t) for t in range(10)}

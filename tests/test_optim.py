@@ -49,6 +49,14 @@ def test_weight_decay_is_per_network():
     assert (store.theta[NETWORKS["q1"]] != before[NETWORKS["q1"]]).all()
 
 
+def test_a_number_decays_networks_but_not_a_lone_scalar():
+    optimizer = partial(GlobalAdam, lr=0.1, weight_decay=1.0)
+    store = Store(torch.ones(3), {"q1": slice(0, 2), "temperature": slice(2, 3)}, optimizer, 1_000, Constant())
+    store.apply(torch.zeros(3))
+    assert (store.theta[:2] < 1).all()
+    assert store.theta[2] == 1
+
+
 def test_weight_decay_of_an_unknown_network_is_refused():
     with pytest.raises(ValueError, match=r"weight_decay names \['critic'\].*\['actor', 'q1'\]"):
         make_store(GlobalAdam, weight_decay={"critic": 1.0})

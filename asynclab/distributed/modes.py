@@ -46,9 +46,13 @@ class Mode:
         """Sessions that push to each store."""
         return self.max_session if self.one_store else 1
 
-    def place(self, rank: int) -> tuple[int, int]:
-        """Return the index of the session's store and its slot as a writer there."""
-        return (0, rank) if self.one_store else (rank, 0)
+    def store_index(self, rank: int) -> int:
+        """Return which of the stores the session trains."""
+        return 0 if self.one_store else rank
+
+    def slot(self, rank: int) -> int:
+        """Return the session's place among the writers of its store."""
+        return rank if self.one_store else 0
 
     def weights(self, store: Store, device: str) -> Tensor:
         """Return the vector [P] that the session's network is bound to."""

@@ -1,5 +1,6 @@
 """The global network and optimizer in shared CPU memory.  P: parameters, W: writers (sessions that push here)."""
 
+import copy
 from collections.abc import Callable, Mapping
 
 import torch
@@ -86,7 +87,7 @@ class Store:
         """Return copies of everything that training has changed: tensors and plain Python only."""
         return {
             "theta": self.theta.clone(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "frames": self.frames.tolist(),
             "updates": self.updates.tolist(),
         }
