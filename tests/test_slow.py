@@ -27,7 +27,7 @@ def test_a3c_synced_solves_cartpole(train, tmp_path, seed):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_sac_shared_solves_pendulum(train, tmp_path, seed):
     command = ["algo=sac", "env=pendulum", "distributed=shared", "distributed.max_session=2", f"seed={seed}"]
-    process = train(*command, "log_every=1", timeout=1_800)
+    process = train(*command, "env.max_frame=80_000", "log_every=1", timeout=1_800)
     assert process.returncode == 0, process.stderr
     assert best_return(tmp_path / "run") >= -200
 
