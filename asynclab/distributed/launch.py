@@ -8,6 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, TypeVar
 
@@ -52,6 +53,9 @@ def launch(
         return
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C must not hit the server while it imports
+    forkserver.ensure_running()
+    signal.signal(signal.SIGINT, handler)
     processes: list[Any] = []
     ranks: dict[Any, int] = {}  # of the sessions that have not ended, by the connection that we read
     try:

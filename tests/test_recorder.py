@@ -1,0 +1,101 @@
+import io
+import json
+import logging
+import math
+
+import pytest
+import torch
+
+from asynclab import checkpoint
+from asynclab.console import LiveHandler
+from asynclab.curves import read
+from asynclab.distributed import Off, Synced
+from asynclab.recorder import Recorder
+from asynclab.session import Record, Return
+
+
+@pytest.fixture
+def record(make_trial, tmp_path):
+    """Return a function that makes a recorder for a mode and gives it some records."""
+
+    def run(mode, *records):
+        trial = make_trial(mode=mode)
+        recorder = Recorder(tmp_path, mode, trial.stores, every=1000.0)
+        for r in records:
+            recorder.write(r)
+        recorder.close("finished")
+        lines = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "metrics.jsonl").open()]
+        return json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail), lines
+
+    return run
+
+
+def episodes(ret, n, first_second):
+    return [Return(i, i, first_second + 2.0 * i, ret, 10) for i in range(n)]
+
+
+def test_the_mean_return_is_over_the_episodes_that_ended_last_and_not_those_reported_last(record):
+    a = Record(0, 100, 1, episodes(0.0, 100, 1000.0), {})
+    b = Record(1, 100, 1, episodes(100.0, 100, 1001.0), {})
+    summary, _ = record(Synced(2), a, b)
+    assert summary["mean_return"] == 50.0
+    assert summary["session_mean_return"] == [0.0, 100.0]
+
+
+def test_only_the_last_100_episodes_count(record):
+    summary, _ = record(Off(1), Record(0, 1, 1, episodes(5.0, 50, 0.0) + episodes(7.0, 100, 200.0), {}))
+    assert (summary["mean_return"], summary["episodes"]) == (7.0, 150)
+
+
+def test_nan_is_written_as_null(record):
+    summary, lines = record(Off(1), Record(0, 1, 1, episodes(math.nan, 1, 0.0), {"loss/policy": math.inf}))
+    assert summary["mean_return"] is None
+    assert lines[0]["metrics"]["loss/policy"] is None
+    assert lines[0]["episodes"][0]["ret"] is None
+
+
+def test_a_second_recorder_cannot_write_into_the_folder(record):
+    record(Off(1))
+    with pytest.raises(ValueError, match="holds a run already"):
+        record(Off(1))
+
+
+def test_a_curve_of_a_killed_run_is_read_without_its_half_line(record, tmp_path):
+    record(Off(1), Record(0, 200, 1, episodes(3.0, 2, 0.0), {}))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "tri')
+    assert read(tmp_path, "total_frames")[1] == [3.0]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()], ids=["terminal", "file"])
+def test_a_live_line_replaces_the_one_before_on_a_terminal_only(monkeypatch, stream):
+    monkeypatch.setenv("COLUMNS", "20")
+    handler = LiveHandler(stream)
+    for live, text in ((True, "first " * 9), (True, "second"), (False, "done")):
+        record = logging.makeLogRecord({"msg": text, "live": live})
+        handler.emit(record)
+    if stream.isatty():
+        assert stream.getvalue() == "first first first f\r\x1b[2Ksecond\ndone\n"
+    else:
+        assert stream.getvalue() == "first " * 9 + "\nsecond\ndone\n"
+
+
+def test_a_checkpoint_is_a_copy_and_replaces_the_last_one_whole(make_trial, tmp_path):
+    (store,) = make_trial().stores
+    path = tmp_path / "checkpoints" / "latest.pt"
+    checkpoint.save(path, [store])
+    before = store.theta.clone()
+    store.apply(torch.ones_like(store.theta))
+    state = store.state_dict()
+    store.apply(torch.ones_like(store.theta))
+    assert state["optimizer"]["state"][0]["step"] == 1
+    assert torch.equal(checkpoint.load(path)[0]["theta"], before)
+    checkpoint.save(path, [store])
+    assert torch.equal(checkpoint.load(path)[0]["theta"], store.theta)
+    assert checkpoint.load(path)[0]["optimizer"]["state"][0]["step"] == 2
+    assert [p.name for p in path.parent.iterdir()] == ["latest.pt"]
