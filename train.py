@@ -49,7 +49,7 @@ def main(cfg: DictConfig) -> float:
     except (ValueError, TypeError, LookupError, OmegaConfBaseException) as error:
         # a setting; HYDRA_FULL_ERROR=1 shows where it hurt
         raise CompactHydraException(str(error)) from error
-    provenance.write(folder, cfg, HydraConfig.get().overrides.task, trial.mode.max_session, trial.devices)
+    provenance.write(folder, cfg, HydraConfig.get().overrides.task, trial.mode.max_session, trial.session.devices)
     try:
         return trial.run()
     except SessionError as error:

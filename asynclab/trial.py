@@ -92,7 +92,6 @@ class Trial:
                 f" distributed={mode.name} and {mode.max_session} sessions its state would be lost between processes;"
                 " set algo.optimizer._target_=asynclab.optim.GlobalAdam or GlobalRMSprop"
             )
-        self.devices = devices
         self.session = Session(make_envs, make_agent, make_memory, mode, max_grad_norm, devices, seed, log_every)
 
     def run(self) -> float:
