@@ -35,8 +35,6 @@ class Learner:
         self.weights = mode.weights(store, device)
         self.grad = torch.zeros_like(self.weights)
         agent.bind(self.weights, self.grad)
-        mode.pull(self.weights, store)
-        agent.on_start()
         assert flat.is_bound(agent.nets, self.weights)
         self._sums: dict[str, Tensor | float] = defaultdict(float)
         self._count = 0

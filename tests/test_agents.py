@@ -24,7 +24,6 @@ def bound(agent):
     weights = flat.flatten(agent.nets)
     grad = torch.zeros_like(weights)
     agent.bind(weights, grad)
-    agent.on_start()
     return weights, grad
 
 
@@ -136,7 +135,6 @@ def test_sac_targets_start_as_the_pulled_critics_and_follow_slowly():
     discarded = [p.clone() for p in agent.target_critics.parameters()]
     weights = torch.randn(flat.size(agent.nets))  # what the store holds, not what the agent was built with
     agent.bind(weights, torch.zeros_like(weights))
-    agent.on_start()
     critics, targets = list(agent.critics.parameters()), list(agent.target_critics.parameters())
     assert all(torch.equal(p, q) for p, q in zip(critics, targets, strict=True))
     assert not any(torch.equal(p, q) for p, q in zip(discarded, targets, strict=True))

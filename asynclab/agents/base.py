@@ -24,17 +24,14 @@ class Agent(ABC):
     device = torch.device("cpu")
 
     def bind(self, weights: Tensor, grad: Tensor) -> None:
-        """Let the networks' parameters be views of ``weights``, on its device.
+        """Let the networks' parameters be views of ``weights``, on its device; called before the first rollout.
 
         Args:
-            weights: [P] float32.
+            weights: [P] float32; holds theta's values, so what is copied from the networks (targets) is copied here.
             grad: [P] float32; backward accumulates into it.
         """
         self.device = weights.device
         flat.bind(self.nets, weights, grad)
-
-    def on_start(self) -> None:  # noqa: B027 - optional
-        """Prepare what depends on the weights; called after the first pull and before the first rollout."""
 
     def on_update(self) -> None:  # noqa: B027 - optional
         """Follow the new weights; called after every pull."""

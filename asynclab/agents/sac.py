@@ -94,16 +94,12 @@ class SAC(Agent):
         self.precision = Precision(precision)
 
     def bind(self, weights: Tensor, grad: Tensor) -> None:
-        """Bind the networks to ``weights``, the frozen critics too; the targets get a vector of their own."""
+        """Bind the networks to ``weights``, the frozen critics too; the targets start as a copy of its critics."""
         super().bind(weights, grad)
         self._critic_weights = weights[self._critics_part]
         self._target_weights = self._critic_weights.clone()
         flat.bind(self.frozen_critics, self._critic_weights)
         flat.bind(self.target_critics, self._target_weights)
-
-    def on_start(self) -> None:
-        """Let the target critics start as the critics."""
-        self._target_weights.copy_(self._critic_weights)
 
     def on_update(self) -> None:
         """Move the target critics: target <- (1 - polyak) target + polyak theta."""

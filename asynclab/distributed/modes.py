@@ -55,7 +55,7 @@ class Mode:
         return rank if self.one_store else 0
 
     def weights(self, store: Store, device: str) -> Tensor:
-        """Return the vector [P] that the session's network is bound to."""
+        """Return the vector [P] that the session's network is bound to; it holds theta's values: the first pull."""
         return store.theta.to(device, copy=True)
 
     def push(self, grad: Tensor, store: Store) -> None:
