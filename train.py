@@ -38,6 +38,7 @@ def main(cfg: DictConfig) -> float:
             mode=parts.distributed,
             max_frame=parts.env.max_frame,
             max_grad_norm=parts.algo.max_grad_norm,
+            precision=parts.algo.precision,
             device=parts.device,
             seed=parts.seed,
             log_every=parts.log_every,

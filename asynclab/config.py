@@ -20,6 +20,7 @@ class AlgoConfig:
     optimizer: Any = MISSING  # (one parameter group per network) -> Optimizer
     lr_schedule: Any = MISSING  # (progress) -> factor on the learning rate
     max_grad_norm: float | None = None  # bound on each network's gradient norm
+    precision: str = "auto"  # of the torsos' arithmetic: auto, fp32 or bf16
 
 
 @dataclass

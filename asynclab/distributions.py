@@ -39,6 +39,10 @@ class SquashedNormal:
         log_normal = -0.5 * (noise.square() + log(2 * torch.pi)) - self.log_std
         return torch.tanh(u), (log_normal - 2 * (log(2) - u - softplus(-2 * u))).sum(-1)
 
+    def sample(self) -> Tensor:
+        """Return actions [N, A]."""
+        return torch.tanh(torch.normal(self.mean, self.log_std.exp()))
+
     @property
     def mode(self) -> Tensor:
         """Return tanh of the mean, [N, A]: the action without noise."""

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics, TransformAction, TransformReward
 from numpy.typing import NDArray
 
-from asynclab import check
+from asynclab import check, layout
 
 
 class Episode(NamedTuple):
@@ -27,8 +27,8 @@ class Step(NamedTuple):
     """What one step of B environments gives.
 
     Attributes:
-        obs: [B, ...] what to act on next; after an episode's end the first observation of the next one.
-            May be gymnasium's own array: valid until the next step, so that nobody copies it but the memory.
+        obs: [B, ...] what to act on next; after an episode's end the first observation of the next one.  Valid until
+            the next step: it is the same array every time.
         reward: [B] float32 for training, clipped if the environment was made so.
         terminated: [B] bool; the true successor is a terminal state.
         truncated: [B] bool; the episode was cut short, and its true successor is in ``final_obs``.
@@ -66,11 +66,12 @@ class Envs:
         assert isinstance(space, Box)
         dtype: Any = np.uint8 if space.dtype == np.uint8 else np.float32
         self.obs_space = Box(space.low.astype(dtype), space.high.astype(dtype), space.shape, dtype)
+        self._obs = layout.zeros((env.num_envs,), self.obs_space)
         assert isinstance(env.single_action_space, (Box, Discrete))
         self.action_space = env.single_action_space
 
     def reset(self, seeds: list[int]) -> NDArray[Any]:
-        """Start B episodes and return their first observations [B, ...].
+        """Start B episodes and return their first observations [B, ...], valid until the first step.
 
         Args:
             seeds: One seed per environment.
@@ -78,7 +79,8 @@ class Envs:
         assert len(seeds) == self.num_envs
         packed: Any = np.asarray(seeds) if self._atari else seeds
         obs, _ = self._env.reset(seed=packed)
-        return obs.astype(self.obs_space.dtype)
+        layout.copy_to(self._obs, obs)
+        return self._obs
 
     def step(self, action: NDArray[Any]) -> Step:
         """Step every environment; those whose episode ends start a new one.
@@ -87,16 +89,14 @@ class Envs:
             action: [B] int64 or [B, A] float32.
         """
         obs, reward, terminated, truncated, info = self._env.step(action)
-        dtype = self.obs_space.dtype
+        layout.copy_to(self._obs, obs)
         truncated = truncated & ~terminated
-        final_obs = {int(b): info["final_obs"][b].astype(dtype) for b in np.flatnonzero(truncated)}
+        final_obs = {int(b): info["final_obs"][b].astype(self._obs.dtype) for b in np.flatnonzero(truncated)}
         episodes = []
         if (ended := info.get("_episode")) is not None:
             returns, lengths = info["episode"]["r"], info["episode"]["l"]
             episodes = [Episode(int(b), float(returns[b]), int(lengths[b])) for b in np.flatnonzero(ended)]
-        return Step(
-            obs.astype(dtype, copy=False), reward.astype(np.float32), terminated.copy(), truncated, final_obs, episodes
-        )
+        return Step(self._obs, reward.astype(np.float32), terminated.copy(), truncated, final_obs, episodes)
 
     def close(self) -> None:
         """Free the emulators."""

@@ -35,7 +35,7 @@ def load(run: Path, session: int = 0, num_envs: int | None = None) -> tuple[Agen
     theta = stores[session]["theta"]
     if theta.shape != (flat.size(agent.nets),):
         raise ValueError(f"run={run} has a checkpoint of {theta.numel():,} weights, its config another network")
-    agent.bind(theta, torch.zeros_like(theta))
+    agent.bind(flat.Vector(theta), flat.Vector(torch.zeros_like(theta)))
     return agent, envs
 
 

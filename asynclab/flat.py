@@ -4,8 +4,47 @@ The vector is what the parallel machinery sees: one copy pulls, one optimizer ca
 weight lies in it with its channels last, the layout in which convolutions on a CPU are fastest.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Vector:
+    """The weights of a network or their gradient; twice, if some of its parameters compute in bfloat16.
+
+    Attributes:
+        full: [P] float32, the truth.
+        low: [P] bfloat16 of which those parameters are views; None if there are none.
+    """
+
+    full: Tensor
+    low: Tensor | None = None
+
+    @classmethod
+    def make(cls, full: Tensor, bf16: bool) -> "Vector":
+        """Return ``full`` [P] itself, with a rounded copy if asked for."""
+        return cls(full, full.bfloat16() if bf16 else None)
+
+    def __getitem__(self, part: slice) -> "Vector":
+        return Vector(self.full[part], None if self.low is None else self.low[part])
+
+    def round_(self) -> None:
+        """Let the bfloat16 weights follow the float32 ones."""
+        if self.low is not None:
+            self.low.copy_(self.full)
+
+    def gather_(self) -> None:
+        """Add to the float32 gradient what was accumulated in bfloat16."""
+        if self.low is not None:
+            self.full.add_(self.low)
+
+    def zero_(self) -> None:
+        """Forget everything."""
+        self.full.zero_()
+        if self.low is not None:
+            self.low.zero_()
 
 
 def size(module: nn.Module) -> int:
@@ -14,29 +53,30 @@ def size(module: nn.Module) -> int:
 
 
 def flatten(module: nn.Module) -> Tensor:
-    """Copy the parameters into a new vector [P], in the order and layout of ``bind``."""
+    """Copy the parameters into a new vector [P] float32, in the order and layout of ``bind``."""
     with torch.no_grad():
-        return torch.cat([_channels_last(p).reshape(-1) for p in module.parameters()])
+        return torch.cat([_channels_last(p).reshape(-1).float() for p in module.parameters()])
 
 
-def bind(module: nn.Module, weights: Tensor, grad: Tensor | None = None) -> None:
+def bind(module: nn.Module, weights: Vector, grad: Vector | None = None) -> None:
     """Make every parameter a view of ``weights`` and, if given, its gradient a view of ``grad``.
 
     The parameters stay leaves, so autograd accumulates straight into ``grad``.  Their old values are dropped.
 
     Args:
         module: Its parameters are rebound in place, on the device of ``weights``.  Moving it later would cut it off.
-        weights: [P] float32.
-        grad: [P] float32 on the same device.
+            Those of type bfloat16 become views of the ``low`` vectors.
+        weights: Of P numbers.
+        grad: Of P numbers, on the same device.
     """
-    assert weights.shape == (size(module),), (weights.shape, size(module))
+    assert weights.full.shape == (size(module),), (weights.full.shape, size(module))
     start = 0
-    for p in module.to(weights.device).parameters():
-        stop = start + p.numel()
-        p.data = _view(weights[start:stop], p.shape)
+    for p in module.to(weights.full.device).parameters():
+        part = slice(start, start + p.numel())
+        p.data = _view(weights[part], p)
         if grad is not None:
-            p.grad = _view(grad[start:stop], p.shape)
-        start = stop
+            p.grad = _view(grad[part], p)
+        start = part.stop
 
 
 def slices(networks: nn.ModuleDict) -> dict[str, slice]:
@@ -48,18 +88,24 @@ def slices(networks: nn.ModuleDict) -> dict[str, slice]:
     return result
 
 
-def is_bound(module: nn.Module, weights: Tensor) -> bool:
-    """Return whether every parameter lies in ``weights``."""
-    storage = weights.untyped_storage().data_ptr()
-    return all(p.untyped_storage().data_ptr() == storage for p in module.parameters())
+def is_bound(module: nn.Module, weights: Vector, grad: Vector) -> bool:
+    """Return whether every parameter lies in ``weights`` and its gradient in ``grad``."""
+    return all(_lies_in(p, weights) and p.grad is not None and _lies_in(p.grad, grad) for p in module.parameters())
+
+
+def _lies_in(tensor: Tensor, vector: Vector) -> bool:
+    parts = [part for part in (vector.full, vector.low) if part is not None]
+    return tensor.untyped_storage().data_ptr() in {part.untyped_storage().data_ptr() for part in parts}
 
 
 def _channels_last(p: Tensor) -> Tensor:
     return p.permute(0, 2, 3, 1) if p.dim() == 4 else p
 
 
-def _view(part: Tensor, shape: torch.Size) -> Tensor:
-    if len(shape) == 4:
-        o, i, h, w = shape
-        return part.view(o, h, w, i).permute(0, 3, 1, 2)
-    return part.view(shape)
+def _view(part: Vector, p: Tensor) -> Tensor:
+    vector = part.low if p.dtype is torch.bfloat16 else part.full
+    assert vector is not None, "a bfloat16 parameter needs a vector with a bfloat16 copy"
+    if p.dim() == 4:
+        o, i, h, w = p.shape
+        return vector.view(o, h, w, i).permute(0, 3, 1, 2)
+    return vector.view(p.shape)

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from asynclab import flat
 from asynclab.agents import Agent
 from asynclab.distributed import Mode, Store
+from asynclab.precision import Precision
 
 
 class Learner:
@@ -22,34 +24,50 @@ class Learner:
         slot: This session's place among the store's writers.
         device: Of the session's weights.
         max_grad_norm: Bound on each network's gradient norm, None for none.
+        precision: Of the torsos' arithmetic.
     """
 
     def __init__(
-        self, agent: Agent, mode: Mode, store: Store, slot: int, device: str, max_grad_norm: float | None
+        self,
+        agent: Agent,
+        mode: Mode,
+        store: Store,
+        slot: int,
+        device: str,
+        max_grad_norm: float | None,
+        precision: Precision,
     ) -> None:
         self.agent = agent
         self.mode = mode
         self.store = store
         self.slot = slot
         self.max_grad_norm = max_grad_norm
-        self.weights = mode.weights(store, device)
-        self.grad = torch.zeros_like(self.weights)
+        bf16 = precision.is_bf16(device)
+        self.weights = mode.weights(store, device, bf16)
+        self.grad = flat.Vector.make(torch.zeros_like(self.weights.full), bf16)
         agent.bind(self.weights, self.grad)
-        assert flat.is_bound(agent.nets, self.weights)
+        assert flat.is_bound(agent.nets, self.weights, self.grad)
         self._sums: dict[str, Tensor | float] = defaultdict(float)
         self._count = 0
 
     def update(self, batch: Any) -> None:
         """Learn from one batch."""
         self.grad.zero_()  # our own vector: an optimizer's zero_grad would not reach it, and backward accumulates
+        self.mode.follow(self.weights)
         losses, metrics = self.agent.loss(_to(batch, self.agent.device), self.store.progress())
         torch.stack(list(losses.values())).sum().backward()
-        norms = clip_norm_(self.grad, self.store.networks, self.max_grad_norm)
-        self.mode.push(self.grad, self.store)
+        self.grad.gather_()
+        norms = clip_norm_(self.grad.full, self.store.networks, self.max_grad_norm)
+        self.mode.push(self.grad.full, self.store)
         self.store.updates[self.slot] += 1
         self.mode.pull(self.weights, self.store)
         self.agent.on_update()
         self._remember({f"loss/{k}": v.detach() for k, v in losses.items()} | norms | metrics)
+
+    def act(self, obs: NDArray) -> NDArray:
+        """Return actions for observations [B, ...] with the weights as they are now."""
+        self.mode.follow(self.weights)
+        return self.agent.act(torch.from_numpy(obs).to(self.agent.device)).cpu().numpy()
 
     def metrics(self) -> dict[str, float]:
         """Return the means over the updates since the last call; empty if there were none."""

@@ -14,7 +14,7 @@ from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 from torch import Tensor
 
-from asynclab import check
+from asynclab import check, layout
 from asynclab.envs import Step
 
 
@@ -87,7 +87,7 @@ class Rollout:
         shape = (horizon, num_envs)
         self._t = 0
         self._final: dict[tuple[int, int], NDArray] = {}
-        self._obs = np.zeros((horizon + 1, num_envs, *obs_space.shape), obs_space.dtype)
+        self._obs = layout.zeros((horizon + 1, num_envs), obs_space)
         self._action = _actions(action_space, shape)
         self._reward = np.zeros(shape, np.float32)
         self._terminated = np.zeros(shape, np.bool_)
@@ -179,8 +179,7 @@ class Replay:
         self._full = False
         shape = (self._rows + 1, num_envs)
         self._final: dict[tuple[int, int], NDArray] = {}
-        # np.zeros is backed by memory only once written: a short run does not pay for the whole capacity
-        self._obs = np.zeros((*shape, *obs_space.shape), obs_space.dtype)
+        self._obs = layout.zeros(shape, obs_space)
         self._action = _actions(action_space, shape)
         self._reward = np.zeros(shape, np.float32)
         self._terminated = np.zeros(shape, np.bool_)

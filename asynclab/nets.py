@@ -1,9 +1,11 @@
 """Torsos and heads.  N: batch, F: features.
 
 A torso turns observations [N, ...] into features [N, F]; it belongs to the environment.  The heads belong to the
-agent.  Both are initialised orthogonally (Saxe et al., 2014).
+agent.  Both are initialised orthogonally (Saxe et al., 2014).  A torso may compute in bfloat16 (``bind``); its
+features are float32 in any case.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod, sqrt
@@ -12,6 +14,10 @@ from typing import Protocol, TypeVar
 import torch
 from gymnasium.spaces import Box
 from torch import Tensor, nn
+from torch.nn.functional import conv2d, relu
+
+from asynclab import flat
+from asynclab.layout import is_image
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
@@ -23,10 +29,35 @@ class Torso(Protocol):
         """Return a new torso."""
 
 
-class TorsoModule(nn.Module):
-    """What every torso has: ``features`` and a forward of (obs [N, ...], action [N, A] or None) -> [N, F]."""
+class TorsoModule(nn.Module, ABC):
+    """A torso in two steps, so that what depends on the observation alone is computed once for several actions.
+
+    Attributes:
+        features: F.
+    """
 
     features: int
+
+    @abstractmethod
+    def encode(self, obs: Tensor) -> Tensor:
+        """Return [N, H] for observations [N, ...], as ``join`` takes it."""
+
+    @abstractmethod
+    def join(self, encoded: Tensor, action: Tensor | None = None) -> Tensor:
+        """Return features [N, F] float32 for encoded observations and, for a critic Q(s, a), actions [N, A]."""
+
+    def forward(self, obs: Tensor, action: Tensor | None = None) -> Tensor:
+        """Return features [N, F] float32 for observations [N, ...] and actions [N, A]."""
+        return self.join(self.encode(obs), action)
+
+
+def bind(module: nn.Module, weights: flat.Vector, grad: flat.Vector | None = None) -> None:
+    """Bind as ``flat.bind``; the torsos in ``module`` compute in bfloat16 if the weights come in it too."""
+    if weights.low is not None:
+        for torso in module.modules():
+            if isinstance(torso, TorsoModule):
+                torso.to(torch.bfloat16)
+    flat.bind(module, weights, grad)
 
 
 def linear(inputs: int, outputs: int, gain: float = sqrt(2)) -> nn.Linear:
@@ -34,11 +65,41 @@ def linear(inputs: int, outputs: int, gain: float = sqrt(2)) -> nn.Linear:
     return _orthogonal(nn.Linear(inputs, outputs), gain)
 
 
-def mlp(inputs: int, hidden: Sequence[int]) -> nn.Sequential:
-    """Return dense layers, each followed by a ReLU."""
-    sizes = [inputs, *hidden]
-    layers = [(linear(inputs, outputs), nn.ReLU()) for inputs, outputs in pairwise(sizes)]
-    return nn.Sequential(*[module for pair in layers for module in pair])
+class Dense(nn.Module):
+    """Dense layers, each followed by a ReLU, on inputs [N, I] and an action that is joined to them.
+
+    The first layer is kept in two parts, for inputs and action, but initialised as one.
+
+    Args:
+        inputs: I.
+        action_dim: Numbers of an action, 0 for none.
+        hidden: Width of each layer.
+    """
+
+    def __init__(self, inputs: int, action_dim: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        if not hidden:
+            raise ValueError("env.torso.hidden=[] must have the width of at least one dense layer")
+        joint = linear(inputs + action_dim, hidden[0])
+        self.first = nn.Linear(inputs, hidden[0])
+        self.first.load_state_dict({"weight": joint.weight[:, :inputs], "bias": joint.bias})
+        self.action = None
+        if action_dim:
+            self.action = nn.Linear(action_dim, hidden[0], bias=False)
+            self.action.load_state_dict({"weight": joint.weight[:, inputs:]})
+        layers = [(linear(i, o), nn.ReLU(inplace=True)) for i, o in pairwise(hidden)]
+        self.rest = nn.Sequential(*[module for pair in layers for module in pair])
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return the part of the first layer that does not depend on the action, [N, H]."""
+        return self.first(x)
+
+    def join(self, encoded: Tensor, action: Tensor | None) -> Tensor:
+        """Return the output of the last layer, float32."""
+        if self.action is not None:
+            assert action is not None
+            encoded = encoded + self.action(action.to(encoded.dtype))
+        return self.rest(relu(encoded)).float()
 
 
 class MLPTorso(TorsoModule):
@@ -46,14 +107,24 @@ class MLPTorso(TorsoModule):
 
     def __init__(self, space: Box, action_dim: int = 0, *, hidden: Sequence[int]) -> None:
         super().__init__()
-        _check_hidden(hidden)
-        self.layers = mlp(prod(space.shape) + action_dim, hidden)
+        self.dense = Dense(prod(space.shape), action_dim, hidden)
         self.features = hidden[-1]
 
-    def forward(self, obs: Tensor, action: Tensor | None = None) -> Tensor:
+    def encode(self, obs: Tensor) -> Tensor:
+        """Return [N, H]."""
+        return self.dense.encode(obs.flatten(1).to(self.dense.first.weight.dtype))
+
+    def join(self, encoded: Tensor, action: Tensor | None = None) -> Tensor:
         """Return features [N, F]."""
-        x = obs.flatten(1).float()
-        return self.layers(x if action is None else torch.cat([x, action], 1))
+        return self.dense.join(encoded, action)
+
+
+class PixelConv(nn.Conv2d):
+    """A convolution on pixels in 0..255, scaled to 0..1: the few weights are scaled instead of the many pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution of x / 255."""
+        return conv2d(x, self.weight * (1 / 255), self.bias, self.stride)
 
 
 class ConvTorso(TorsoModule):
@@ -70,42 +141,40 @@ class ConvTorso(TorsoModule):
         self, space: Box, action_dim: int = 0, *, conv: Sequence[Sequence[int]], hidden: Sequence[int]
     ) -> None:
         super().__init__()
-        _check_hidden(hidden)
         if len(space.shape) != 3:
             raise ValueError(f"env.torso needs images [C, H, W], and this env shows {space.shape}; use env=gym")
-        if any(len(layer) != 3 for layer in conv):
+        if not conv or any(len(layer) != 3 for layer in conv):
             raise ValueError(f"env.torso.conv={conv} must have [channels, kernel, stride] for each layer")
         layers: list[nn.Module] = []
         channels = space.shape[0]
         for out, kernel, stride in conv:
-            layers += [_orthogonal(nn.Conv2d(channels, out, kernel, stride)), nn.ReLU()]
+            make = nn.Conv2d if layers else PixelConv
+            layers += [_orthogonal(make(channels, out, kernel, stride)), nn.ReLU(inplace=True)]
             channels = out
         self.conv = nn.Sequential(*layers)
         try:
             with torch.no_grad():
-                flat = self.conv(torch.zeros(1, *space.shape)).numel()
+                inputs = self.conv(torch.zeros(1, *space.shape)).numel()
         except RuntimeError as error:
             raise ValueError(f"env.torso.conv={conv} does not fit images of {space.shape}: {error}") from error
-        self.dense = mlp(flat + action_dim, hidden)
+        self.dense = Dense(inputs, action_dim, hidden)
         self.features = hidden[-1]
 
-    def forward(self, obs: Tensor, action: Tensor | None = None) -> Tensor:
+    def encode(self, obs: Tensor) -> Tensor:
+        """Return [N, H]."""
+        x = obs.to(self.dense.first.weight.dtype, memory_format=torch.channels_last)
+        return self.dense.encode(self.conv(x).flatten(1))
+
+    def join(self, encoded: Tensor, action: Tensor | None = None) -> Tensor:
         """Return features [N, F]."""
-        x = obs.to(torch.float32, memory_format=torch.channels_last).div_(255)
-        x = self.conv(x).flatten(1)
-        return self.dense(x if action is None else torch.cat([x, action], 1))
+        return self.dense.join(encoded, action)
 
 
 def auto_torso(space: Box, action_dim: int = 0, *, conv: Sequence[Sequence[int]], hidden: Sequence[int]) -> TorsoModule:
     """Return the torso that fits the observation: convolutions for images [C, H, W] of bytes, else dense layers."""
-    if len(space.shape) == 3 and space.dtype == "uint8":
+    if is_image(space):
         return ConvTorso(space, action_dim, conv=conv, hidden=hidden)
     return MLPTorso(space, action_dim, hidden=hidden)
-
-
-def _check_hidden(hidden: Sequence[int]) -> None:
-    if not hidden:
-        raise ValueError("env.torso.hidden=[] must have the width of at least one dense layer")
 
 
 def _orthogonal(layer: Layer, gain: float = sqrt(2)) -> Layer:

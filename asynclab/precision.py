@@ -6,7 +6,7 @@ CHOICES = ("auto", "fp32", "bf16")
 
 
 class Precision:
-    """Chooses the arithmetic of the networks' torsos; weights, heads, losses and optimizer stay float32.
+    """Chooses the arithmetic of the networks' torsos; theta, heads, losses and optimizer stay float32.
 
     Args:
         name: ``bf16``, ``fp32``, or ``auto`` for bf16 where the processor multiplies it natively.
@@ -14,13 +14,12 @@ class Precision:
 
     def __init__(self, name: str) -> None:
         if name not in CHOICES:
-            raise ValueError(f"precision={name} is unknown; use one of {', '.join(CHOICES)}")
-        self._bf16 = {"bf16": True, "fp32": False, "auto": None}[name]
+            raise ValueError(f"algo.precision={name} is unknown; use one of {', '.join(CHOICES)}")
+        self.name = name
 
-    def autocast(self, device: torch.device) -> torch.autocast:
-        """Return the context in which a torso runs."""
-        bf16 = has_native_bf16(device) if self._bf16 is None else self._bf16
-        return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    def is_bf16(self, device: torch.device | str) -> bool:
+        """Return whether torsos on this device compute in bfloat16."""
+        return has_native_bf16(torch.device(device)) if self.name == "auto" else self.name == "bf16"
 
 
 def has_native_bf16(device: torch.device) -> bool:

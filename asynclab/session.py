@@ -13,6 +13,7 @@ from asynclab.distributed import Mode, Store
 from asynclab.envs import Envs
 from asynclab.learner import Learner
 from asynclab.memory import Memory
+from asynclab.precision import Precision
 
 
 class Return(NamedTuple):
@@ -61,6 +62,7 @@ class Session:
         make_memory: (obs_space, action_space, num_envs, seed) -> Memory.
         mode: Placement of the weights.
         max_grad_norm: Bound on each network's gradient norm, None for none.
+        precision: Of the torsos' arithmetic.
         devices: Torch devices, dealt out to the sessions in turn.
         seed: Of the trial.
         log_every: Seconds between two records.
@@ -71,6 +73,7 @@ class Session:
     make_memory: Callable[..., Memory]
     mode: Mode
     max_grad_norm: float | None
+    precision: Precision
     devices: list[str]
     seed: int
     log_every: float
@@ -83,7 +86,7 @@ class Session:
         agent = self.make_agent(envs.obs_space, envs.action_space)
         memory = self.make_memory(envs.obs_space, envs.action_space, envs.num_envs, seeds.memory)
         device = self.devices[rank % len(self.devices)]
-        learner = Learner(agent, self.mode, store, slot, device, self.max_grad_norm)
+        learner = Learner(agent, self.mode, store, slot, device, self.max_grad_norm, self.precision)
         torch.manual_seed(seeds.torch)  # not before: building networks that the pull overwrites also draws numbers
 
         episodes: list[Return] = []
@@ -92,7 +95,7 @@ class Session:
         obs = envs.reset(seeds.envs(envs.num_envs))
         memory.reset(obs)
         while (total_frames := store.total_frames()) < store.max_frame:
-            action = agent.act(torch.from_numpy(obs).to(agent.device)).cpu().numpy()
+            action = learner.act(obs)
             step = envs.step(action)
             memory.add(action, step)
             frames += envs.num_envs

@@ -15,6 +15,7 @@ from asynclab.agents import Agent
 from asynclab.distributed import Mode, Store, launch
 from asynclab.envs import Envs
 from asynclab.memory import Memory
+from asynclab.precision import Precision
 from asynclab.recorder import Recorder
 from asynclab.session import Seeds, Session
 
@@ -37,6 +38,7 @@ class Trial:
         mode: Number of sessions and what they share.
         max_frame: Budget of each store.
         max_grad_norm: Bound on each network's gradient norm, None for none.
+        precision: Of the torsos' arithmetic: auto, fp32 or bf16.
         device: auto, cpu, cuda or cuda:N.
         seed: Of the trial.
         log_every: Seconds between two progress lines.
@@ -57,6 +59,7 @@ class Trial:
         mode: Mode,
         max_frame: int,
         max_grad_norm: float | None,
+        precision: str,
         device: str,
         seed: int,
         log_every: float,
@@ -92,7 +95,9 @@ class Trial:
                 f" distributed={mode.name} and {mode.max_session} sessions its state would be lost between processes;"
                 " set algo.optimizer._target_=asynclab.optim.GlobalAdam or GlobalRMSprop"
             )
-        self.session = Session(make_envs, make_agent, make_memory, mode, max_grad_norm, devices, seed, log_every)
+        self.session = Session(
+            make_envs, make_agent, make_memory, mode, max_grad_norm, Precision(precision), devices, seed, log_every
+        )
 
     def run(self) -> float:
         """Train until the budget is used up and return the mean return of the last 100 episodes (nan if none)."""

@@ -28,7 +28,7 @@ torch.set_num_threads(1)
 def make_trial(tmp_path):
     """Return a function that makes a small trial: A3C on CartPole or SAC on Pendulum."""
 
-    def make(algo="a3c", mode=None, max_frame=2_000, seed=0, optimizer=GlobalAdam, **agent):
+    def make(algo="a3c", mode=None, max_frame=2_000, seed=0, optimizer=GlobalAdam, precision="fp32", **agent):
         if algo == "a3c":
             make_agent = partial(A3C, torso=TORSO, **agent)
             make_memory, env = partial(Rollout, horizon=10), "CartPole-v1"
@@ -44,6 +44,7 @@ def make_trial(tmp_path):
             mode=mode or Off(max_session=1),
             max_frame=max_frame,
             max_grad_norm=0.5,
+            precision=precision,
             device="cpu",
             seed=seed,
             log_every=0.2,

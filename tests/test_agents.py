@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -6,10 +7,12 @@ import torch
 from conftest import TORSO
 from gymnasium.spaces import Box, Discrete
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
+from torch.nn.functional import conv2d
 
 from asynclab import flat
 from asynclab.agents import A3C, SAC
 from asynclab.distributions import SquashedNormal
+from asynclab.flat import Vector
 from asynclab.memory import ReplayBatch, RolloutBatch
 from asynclab.nets import ConvTorso, MLPTorso, auto_torso
 from asynclab.precision import Precision
@@ -20,11 +23,12 @@ BOX = Box(-1.0, 1.0, (2,), np.float32)
 T, B = 6, 4
 
 
-def bound(agent):
-    weights = flat.flatten(agent.nets)
-    grad = torch.zeros_like(weights)
+def bound(agent, bf16=False):
+    """Bind the agent to vectors of its own; return weights and gradient [P], and how to complete the gradient."""
+    weights = Vector.make(flat.flatten(agent.nets), bf16)
+    grad = Vector.make(torch.zeros_like(weights.full), bf16)
     agent.bind(weights, grad)
-    return weights, grad
+    return weights.full, grad.full, grad.gather_
 
 
 def rollout(action_space):
@@ -91,7 +95,7 @@ def test_a3c_entropy_follows_the_clock():
 def test_a3c_separate_networks_have_a_gradient_of_their_own():
     agent = A3C(OBS, Discrete(3), TORSO, shared=False)
     parts = flat.slices(agent.nets)
-    _, grad = bound(agent)
+    _, grad, _ = bound(agent)
     losses, _ = agent.loss(rollout(Discrete(3)), 0.0)
     losses["value"].backward(retain_graph=True)
     assert list(parts) == ["actor", "critic"]
@@ -101,7 +105,7 @@ def test_a3c_separate_networks_have_a_gradient_of_their_own():
 def test_sac_losses_reach_only_their_networks():
     agent = SAC(OBS, BOX, TORSO)
     parts = flat.slices(agent.nets)
-    _, grad = bound(agent)
+    _, grad, _ = bound(agent)
     owners = {"critic": {"q1", "q2"}, "actor": {"actor"}, "temperature": {"temperature"}}
     for name, owned in owners.items():
         grad.zero_()
@@ -112,7 +116,7 @@ def test_sac_losses_reach_only_their_networks():
 def test_sac_loss_is_the_papers():
     torch.manual_seed(0)
     agent = SAC(OBS, BOX, TORSO, gamma=0.9, init_alpha=0.3)
-    weights, _ = bound(agent)
+    weights, _, _ = bound(agent)
     weights[agent._critics_part] += 0.1  # so that critics and targets differ
     batch = replayed()
     torch.manual_seed(7)
@@ -120,11 +124,11 @@ def test_sac_loss_is_the_papers():
     torch.manual_seed(7)
     a_next, log_prob_next = agent._pi(batch.next_obs).rsample()
     a, log_prob = agent._pi(batch.obs).rsample()
-    target_1, target_2 = agent._q(agent.target_critics, batch.next_obs, a_next)
+    target_1, target_2 = agent.target_critics(agent.target_critics.encode(batch.next_obs), a_next)
     y = batch.reward + 0.9 * ~batch.terminated * (torch.min(target_1, target_2) - 0.3 * log_prob_next)
-    q1, q2 = agent._q(agent.critics, batch.obs, batch.action)
+    q1, q2 = agent.critics(agent.critics.encode(batch.obs), batch.action)
     torch.testing.assert_close(losses["critic"], 0.5 * ((q1 - y) ** 2).mean() + 0.5 * ((q2 - y) ** 2).mean())
-    min_q = torch.min(*agent._q(agent.critics, batch.obs, a))
+    min_q = torch.min(*agent.critics(agent.critics.encode(batch.obs), a))
     torch.testing.assert_close(losses["actor"], (0.3 * log_prob - min_q).mean())
     log_alpha = torch.tensor(0.3).log()
     torch.testing.assert_close(losses["temperature"], -log_alpha * (log_prob.detach() - 2).mean())
@@ -134,7 +138,7 @@ def test_sac_targets_start_as_the_pulled_critics_and_follow_slowly():
     agent = SAC(OBS, BOX, TORSO, polyak=0.1)
     discarded = [p.clone() for p in agent.target_critics.parameters()]
     weights = torch.randn(flat.size(agent.nets))  # what the store holds, not what the agent was built with
-    agent.bind(weights, torch.zeros_like(weights))
+    agent.bind(Vector(weights), Vector(torch.zeros_like(weights)))
     critics, targets = list(agent.critics.parameters()), list(agent.target_critics.parameters())
     assert all(torch.equal(p, q) for p, q in zip(critics, targets, strict=True))
     assert not any(torch.equal(p, q) for p, q in zip(discarded, targets, strict=True))
@@ -181,26 +185,68 @@ def test_the_torso_fits_the_observation():
 
 def test_images_are_scaled_to_one():
     torso = ConvTorso(Box(0, 255, (4, 84, 84), np.uint8), conv=[[32, 8, 4], [64, 4, 2], [32, 3, 1]], hidden=[512])
-    seen = []
-    torso.conv[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].max().item()))
-    assert torso(torch.full((1, 4, 84, 84), 255, dtype=torch.uint8)).shape == (1, 512)
-    assert seen == [1.0]
+    pixels = torch.randint(256, (2, 4, 84, 84), dtype=torch.uint8)
+    conv = torso.conv[0]
+    scaled = conv2d(pixels.float() / 255, conv.weight, conv.bias, 4)
+    torch.testing.assert_close(conv(pixels.float()), scaled, rtol=1e-4, atol=1e-5)
+    assert torso(pixels).shape == (2, 512)
+
+
+def test_observation_and_action_meet_in_one_layer():
+    torch.manual_seed(0)
+    torso = MLPTorso(OBS, 2, hidden=[16, 8])
+    first, action = torso.dense.first, torso.dense.action
+    joint = torch.cat([first.weight, action.weight], 1)
+    torch.testing.assert_close(joint.T @ joint, 2 * torch.eye(7))  # orthogonal as a whole, gain sqrt(2)
+    s, a = torch.randn(3, 5), torch.randn(3, 2)
+    expected = torso.dense.rest(torch.relu(torch.cat([s, a], 1) @ joint.T + first.bias))
+    torch.testing.assert_close(torso(s, a), expected)
+    torch.testing.assert_close(torso.join(torso.encode(s), a), expected)
 
 
 @pytest.mark.parametrize("agent_class", [A3C, SAC])
 def test_bf16_gradients_agree_with_fp32(agent_class):
     grads = []
-    for precision in ("fp32", "bf16"):
+    for bf16 in (False, True):
         torch.manual_seed(0)
-        agent = agent_class(OBS, BOX, TORSO, precision=precision)
-        _, grad = bound(agent)
+        agent = agent_class(OBS, BOX, TORSO)
+        _, grad, gather = bound(agent, bf16)
         torch.manual_seed(1)
         losses, _ = agent.loss(rollout(BOX) if agent_class is A3C else replayed(), 0.0)
         sum(losses.values()).backward()
+        gather()
         grads.append(grad)
-    assert grads[1].dtype == torch.float32
-    assert torch.cosine_similarity(*grads, dim=0) > 0.99
+    for part in flat.slices(agent.nets).values():
+        assert torch.cosine_similarity(grads[0][part], grads[1][part], dim=0) > 0.99
     assert not torch.equal(*grads)
+
+
+def test_bf16_gradients_of_the_pong_network_agree_with_fp32():
+    space = Box(0, 255, (4, 84, 84), np.uint8)
+    torso = partial(ConvTorso, conv=[[32, 8, 4], [64, 4, 2], [32, 3, 1]], hidden=[512])
+    pixels = torch.randint(256, (T + 1, B, 4, 84, 84), dtype=torch.uint8)
+    batch = rollout(Discrete(3))._replace(obs=pixels, final_obs=pixels[0, :1])
+    grads = []
+    for bf16 in (False, True):
+        torch.manual_seed(0)
+        agent = A3C(space, Discrete(3), torso)
+        _, grad, gather = bound(agent, bf16)
+        sum(agent.loss(batch, 0.0)[0].values()).backward()
+        gather()
+        grads.append(grad)
+    assert torch.cosine_similarity(*grads, dim=0) > 0.99
+    assert abs(grads[0].norm() / grads[1].norm() - 1) < 0.02
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_torsos_return_float32_for_any_layout_of_the_pixels(bf16):
+    torso = ConvTorso(Box(0, 255, (4, 84, 84), np.uint8), conv=[[8, 8, 4]], hidden=[16])
+    if bf16:
+        torso.bfloat16()
+    pixels = torch.randint(256, (3, 4, 84, 84), dtype=torch.uint8)
+    features = torso(pixels)
+    assert features.dtype is torch.float32
+    assert torch.equal(features, torso(pixels.contiguous(memory_format=torch.channels_last)))
 
 
 def test_an_unknown_precision_is_refused():

@@ -31,9 +31,9 @@ def test_synced_sees_a_peers_write_only_after_pull():
     store, mode = make_store(torch.zeros(3)), Synced(2)
     weights = mode.weights(store, "cpu")
     store.apply(torch.ones(3))
-    assert torch.equal(weights, torch.zeros(3))
+    assert torch.equal(weights.full, torch.zeros(3))
     mode.pull(weights, store)
-    assert torch.equal(weights, -torch.ones(3))
+    assert torch.equal(weights.full, -torch.ones(3))
 
 
 def test_shared_sees_a_peers_write_at_once():
@@ -42,7 +42,20 @@ def test_shared_sees_a_peers_write_at_once():
     process = mp.get_context("forkserver").Process(target=store.apply, args=(torch.ones(3),))
     process.start()
     process.join(60)
-    assert torch.equal(weights, -torch.ones(3))
+    assert torch.equal(weights.full, -torch.ones(3))
+
+
+@pytest.mark.parametrize("mode", [Off, Synced, Shared])
+def test_bf16_weights_are_rounded_once_per_pull_but_follow_theta_in_shared(mode):
+    store, mode = make_store(torch.full((3,), 1.0 + 2**-10)), mode(1)
+    weights = mode.weights(store, "cpu", bf16=True)
+    assert torch.equal(weights.low, torch.ones(3))
+    store.apply(torch.ones(3))
+    mode.follow(weights)
+    assert torch.equal(weights.low.float(), torch.full((3,), 2.0**-10) if isinstance(mode, Shared) else torch.ones(3))
+    mode.pull(weights, store)
+    mode.follow(weights)
+    assert torch.equal(weights.low.float(), torch.full((3,), 2.0**-10))
 
 
 def test_off_gives_every_session_a_store():

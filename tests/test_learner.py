@@ -17,7 +17,7 @@ def learner_of(trial):
     session = trial.session
     envs = session.make_envs()
     agent = session.make_agent(envs.obs_space, envs.action_space)
-    return Learner(agent, trial.mode, trial.stores[0], 0, "cpu", session.max_grad_norm)
+    return Learner(agent, trial.mode, trial.stores[0], 0, "cpu", session.max_grad_norm, session.precision)
 
 
 def some_batches(trial, n=2):
@@ -74,22 +74,22 @@ def test_a_second_update_pushes_only_its_own_gradient(make_trial, algo, mode):
     apply = trial.stores[0].apply
     trial.stores[0].apply = lambda grad: (pushed.append(grad.clone()), apply(grad))
     learner.update(first)
-    at_second = learner.weights.clone()
+    at_second = learner.weights.full.clone()
     torch.manual_seed(5)
     learner.update(second)
 
     fresh = learner_of(make_trial(algo))
-    fresh.weights.copy_(at_second)
+    fresh.weights.full.copy_(at_second)
     if algo == "sac":
-        fresh.agent._target_weights.copy_(learner.agent._target_weights)
+        fresh.agent._target_weights.full.copy_(learner.agent._target_weights.full)
         # the first learner's targets have moved once more since its second gradient
-        critics = learner.agent._critic_weights
-        fresh.agent._target_weights.lerp_(critics, -0.005 / 0.995)
+        critics = learner.agent._critic_weights.full
+        fresh.agent._target_weights.full.lerp_(critics, -0.005 / 0.995)
     torch.manual_seed(5)
     losses, _ = fresh.agent.loss(second, 0.0)
     sum(losses.values()).backward()
-    clip_norm_(fresh.grad, fresh.store.networks, 0.5)
-    torch.testing.assert_close(pushed[1], fresh.grad, rtol=1e-4, atol=1e-6)
+    clip_norm_(fresh.grad.full, fresh.store.networks, 0.5)
+    torch.testing.assert_close(pushed[1], fresh.grad.full, rtol=1e-4, atol=1e-6)
     assert not torch.allclose(pushed[0], pushed[1], atol=1e-3)
 
 
@@ -112,10 +112,10 @@ def test_synced_refreshes_after_every_update_and_shared_needs_none(make_trial):
     for mode, private in ((Synced, True), (Shared, False)):
         trial = make_trial(mode=mode(1))
         learner = learner_of(trial)
-        assert (learner.weights.data_ptr() != trial.stores[0].theta.data_ptr()) is private
+        assert (learner.weights.full.data_ptr() != trial.stores[0].theta.data_ptr()) is private
         for batch in some_batches(trial, 2):
             learner.update(batch)
-            assert torch.equal(learner.weights, trial.stores[0].theta)
+            assert torch.equal(learner.weights.full, trial.stores[0].theta)
 
 
 def test_clipping_is_per_network():

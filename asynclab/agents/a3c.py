@@ -14,8 +14,7 @@ from asynclab import check
 from asynclab.agents.base import Agent
 from asynclab.distributions import categorical, diagonal_normal
 from asynclab.memory import RolloutBatch
-from asynclab.nets import Torso, TorsoModule, linear
-from asynclab.precision import Precision
+from asynclab.nets import Torso, linear
 from asynclab.returns import gae
 from asynclab.schedules import Constant, Schedule
 
@@ -50,7 +49,6 @@ class A3C(Agent):
         entropy_coef: Weight of the policy's entropy.
         entropy_schedule: Factor on ``entropy_coef`` by progress on the global clock.
         normalize_advantage: Standardise the advantages of each batch.
-        precision: Of the torso's arithmetic; weights, heads and losses are float32.
     """
 
     def __init__(
@@ -65,7 +63,6 @@ class A3C(Agent):
         entropy_coef: float = 0.01,
         entropy_schedule: Schedule = Constant(),
         normalize_advantage: bool = False,
-        precision: str = "fp32",
     ) -> None:
         torsos = [torso(obs_space) for _ in range(1 if shared else 2)]
         self.actor_torso, self.critic_torso = torsos[0], torsos[-1]
@@ -85,31 +82,25 @@ class A3C(Agent):
         self.entropy_coef = check.number("algo.agent.entropy_coef", entropy_coef)
         self.entropy_schedule = entropy_schedule
         self.normalize_advantage = normalize_advantage
-        self.precision = Precision(precision)
-
-    def _features(self, torso: TorsoModule, obs: Tensor) -> Tensor:
-        with self.precision.autocast(self.device):
-            features = torso(obs)
-        return features.float()
 
     def _forward(self, obs: Tensor) -> tuple[Distribution, Tensor]:
         """Return pi(.|s) and V(s) [N] for observations [N, ...]."""
-        actor = critic = self._features(self.actor_torso, obs)
+        actor = critic = self.actor_torso(obs)
         if self.critic_torso is not self.actor_torso:
-            critic = self._features(self.critic_torso, obs)
+            critic = self.critic_torso(obs)
         return self.policy(actor), self.value(critic).squeeze(-1)
 
     @torch.no_grad()
     def act(self, obs: Tensor, deterministic: bool = False) -> Tensor:
         """Sample actions, or return the likeliest ones."""
-        policy = self.policy(self._features(self.actor_torso, obs))
+        policy = self.policy(self.actor_torso(obs))
         return policy.mode if deterministic else policy.sample()
 
     @torch.no_grad()
     def _v_next(self, batch: RolloutBatch, value: Tensor) -> Tensor:
         """Return V of the true successors [T, B]: the next row's, the last row's own, a cut episode's final one."""
         successors = torch.cat([batch.obs[-1], batch.final_obs])
-        v = self.value(self._features(self.critic_torso, successors)).squeeze(-1)
+        v = self.value(self.critic_torso(successors)).squeeze(-1)
         v_last, v_final = v[: value.shape[1]], v[value.shape[1] :]
         v_next = torch.cat([value[1:], v_last[None]])
         return v_next.flatten().index_copy_(0, batch.final_index, v_final).view_as(value)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asynclab import flat
+from asynclab import flat, nets
 
 
 class Agent(ABC):
@@ -23,15 +23,16 @@ class Agent(ABC):
     nets: nn.ModuleDict
     device = torch.device("cpu")
 
-    def bind(self, weights: Tensor, grad: Tensor) -> None:
+    def bind(self, weights: flat.Vector, grad: flat.Vector) -> None:
         """Let the networks' parameters be views of ``weights``, on its device; called before the first rollout.
 
         Args:
-            weights: [P] float32; holds theta's values, so what is copied from the networks (targets) is copied here.
-            grad: [P] float32; backward accumulates into it.
+            weights: Hold theta's values, so what is copied from the networks (targets) is copied here.  If they come
+                in bfloat16 too, the torsos compute in it.
+            grad: Backward accumulates into it.
         """
-        self.device = weights.device
-        flat.bind(self.nets, weights, grad)
+        self.device = weights.full.device
+        nets.bind(self.nets, weights, grad)
 
     def on_update(self) -> None:  # noqa: B027 - optional
         """Follow the new weights; called after every pull."""

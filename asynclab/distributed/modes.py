@@ -12,6 +12,7 @@ from torch import Tensor
 
 from asynclab import check
 from asynclab.distributed.store import Store
+from asynclab.flat import Vector
 
 
 class Mode:
@@ -54,17 +55,27 @@ class Mode:
         """Return the session's place among the writers of its store."""
         return rank if self.one_store else 0
 
-    def weights(self, store: Store, device: str) -> Tensor:
-        """Return the vector [P] that the session's network is bound to; it holds theta's values: the first pull."""
-        return store.theta.to(device, copy=True)
+    def weights(self, store: Store, device: str, bf16: bool = False) -> Vector:
+        """Return what the session's network is bound to; it holds theta's values: the first pull.
+
+        Args:
+            store: What the session trains.
+            device: Torch device of the weights.
+            bf16: Whether parts of the network compute in bfloat16.
+        """
+        return Vector.make(store.theta.to(device, copy=True), bf16)
 
     def push(self, grad: Tensor, store: Store) -> None:
         """Apply the session's gradient [P] to the global network, without a lock."""
         store.apply(grad)
 
-    def pull(self, weights: Tensor, store: Store) -> None:
-        """Refresh the session's weights [P] from the global network."""
-        weights.copy_(store.theta)
+    def pull(self, weights: Vector, store: Store) -> None:
+        """Refresh the session's weights from the global network."""
+        weights.full.copy_(store.theta)
+        weights.round_()
+
+    def follow(self, weights: Vector) -> None:
+        """Do nothing: private weights change by pulls only.  Called before every use of the weights."""
 
 
 class Off(Mode):
@@ -82,11 +93,15 @@ class Shared(Mode):
 
     on_gpu = False
 
-    def weights(self, store: Store, device: str) -> Tensor:
+    def weights(self, store: Store, device: str, bf16: bool = False) -> Vector:
         """Return theta itself."""
         assert device == "cpu", "theta lies in CPU memory; the trial refuses a GPU before this"
-        return store.theta
+        return Vector.make(store.theta, bf16)
 
-    def pull(self, weights: Tensor, store: Store) -> None:
+    def pull(self, weights: Vector, store: Store) -> None:
         """Do nothing: the weights are theta."""
-        assert weights.data_ptr() == store.theta.data_ptr()
+        assert weights.full.data_ptr() == store.theta.data_ptr()
+
+    def follow(self, weights: Vector) -> None:
+        """Round theta as it is now: other sessions write to it at any time."""
+        weights.round_()
