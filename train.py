@@ -43,6 +43,7 @@ def main(cfg: DictConfig) -> float:
             seed=parts.seed,
             log_every=parts.log_every,
             checkpoint_every=parts.checkpoint_every,
+            profile=parts.profile,
             folder=folder,
         )
     except InstantiationException as error:

@@ -54,6 +54,7 @@ class Config:
     device: str = "auto"  # of the sessions' networks: auto, cpu, cuda, cuda:N
     log_every: float = 10.0  # seconds between two progress lines
     checkpoint_every: float = 300.0  # seconds between two checkpoints
+    profile: bool = False  # measure where the sessions' time goes
 
 
 def refuse_unknown_keys(cfg: DictConfig, prefix: str = "") -> None:

@@ -12,6 +12,7 @@ from asynclab import flat
 from asynclab.agents import Agent
 from asynclab.distributed import Mode, Store
 from asynclab.precision import Precision
+from asynclab.profile import Profile
 
 
 class Learner:
@@ -25,6 +26,7 @@ class Learner:
         device: Of the session's weights.
         max_grad_norm: Bound on each network's gradient norm, None for none.
         precision: Of the torsos' arithmetic.
+        profile: Told what the time of an update goes to.
     """
 
     def __init__(
@@ -36,12 +38,14 @@ class Learner:
         device: str,
         max_grad_norm: float | None,
         precision: Precision,
+        profile: Profile,
     ) -> None:
         self.agent = agent
         self.mode = mode
         self.store = store
         self.slot = slot
         self.max_grad_norm = max_grad_norm
+        self.profile = profile
         bf16 = precision.is_bf16(device)
         self.weights = mode.weights(store, device, bf16)
         self.grad = flat.Vector.make(torch.zeros_like(self.weights.full), bf16)
@@ -52,22 +56,29 @@ class Learner:
 
     def update(self, batch: Any) -> None:
         """Learn from one batch."""
-        self.grad.zero_()  # our own vector: an optimizer's zero_grad would not reach it, and backward accumulates
-        self.mode.follow(self.weights)
-        losses, metrics = self.agent.loss(_to(batch, self.agent.device), self.store.progress())
-        torch.stack(list(losses.values())).sum().backward()
-        self.grad.gather_()
-        norms = clip_norm_(self.grad.full, self.store.networks, self.max_grad_norm)
-        self.mode.push(self.grad.full, self.store)
-        self.store.updates[self.slot] += 1
-        self.mode.pull(self.weights, self.store)
-        self.agent.on_update()
+        phase = self.profile.phase
+        with phase("forward"):
+            self.mode.follow(self.weights)
+            losses, metrics = self.agent.loss(_to(batch, self.agent.device), self.store.progress())
+            loss = torch.stack(list(losses.values())).sum()
+        with phase("backward"):
+            self.grad.zero_()  # our own vector: an optimizer's zero_grad would not reach it, and backward accumulates
+            loss.backward()
+            self.grad.gather_()
+            norms = clip_norm_(self.grad.full, self.store.networks, self.max_grad_norm)
+        with phase("push"):
+            self.mode.push(self.grad.full, self.store)
+            self.store.updates[self.slot] += 1
+        with phase("pull"):
+            self.mode.pull(self.weights, self.store)
+            self.agent.on_update()
         self._remember({f"loss/{k}": v.detach() for k, v in losses.items()} | norms | metrics)
 
     def act(self, obs: NDArray) -> NDArray:
         """Return actions for observations [B, ...] with the weights as they are now."""
-        self.mode.follow(self.weights)
-        return self.agent.act(torch.from_numpy(obs).to(self.agent.device)).cpu().numpy()
+        with self.profile.phase("act"):
+            self.mode.follow(self.weights)
+            return self.agent.act(torch.from_numpy(obs).to(self.agent.device)).cpu().numpy()
 
     def metrics(self) -> dict[str, float]:
         """Return the means over the updates since the last call; empty if there were none."""

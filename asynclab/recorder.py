@@ -51,6 +51,7 @@ class Recorder:
         self._recent: list[tuple[float, float]] = []  # when an episode of any session ended, and its return
         self._session_returns: list[deque[float]] = [deque(maxlen=WINDOW) for _ in range(sessions)]
         self._latest: list[Mapping[str, float]] = [{} for _ in range(sessions)]
+        self._profile: list[dict[str, float]] = [{} for _ in range(sessions)]  # seconds by phase
         self._episodes = 0
         self._metrics = (folder / "metrics.jsonl").open("x")
         tensorboard = folder / "tensorboard"
@@ -77,7 +78,10 @@ class Recorder:
         self._episodes += len(record.episodes)
         before, frames = self._session_clock[rank]
         self._session_clock[rank] = (now, record.frames)
-        scalars = dict(record.metrics)
+        for phase, share in record.profile.items():
+            self._profile[rank][phase] = self._profile[rank].get(phase, 0.0) + share * (now - before)
+        profile = {f"profile/{phase}": share for phase, share in record.profile.items()}
+        scalars = {**record.metrics, **profile}
         if now > before:
             scalars["perf/fps"] = (record.frames - frames) / (now - before)
         if returns:
@@ -85,7 +89,7 @@ class Recorder:
             writer.add_scalar("by_total_frames/return_100", scalars["train/return_100"], total)
         for name, value in scalars.items():
             writer.add_scalar(name, value, record.frames)
-        self._latest[rank] = record.metrics or self._latest[rank]
+        self._latest[rank] = {**(record.metrics or self._latest[rank]), **profile}
         self._line(
             {"kind": "session", "rank": rank, "frames": record.frames, "total_frames": total, "updates": record.updates}
             | {"seconds": now - self._start, "metrics": scalars}
@@ -137,7 +141,7 @@ class Recorder:
         frames = self.total_frames()
         session_frames = [int(n) for store in self.stores for n in store.frames]
         session_updates = [int(n) for store in self.stores for n in store.updates]
-        summary = {
+        summary: dict[str, Any] = {
             "status": status,
             "mean_return": self.mean_return,
             "episodes": self._episodes,
@@ -149,6 +153,8 @@ class Recorder:
             "session_updates": session_updates,
             "session_mean_return": [statistics.fmean(r) if r else None for r in self._session_returns],
         }
+        if any(self._profile):
+            summary["profile"] = [_shares(seconds) for seconds in self._profile]
         (self.folder / "summary.json").write_text(json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n")
         self._metrics.close()
         for writer in (self._trial, *self._sessions):
@@ -158,6 +164,8 @@ class Recorder:
             status, self.mean_return, len(self._recent), f"{frames:,}", f"{summary['updates']:,}",
             _duration(seconds), f"{summary['fps']:,.0f}",
         )  # fmt: skip
+        for line in _profile_table(summary.get("profile", [])):
+            log.info(line)
         return summary
 
     def _line(self, content: dict[str, Any]) -> None:
@@ -178,6 +186,21 @@ def _mean(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the mean over the sessions that report each metric."""
     names = dict.fromkeys(name for m in metrics for name in m)
     return {name: statistics.fmean(m[name] for m in metrics if name in m) for name in names}
+
+
+def _shares(seconds: Mapping[str, float]) -> dict[str, float]:
+    total = sum(seconds.values())
+    return {phase: round(value / total, 4) for phase, value in seconds.items()}
+
+
+def _profile_table(profile: Sequence[Mapping[str, float]]) -> list[str]:
+    """Return a line per session and their mean: how many percent of its time went to each phase."""
+    if not profile:
+        return []
+    mean = _mean(profile)
+    rows = [(f"session {rank:02d}", shares) for rank, shares in enumerate(profile)] + [("mean", mean)]
+    head = "time in %    " + "".join(f"{phase:>10}" for phase in mean)
+    return [head] + [f"{name:<13}" + "".join(f"{100 * shares.get(p, 0):10.1f}" for p in mean) for name, shares in rows]
 
 
 def _duration(seconds: float) -> str:

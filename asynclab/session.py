@@ -14,6 +14,7 @@ from asynclab.envs import Envs
 from asynclab.learner import Learner
 from asynclab.memory import Memory
 from asynclab.precision import Precision
+from asynclab.profile import Profile
 
 
 class Return(NamedTuple):
@@ -43,6 +44,7 @@ class Record(NamedTuple):
         updates: Of this session, since its start.
         episodes: Those that ended.
         metrics: Means over the updates since the last record.
+        profile: Shares of the time since the last record, by phase; empty unless asked for.
     """
 
     rank: int
@@ -50,6 +52,7 @@ class Record(NamedTuple):
     updates: int
     episodes: list[Return]
     metrics: dict[str, float]
+    profile: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Session:
         devices: Torch devices, dealt out to the sessions in turn.
         seed: Of the trial.
         log_every: Seconds between two records.
+        profile: Report where the time goes.
     """
 
     make_envs: Callable[[], Envs]
@@ -77,6 +81,7 @@ class Session:
     devices: list[str]
     seed: int
     log_every: float
+    profile: bool
 
     def run(self, rank: int, store: Store) -> Iterator[Record]:
         """Train ``store`` until its clock shows that the budget is used up."""
@@ -86,31 +91,35 @@ class Session:
         agent = self.make_agent(envs.obs_space, envs.action_space)
         memory = self.make_memory(envs.obs_space, envs.action_space, envs.num_envs, seeds.memory)
         device = self.devices[rank % len(self.devices)]
-        learner = Learner(agent, self.mode, store, slot, device, self.max_grad_norm, self.precision)
+        profile = Profile(self.profile)
+        learner = Learner(agent, self.mode, store, slot, device, self.max_grad_norm, self.precision, profile)
         torch.manual_seed(seeds.torch)  # not before: building networks that the pull overwrites also draws numbers
 
         episodes: list[Return] = []
         frames = 0
-        next_record = time.monotonic() + self.log_every
         obs = envs.reset(seeds.envs(envs.num_envs))
         memory.reset(obs)
+        next_record = time.monotonic() + self.log_every
+        profile.start()
         while (total_frames := store.total_frames()) < store.max_frame:
             action = learner.act(obs)
-            step = envs.step(action)
-            memory.add(action, step)
+            with profile.phase("env"):
+                step = envs.step(action)
+            with profile.phase("remember"):
+                memory.add(action, step)
             frames += envs.num_envs
             store.frames[slot] = frames
             obs = step.obs
             total_frames += envs.num_envs
             episodes += [Return(frames, total_frames, time.monotonic(), e.ret, e.length) for e in step.episodes]
-            for batch in memory.batches(total_frames):
+            for batch in profile.each("sample", memory.batches(total_frames)):
                 learner.update(batch)
             if (now := time.monotonic()) >= next_record:
                 next_record = now + self.log_every
-                yield Record(rank, frames, int(store.updates[slot]), episodes, learner.metrics())
+                yield Record(rank, frames, int(store.updates[slot]), episodes, learner.metrics(), profile.shares())
                 episodes = []
         envs.close()
-        yield Record(rank, frames, int(store.updates[slot]), episodes, learner.metrics())
+        yield Record(rank, frames, int(store.updates[slot]), episodes, learner.metrics(), profile.shares())
 
 
 class Seeds:

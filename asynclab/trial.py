@@ -21,7 +21,8 @@ from asynclab.session import Seeds, Session
 
 log = logging.getLogger(__name__)
 
-PRELOAD = ["torch", "hydra", "gymnasium.wrappers.vector", "ale_py", "asynclab.session"]  # imported before sessions fork
+# Imported once, before sessions fork.  torch._dynamo, which an optimizer imports at its first step, takes seconds.
+PRELOAD = ["torch", "torch._dynamo", "hydra", "gymnasium.wrappers.vector", "ale_py", "asynclab.session"]
 
 
 class Trial:
@@ -43,6 +44,7 @@ class Trial:
         seed: Of the trial.
         log_every: Seconds between two progress lines.
         checkpoint_every: Seconds between two checkpoints.
+        profile: Measure where the sessions' time goes.
         folder: Output folder.
 
     Raises:
@@ -64,6 +66,7 @@ class Trial:
         seed: int,
         log_every: float,
         checkpoint_every: float,
+        profile: bool,
         folder: Path,
     ) -> None:
         self.mode = mode
@@ -96,7 +99,16 @@ class Trial:
                 " set algo.optimizer._target_=asynclab.optim.GlobalAdam or GlobalRMSprop"
             )
         self.session = Session(
-            make_envs, make_agent, make_memory, mode, max_grad_norm, Precision(precision), devices, seed, log_every
+            make_envs,
+            make_agent,
+            make_memory,
+            mode,
+            max_grad_norm,
+            Precision(precision),
+            devices,
+            seed,
+            log_every,
+            profile,
         )
 
     def run(self) -> float:

@@ -28,7 +28,9 @@ torch.set_num_threads(1)
 def make_trial(tmp_path):
     """Return a function that makes a small trial: A3C on CartPole or SAC on Pendulum."""
 
-    def make(algo="a3c", mode=None, max_frame=2_000, seed=0, optimizer=GlobalAdam, precision="fp32", **agent):
+    def make(
+        algo="a3c", mode=None, max_frame=2_000, seed=0, optimizer=GlobalAdam, precision="fp32", profile=False, **agent
+    ):
         if algo == "a3c":
             make_agent = partial(A3C, torso=TORSO, **agent)
             make_memory, env = partial(Rollout, horizon=10), "CartPole-v1"
@@ -49,6 +51,7 @@ def make_trial(tmp_path):
             seed=seed,
             log_every=0.2,
             checkpoint_every=1000.0,
+            profile=False,
             folder=tmp_path,
         )
 

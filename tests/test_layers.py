@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 LAYERS = [
-    {"check", "console", "returns", "schedules", "flat", "layout", "precision", "config"},
+    {"check", "console", "returns", "schedules", "flat", "layout", "precision", "profile", "config"},
     {"nets", "distributions", "optim"},
     {"envs", "memory", "agents", "distributed"},
     {"learner", "session"},

@@ -11,13 +11,16 @@ from asynclab import flat
 from asynclab.agents import A3C
 from asynclab.distributed import Off, Shared, Synced
 from asynclab.learner import Learner, clip_norm_
+from asynclab.profile import Profile
 
 
 def learner_of(trial):
     session = trial.session
     envs = session.make_envs()
     agent = session.make_agent(envs.obs_space, envs.action_space)
-    return Learner(agent, trial.mode, trial.stores[0], 0, "cpu", session.max_grad_norm, session.precision)
+    return Learner(
+        agent, trial.mode, trial.stores[0], 0, "cpu", session.max_grad_norm, session.precision, Profile(False)
+    )
 
 
 def some_batches(trial, n=2):

@@ -35,20 +35,20 @@ def episodes(ret, n, first_second):
 
 
 def test_the_mean_return_is_over_the_episodes_that_ended_last_and_not_those_reported_last(record):
-    a = Record(0, 100, 1, episodes(0.0, 100, 1000.0), {})
-    b = Record(1, 100, 1, episodes(100.0, 100, 1001.0), {})
+    a = Record(0, 100, 1, episodes(0.0, 100, 1000.0), {}, {})
+    b = Record(1, 100, 1, episodes(100.0, 100, 1001.0), {}, {})
     summary, _ = record(Synced(2), a, b)
     assert summary["mean_return"] == 50.0
     assert summary["session_mean_return"] == [0.0, 100.0]
 
 
 def test_only_the_last_100_episodes_count(record):
-    summary, _ = record(Off(1), Record(0, 1, 1, episodes(5.0, 50, 0.0) + episodes(7.0, 100, 200.0), {}))
+    summary, _ = record(Off(1), Record(0, 1, 1, episodes(5.0, 50, 0.0) + episodes(7.0, 100, 200.0), {}, {}))
     assert (summary["mean_return"], summary["episodes"]) == (7.0, 150)
 
 
 def test_nan_is_written_as_null(record):
-    summary, lines = record(Off(1), Record(0, 1, 1, episodes(math.nan, 1, 0.0), {"loss/policy": math.inf}))
+    summary, lines = record(Off(1), Record(0, 1, 1, episodes(math.nan, 1, 0.0), {"loss/policy": math.inf}, {}))
     assert summary["mean_return"] is None
     assert lines[0]["metrics"]["loss/policy"] is None
     assert lines[0]["episodes"][0]["ret"] is None
@@ -61,7 +61,7 @@ def test_a_second_recorder_cannot_write_into_the_folder(record):
 
 
 def test_a_curve_of_a_killed_run_is_read_without_its_half_line(record, tmp_path):
-    record(Off(1), Record(0, 200, 1, episodes(3.0, 2, 0.0), {}))
+    record(Off(1), Record(0, 200, 1, episodes(3.0, 2, 0.0), {}, {}))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "tri')
     assert read(tmp_path, "total_frames")[1] == [3.0]

@@ -1,5 +1,6 @@
 """Runs sessions in processes and hands their records to the parent."""
 
+import ctypes
 import multiprocessing as mp
 import os
 import queue
@@ -45,7 +46,7 @@ def launch(
         SessionError: A session raised or died.  The others have been stopped.
     """
     if len(runs) == 1:
-        torch.set_num_threads(num_threads)
+        _prepare_process(num_threads)
         try:
             yield from runs[0]()
         except Exception as error:
@@ -108,7 +109,7 @@ def _stop(processes: Sequence[Any]) -> None:
 def _child(run: Callable[[], Iterator[Any]], num_threads: int, sender: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent stops us
     threading.Thread(target=_follow_parent, daemon=True).start()
-    torch.set_num_threads(num_threads)
+    _prepare_process(num_threads)
     # Sending waits when the parent is busy and the pipe is full; the session must not.
     outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     postman = threading.Thread(target=_deliver, args=(outbox, sender))
@@ -121,6 +122,18 @@ def _child(run: Callable[[], Iterator[Any]], num_threads: int, sender: Connectio
         end = _End(traceback.format_exc())
     outbox.put(end)
     postman.join()
+
+
+def _prepare_process(num_threads: int) -> None:
+    torch.set_num_threads(num_threads)
+    # By default glibc gives the large tensors of an update back to the kernel and takes them again for the next one:
+    # a fifth of an update on Pong was spent on page faults (docs/performance.md).  Replay memories stay above the first
+    # threshold, so that they still take memory only as they fill.
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        m_trim_threshold, m_mmap_threshold = -1, -3  # of malloc.h
+        libc.mallopt(m_mmap_threshold, 64 * 2**20)
+        libc.mallopt(m_trim_threshold, 2**30)
 
 
 def _deliver(outbox: "queue.SimpleQueue[Any]", sender: Connection) -> None:
