@@ -1,4 +1,4 @@
-"""Train: compose -> instantiate -> Trial.run().  The only file that shows how everything is wired.
+"""Train: compose -> make the trial -> run it.  ``asynclab.build`` shows how everything is wired.
 
 Example: ``python train.py algo=a3c env=pong distributed=synced distributed.max_session=16``
 """
@@ -18,39 +18,13 @@ config.register()
 def main(cfg: DictConfig) -> float:
     """Run one trial and return its final mean return, for sweepers to maximise."""
     from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import CompactHydraException, InstantiationException
-    from omegaconf.errors import OmegaConfBaseException
+    from hydra.errors import CompactHydraException
 
-    from asynclab import provenance
+    from asynclab import build, provenance
     from asynclab.distributed import SessionError
-    from asynclab.trial import Trial
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    try:
-        config.refuse_unknown_keys(cfg)
-        parts = hydra.utils.instantiate(cfg, _convert_="object")
-        trial = Trial(
-            make_envs=parts.env.make,
-            make_agent=parts.algo.agent,
-            make_memory=parts.algo.memory,
-            make_optimizer=parts.algo.optimizer,
-            lr_schedule=parts.algo.lr_schedule,
-            mode=parts.distributed,
-            max_frame=parts.env.max_frame,
-            max_grad_norm=parts.algo.max_grad_norm,
-            precision=parts.algo.precision,
-            device=parts.device,
-            seed=parts.seed,
-            log_every=parts.log_every,
-            checkpoint_every=parts.checkpoint_every,
-            profile=parts.profile,
-            folder=folder,
-        )
-    except InstantiationException as error:
-        raise CompactHydraException(str(error.__cause__ or error)) from error
-    except (ValueError, TypeError, LookupError, OmegaConfBaseException) as error:
-        # a setting; HYDRA_FULL_ERROR=1 shows where it hurt
-        raise CompactHydraException(str(error)) from error
+    trial = build.make_trial(cfg, folder)
     provenance.write(folder, cfg, HydraConfig.get().overrides.task, trial.mode.max_session, trial.session.devices)
     try:
         return trial.run()

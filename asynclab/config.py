@@ -57,6 +57,17 @@ class Config:
     profile: bool = False  # measure where the sessions' time goes
 
 
+@dataclass
+class BenchmarkConfig(Config):
+    """A run to be measured, and how."""
+
+    sessions: list[int] = field(default_factory=lambda: [1, 2])  # numbers of sessions to compare
+    repeats: int = 5  # of everything, in turn
+    seconds: float = 20.0  # of each end-to-end measurement
+    sb3: bool = False  # stable-baselines3 beside it
+    out: str = "benchmark.json"  # every measurement, and its circumstances
+
+
 def refuse_unknown_keys(cfg: DictConfig, prefix: str = "") -> None:
     """Raise ValueError for keys that nothing reads, which ``+`` on the command line can add to the groups."""
     schema: Any = OmegaConf.get_type(cfg)
@@ -102,3 +113,4 @@ def register() -> None:
     """Make the schema known to Hydra; the groups' YAML files are validated against it."""
     store = ConfigStore.instance()
     store.store(name="base_config", node=Config)
+    store.store(name="base_benchmark", node=BenchmarkConfig)

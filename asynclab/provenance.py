@@ -33,18 +33,19 @@ def write(folder: Path, cfg: DictConfig, overrides: Sequence[str], max_session: 
         devices: What ``device`` became.
     """
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    run = {
+    run = {"overrides": list(overrides), "seed": cfg.seed, "max_session": max_session, "devices": list(devices)}
+    (folder / "run.json").write_text(json.dumps(run | circumstances(), indent=2) + "\n")
+
+
+def circumstances() -> dict[str, Any]:
+    """Return what a measurement depends on besides its settings: command, time, revision, versions, machine."""
+    return {
         "command": [sys.executable, *sys.argv],
-        "overrides": list(overrides),
-        "seed": cfg.seed,
-        "max_session": max_session,
-        "devices": list(devices),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": _git(),
         "packages": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "machine": _machine(),
     }
-    (folder / "run.json").write_text(json.dumps(run, indent=2) + "\n")
 
 
 def _git() -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ LAYERS = [
     {"nets", "distributions", "optim"},
     {"envs", "memory", "agents", "distributed"},
     {"learner", "session"},
-    {"recorder", "checkpoint", "provenance", "trial", "evaluation", "curves"},
+    {"recorder", "checkpoint", "provenance", "trial", "evaluation", "curves", "benchmark", "build"},
     {"train", "scripts"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -19,7 +19,7 @@ FORBIDDEN = {
     "agents": {"asynclab.distributed", "multiprocessing", "hydra"},
     "distributed": {"asynclab.agents", "asynclab.envs", "gymnasium", "hydra"},
 }
-HYDRA = {"train", "config", "scripts", "evaluation", "provenance"}
+HYDRA = {"train", "build", "config", "scripts", "evaluation", "provenance"}
 FILES = [ROOT / "train.py", *ROOT.glob("scripts/*.py"), *ROOT.glob("asynclab/**/*.py")]
 
 

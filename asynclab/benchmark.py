@@ -1,0 +1,285 @@
+"""Throughput of a configuration, measured beside what limits it.
+
+The parts of the work (environment, acting, updating) are timed alone in one process per core, and the whole with the
+real command.  All that is compared is repeated in turn, so that a machine whose speed drifts drifts for all of it.
+"""
+
+import json
+import multiprocessing as mp
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+
+from asynclab.distributed import Store, launch
+from asynclab.learner import Learner
+from asynclab.profile import Profile
+from asynclab.session import Seeds, Session
+from asynclab.trial import PRELOAD, Trial
+
+START_TIMEOUT = 300.0  # seconds in which every session must have learned once
+
+
+class Parts(NamedTuple):
+    """What one process does alone, in units per second.
+
+    Attributes:
+        env: Frames stepped with random actions.
+        act: Frames acted on.
+        update: Updates, all on the same batch.
+        frames_per_update: Of the algorithm; no rate.
+    """
+
+    env: float
+    act: float
+    update: float
+    frames_per_update: float
+
+
+def limit(parts: Sequence[Parts]) -> float:
+    """Return the frames/s of all processes that would do nothing but step, act and update in turn."""
+    env, act, update = (sum(getattr(p, name) for p in parts) for name in ("env", "act", "update"))
+    return 1 / (1 / env + 1 / act + 1 / (update * parts[0].frames_per_update))
+
+
+def measure_parts(trial: Trial, processes: int, seconds: float) -> list[Parts]:
+    """Time the parts in so many processes at once, each for some seconds.
+
+    Args:
+        trial: Its first store is trained.
+        processes: One per core.
+        seconds: Of each part.
+    """
+    barrier = mp.get_context("forkserver").Barrier(processes)
+    runs = [partial(_parts, trial.session, barrier, seconds, trial.store_of(rank), rank) for rank in range(processes)]
+    return list(launch(runs, trial.mode.num_threads, PRELOAD))
+
+
+def _parts(session: Session, barrier: Any, seconds: float, store: Store, rank: int) -> Iterator[Parts]:
+    seeds = Seeds(session.seed, rank)
+    envs = session.make_envs()
+    agent = session.make_agent(envs.obs_space, envs.action_space)
+    memory = session.make_memory(envs.obs_space, envs.action_space, envs.num_envs, seeds.memory)
+    device = session.devices[rank % len(session.devices)]
+    learner = Learner(
+        agent, session.mode, store, session.mode.slot(rank), device, session.max_grad_norm, session.precision,
+        Profile(enabled=False),
+    )  # fmt: skip
+    envs.action_space.seed(rank)
+    actions = [np.stack([envs.action_space.sample() for _ in range(envs.num_envs)]) for _ in range(64)]
+    obs = envs.reset(seeds.envs(envs.num_envs))
+    memory.reset(obs)
+    # once around the loop: makes a batch, counts the frames for one, and warms everything up
+    learned: list[int] = []  # frames at which there was a batch
+    frames = 0
+    while not learned or learned[-1] == learned[0]:
+        action = learner.act(obs)
+        step = envs.step(action)
+        memory.add(action, step)
+        frames += envs.num_envs
+        for batch in memory.batches(frames):
+            learned.append(frames)
+            learner.update(batch)
+    frames_per_update = (learned[-1] - learned[0]) / sum(at > learned[0] for at in learned)
+    turn = cycle(actions)
+
+    def rate(work: Callable[[], Any]) -> float:
+        barrier.wait(START_TIMEOUT)
+        count, start = 0, time.perf_counter()
+        while (passed := time.perf_counter() - start) < seconds:
+            work()
+            count += 1
+        return count / passed
+
+    env = rate(lambda: envs.step(next(turn))) * envs.num_envs
+    act = rate(lambda: learner.act(obs)) * envs.num_envs
+    update = rate(lambda: learner.update(batch))
+    envs.close()
+    yield Parts(env, act, update, frames_per_update)
+
+
+@dataclass
+class Run:
+    """One end-to-end measurement.
+
+    Attributes:
+        frames: Per second, all sessions together, after every session has learned once.
+        updates: Likewise.
+        start: Seconds from the command to the last session's first step.
+        memory: Peak bytes of the process tree, shared pages counted once.
+    """
+
+    frames: float
+    updates: float
+    start: float
+    memory: int
+
+
+def measure_run(train: Path, overrides: Sequence[str], sessions: int, seconds: float) -> Run:
+    """Run the real command for some seconds after all its sessions have learned once, and stop it.
+
+    Args:
+        train: train.py.
+        overrides: Of the command.
+        sessions: Number of sessions.
+        seconds: Length of the measurement.
+
+    Raises:
+        RuntimeError: The command failed, or its sessions did not start; the message has its output.
+    """
+    with tempfile.TemporaryDirectory(prefix="asynclab_bench_") as folder:
+        output = Path(folder) / "run"
+        command = [
+            sys.executable, str(train), *overrides, f"distributed.max_session={sessions}", "log_every=0.5",
+            "env.max_frame=1_000_000_000", "checkpoint_every=1_000_000", f"hydra.run.dir={output}",
+        ]  # fmt: skip
+        with (Path(folder) / "log").open("w+") as log:
+            began = time.monotonic()
+            process = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            try:
+                return _observe(process, output / "metrics.jsonl", sessions, seconds, began)
+            except RuntimeError as error:
+                log.seek(0)
+                raise RuntimeError(f"{error}: {' '.join(command)}\n{log.read()[-3000:]}") from None
+            finally:
+                _stop(process)
+
+
+def _observe(process: Any, metrics: Path, sessions: int, seconds: float, began: float) -> Run:
+    records: dict[int, list[dict[str, Any]]] = {rank: [] for rank in range(sessions)}
+    start = until = None
+    memory, next_memory, position = 0, 0.0, 0
+    while until is None or time.monotonic() < until:
+        time.sleep(0.05)
+        now = time.monotonic()
+        if process.poll() is not None:
+            raise RuntimeError("the command ended early")
+        if until is None and now - began > START_TIMEOUT:
+            raise RuntimeError(f"not every session had learned once after {START_TIMEOUT:.0f} seconds")
+        if now >= next_memory:
+            memory, next_memory = max(memory, _tree_pss(process)), now + 2.0
+        if not metrics.exists():
+            continue
+        with metrics.open() as file:
+            file.seek(position)
+            while (line := file.readline()).endswith("\n"):
+                position = file.tell()
+                record = json.loads(line)
+                if record["kind"] == "session" and record["frames"]:
+                    records[record["rank"]].append(record)
+        if start is None and all(records.values()):
+            start = now - began
+        if until is None and all(r and r[-1]["updates"] for r in records.values()):
+            until = now + seconds
+            records = {rank: [r[-1]] for rank, r in records.items()}
+
+    def rate(what: str) -> float:
+        return sum((r[-1][what] - r[0][what]) / max(r[-1]["seconds"] - r[0]["seconds"], 1e-9) for r in records.values())
+
+    assert start is not None
+    return Run(rate("frames"), rate("updates"), start, memory)
+
+
+def _tree_pss(process: Any) -> int:
+    """Return the proportional set size of a process and its descendants, in bytes."""
+    total = 0
+    for p in [process, *process.children(recursive=True)]:
+        try:
+            lines = Path(f"/proc/{p.pid}/smaps_rollup").read_text().splitlines()
+        except OSError:  # it ended in between
+            continue
+        total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total
+
+
+def _stop(process: Any) -> None:
+    """End the command and its descendants, which end with it."""
+    children = process.children(recursive=True)
+    if process.poll() is None:
+        os.kill(process.pid, signal.SIGTERM)
+    _, alive = psutil.wait_procs([process, *children], timeout=20)
+    for p in alive:
+        p.kill()
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return median, least and greatest value."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def summarise(
+    cores: int, parts: Sequence[Sequence[Parts]], runs: dict[int, list[Run]], sb3: Sequence[dict[str, float]]
+) -> dict[str, Any]:
+    """Return medians and ranges.  Ratios are taken within a repeat, where the machine was most alike."""
+    limits = [limit(ps) for ps in parts]
+    one = runs.get(1)
+    result: dict[str, Any] = {
+        "processes": cores,
+        "parts": {
+            name: spread([sum(getattr(p, name) for p in ps) for ps in parts]) for name in ("env", "act", "update")
+        },
+        "limit": spread(limits),
+        "runs": {},
+    }
+    for n, measured in runs.items():
+        entry = {
+            name: spread([getattr(r, name) for r in measured]) for name in ("frames", "updates", "start", "memory")
+        }
+        # the limit is that of all cores
+        share = min(n, cores) / cores
+        entry["fraction"] = spread([r.frames / (share * of) for r, of in zip(measured, limits, strict=True)])
+        if one is not None:
+            entry["speedup"] = spread([r.frames / r1.frames for r, r1 in zip(measured, one, strict=True)])
+        if sb3:
+            entry["over_sb3"] = spread([r.frames / s["frames"] for r, s in zip(measured, sb3, strict=True)])
+        result["runs"][n] = entry
+    if sb3:
+        result["sb3"] = {name: spread([s[name] for s in sb3]) for name in ("frames", "updates")}
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the summary as text in Markdown."""
+    lines = [
+        f"| alone, in {result['processes']} processes at once | per second: median (range) |",
+        "|---|---|",
+        *(f"| {what} | {_range(result['parts'][name])} |" for name, what in _PARTS.items()),
+        f"| limit: the three in turn, frames | {_range(result['limit'])} |",
+        "",
+        "| sessions | frames/s | updates/s | of the limit | x one session | start, s | memory, GiB |"
+        + " x SB3 |" * ("sb3" in result),
+        "|---|---|---|---|---|---|---|" + "---|" * ("sb3" in result),
+    ]
+    for n, run in result["runs"].items():
+        cells = [str(n), _range(run["frames"]), _range(run["updates"]), _range(run["fraction"], 2)]
+        cells.append(_range(run["speedup"], 2) if "speedup" in run else "")
+        cells += [_range(run["start"], 1), _range({k: v / 2**30 for k, v in run["memory"].items()}, 1)]
+        cells += [_range(run["over_sb3"], 2)] if "over_sb3" in run else []
+        lines.append("| " + " | ".join(cells) + " |")
+    if "sb3" in result:
+        lines.append(
+            f"| stable-baselines3 | {_range(result['sb3']['frames'])} | {_range(result['sb3']['updates'])} |" + " |" * 5
+        )
+    return "\n".join(lines)
+
+
+_PARTS = {"env": "environment steps, frames", "act": "acting, frames", "update": "updates"}
+
+
+def _range(values: dict[str, float], digits: int | None = None) -> str:
+    if digits is None:
+        digits = 1 if values["median"] < 100 else 0
+    median, low, high = (f"{values[name]:,.{digits}f}" for name in ("median", "min", "max"))
+    return f"{median} ({low} to {high})"

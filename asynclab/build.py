@@ -1,0 +1,44 @@
+"""Config -> Trial."""
+
+from pathlib import Path
+
+from hydra.errors import CompactHydraException, InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from asynclab.config import refuse_unknown_keys
+from asynclab.trial import Trial
+
+
+def make_trial(cfg: DictConfig, folder: Path) -> Trial:
+    """Instantiate what the config's groups hold and put it together.
+
+    Raises:
+        CompactHydraException: A setting cannot work; Hydra prints its message without a traceback, and with one if
+            HYDRA_FULL_ERROR=1.
+    """
+    try:
+        refuse_unknown_keys(cfg)
+        parts = instantiate(cfg, _convert_="object")
+        return Trial(
+            make_envs=parts.env.make,
+            make_agent=parts.algo.agent,
+            make_memory=parts.algo.memory,
+            make_optimizer=parts.algo.optimizer,
+            lr_schedule=parts.algo.lr_schedule,
+            mode=parts.distributed,
+            max_frame=parts.env.max_frame,
+            max_grad_norm=parts.algo.max_grad_norm,
+            precision=parts.algo.precision,
+            device=parts.device,
+            seed=parts.seed,
+            log_every=parts.log_every,
+            checkpoint_every=parts.checkpoint_every,
+            profile=parts.profile,
+            folder=folder,
+        )
+    except InstantiationException as error:
+        raise CompactHydraException(str(error.__cause__ or error)) from error
+    except (ValueError, TypeError, LookupError, OmegaConfBaseException) as error:
+        raise CompactHydraException(str(error)) from error

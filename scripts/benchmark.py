@@ -1,0 +1,90 @@
+"""Measure a configuration's throughput beside its parts' and, if asked for, stable-baselines3's.
+
+Example: ``python scripts/benchmark.py algo=sac env=humanoid distributed=shared sessions=[1,2,16]``
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from asynclab import config
+
+config.register()
+
+ROOT = Path(__file__).resolve().parent.parent
+OWN = ("sessions", "repeats", "seconds", "sb3", "out")  # settings that train.py does not have
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark")
+def main(cfg: DictConfig) -> None:
+    """Measure, print a table and write every measurement to a file."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import CompactHydraException
+
+    from asynclab import benchmark, build, check, provenance
+
+    cores = len(os.sched_getaffinity(0))
+    out = Path(cfg.out)
+    try:
+        repeats, seconds = check.count("repeats", cfg.repeats), check.positive("seconds", cfg.seconds)
+        sessions = [check.count("sessions", n) for n in cfg.sessions]
+        if out.exists():
+            raise ValueError(f"out={out} exists; set out to another file")
+    except ValueError as error:
+        raise CompactHydraException(str(error)) from error
+    OmegaConf.update(cfg, "distributed.max_session", cores)
+    overrides = [o for o in HydraConfig.get().overrides.task if o.lstrip("+~").partition("=")[0] not in OWN]
+    parts, runs, sb3 = [], {n: [] for n in sessions}, []  # type: ignore[var-annotated]
+    with tempfile.TemporaryDirectory(prefix="asynclab_bench_") as folder:
+        trial = build.make_trial(cfg, Path(folder))
+        try:
+            for repeat in range(repeats):
+                print(f"{repeat + 1} of {repeats}: parts", end="", flush=True)
+                parts.append(benchmark.measure_parts(trial, cores, seconds / 6))
+                for n in sessions:
+                    print(f", {n} session{'s' * (n > 1)}", end="", flush=True)
+                    runs[n].append(benchmark.measure_run(ROOT / "train.py", overrides, n, seconds))
+                if cfg.sb3:
+                    print(", stable-baselines3", end="", flush=True)
+                    sb3.append(_sb3(cfg, cores, seconds))
+                print(flush=True)
+        except RuntimeError as error:
+            raise CompactHydraException(f"\n{error}") from error
+    result = benchmark.summarise(cores, parts, runs, sb3)
+    print(benchmark.table(result))
+    samples = {
+        "parts": [[p._asdict() for p in ps] for ps in parts],
+        "runs": {n: [vars(r) for r in rs] for n, rs in runs.items()},
+    }
+    content = {"result": result, "samples": samples | {"sb3": sb3}, "config": OmegaConf.to_container(cfg, resolve=True)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(content | provenance.circumstances(), indent=2) + "\n")
+    print(f"wrote {out}")
+
+
+def _sb3(cfg: DictConfig, cores: int, seconds: float) -> dict[str, float]:
+    """Return frames and updates per second of stable-baselines3 with the same settings and all cores as threads."""
+    settings: dict[str, Any] = {
+        "env": OmegaConf.to_container(cfg.env.make, resolve=True),
+        "torso": OmegaConf.to_container(cfg.env.torso, resolve=True),
+        "memory": OmegaConf.to_container(cfg.algo.memory, resolve=True),
+        "threads": cores,
+        "seconds": seconds,
+        "seed": cfg.seed,
+    }
+    command = [sys.executable, str(ROOT / "scripts" / "sb3_baseline.py"), json.dumps(settings)]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise RuntimeError(f"stable-baselines3 failed\n{process.stderr[-3000:]}")
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    main()
