@@ -4,6 +4,7 @@ The parts of the work (environment, acting, updating) are timed alone in one pro
 real command.  All that is compared is repeated in turn, so that a machine whose speed drifts drifts for all of it.
 """
 
+import ctypes
 import json
 import multiprocessing as mp
 import os
@@ -147,7 +148,7 @@ def measure_run(train: Path, overrides: Sequence[str], sessions: int, seconds: f
         ]  # fmt: skip
         with (Path(folder) / "log").open("w+") as log:
             began = time.monotonic()
-            process = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+            process = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=_end_with_parent)
             try:
                 return _observe(process, output / "metrics.jsonl", sessions, seconds, began)
             except RuntimeError as error:
@@ -155,6 +156,12 @@ def measure_run(train: Path, overrides: Sequence[str], sessions: int, seconds: f
                 raise RuntimeError(f"{error}: {' '.join(command)}\n{log.read()[-3000:]}") from None
             finally:
                 _stop(process)
+
+
+def _end_with_parent() -> None:
+    """Let the kernel end this process when the benchmark is killed; it would run for days."""
+    pr_set_pdeathsig = 1  # of linux/prctl.h
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _observe(process: Any, metrics: Path, sessions: int, seconds: float, began: float) -> Run:

@@ -28,14 +28,12 @@ torch.set_num_threads(1)
 def make_trial(tmp_path):
     """Return a function that makes a small trial: A3C on CartPole or SAC on Pendulum."""
 
-    def make(
-        algo="a3c", mode=None, max_frame=2_000, seed=0, optimizer=GlobalAdam, precision="fp32", profile=False, **agent
-    ):
+    def make(algo="a3c", mode=None, max_frame=2_000, seed=0, optimizer=GlobalAdam, precision="fp32", **agent):
         if algo == "a3c":
-            make_agent = partial(A3C, torso=TORSO, **agent)
+            make_agent = partial(A3C, **({"torso": TORSO} | agent))
             make_memory, env = partial(Rollout, horizon=10), "CartPole-v1"
         else:
-            make_agent = partial(SAC, torso=TORSO, **agent)
+            make_agent = partial(SAC, **({"torso": TORSO} | agent))
             make_memory, env = partial(Replay, capacity=1_000, batch_size=32, start=100), "Pendulum-v1"
         return Trial(
             make_envs=partial(make_envs, env, 2),

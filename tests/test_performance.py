@@ -1,0 +1,179 @@
+"""What makes it fast, held by counts and not by seconds."""
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import tracemalloc
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from asynclab.distributed import Synced, launch
+from asynclab.envs import make_envs
+from asynclab.memory import Replay, Rollout
+from asynclab.nets import MLPTorso
+from asynclab.profile import PHASES, Profile
+from asynclab.trial import PRELOAD
+
+
+@pytest.mark.parametrize("id", ["ALE/Pong-v5", "Humanoid-v5"])
+@pytest.mark.parametrize("memory", [partial(Rollout, horizon=4), partial(Replay, capacity=64, batch_size=4)])
+def test_a_step_allocates_no_array_as_large_as_the_observations(id, memory):
+    envs = make_envs(id, 8)
+    made = memory(envs.obs_space, envs.action_space, 8)
+    obs = envs.reset(list(range(8)))
+    made.reset(obs)
+    action = np.stack([envs.action_space.sample() for _ in range(8)])
+    inner = envs._env.step(action)  # the emulator's own arrays are not ours to count
+    envs._env = SimpleNamespace(step=lambda _: inner)
+    made.add(action, envs.step(action))
+    tracemalloc.start()
+    tracemalloc.reset_peak()
+    before, _ = tracemalloc.get_traced_memory()
+    for _ in range(20):
+        made.add(action, envs.step(action))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak - before < obs.nbytes / 2
+
+
+def handles(store):
+    """Yield how many descriptors this process has, and how many shared segments."""
+    store.apply(torch.ones_like(store.theta))
+    maps = (line.split(maxsplit=5) for line in open("/proc/self/maps"))  # noqa: PTH123, SIM115
+    yield len(os.listdir("/proc/self/fd")), sum("s" in fields[1] for fields in maps)  # noqa: PTH208
+
+
+def test_descriptors_and_segments_do_not_grow_with_the_number_of_parameters(make_trial, tmp_path):
+    counts = []
+    for layers in (2, 40):
+        trial = make_trial(mode=Synced(2), torso=partial(MLPTorso, hidden=[16] * layers))
+        runs = [partial(handles, trial.store_of(rank)) for rank in range(2)]
+        counts.append(sorted(launch(runs, 1, PRELOAD)))
+    assert counts[0] == counts[1]
+    assert counts[0][0][1] > 0
+
+
+def faults():
+    """Yield the page faults of 20 rounds of large tensors, after a first one."""
+    for round in range(21):
+        if round == 1:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        tensors = [torch.ones(2**20) for _ in range(4)]
+        del tensors
+    yield resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def test_sessions_keep_freed_memory():
+    # 16 MiB a round are 4,096 pages: 80,000 faults if they were given back every time
+    assert max(launch([faults, faults], 1)) < 8_000
+
+
+def imports(session, rank, store):
+    """Run a session and yield the modules that it has imported."""
+    before = set(sys.modules)
+    for _ in session.run(rank, store):
+        pass
+    yield sorted(set(sys.modules) - before)
+
+
+@pytest.mark.medium
+def test_what_a_session_imports_was_imported_before_it_was_forked(make_trial):
+    trial = make_trial(mode=Synced(2), max_frame=200)
+    runs = [partial(imports, trial.session, rank, trial.stores[0]) for rank in range(2)]
+    for imported in launch(runs, 1, PRELOAD):
+        assert not [name for name in imported if name.startswith(("torch._dynamo", "sympy"))]
+        assert len(imported) < 60
+
+
+def test_profile_shares_add_up_and_name_what_took_the_time():
+    profile = Profile(enabled=True)
+    profile.start()
+    total = 0
+    for i in profile.each("sample", range(3)):
+        with profile.phase("env"):
+            total += sum(range(300_000 + i))
+    shares = profile.shares()
+    assert set(shares) == set(PHASES)
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert shares["env"] + shares["waiting"] > 0.9
+    assert Profile(enabled=False).shares() == {}
+
+
+def test_waiting_is_time_in_which_the_process_did_not_run():
+    import time
+
+    profile = Profile(enabled=True)
+    profile.start()
+    with profile.phase("env"):
+        time.sleep(0.2)
+    assert profile.shares()["waiting"] > 0.5
+
+
+@pytest.mark.medium
+def test_profile_is_printed_and_logged(train, tmp_path):
+    process = train("algo=sac", "env=pendulum", "distributed=shared", "distributed.max_session=2", "profile=true",
+                    "env.max_frame=1_500", "log_every=0.5")  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    head, *rows = process.stdout.rstrip().splitlines()[-4:]
+    assert head.split() == ["time", "in", "%", *PHASES]
+    assert [row.split()[:-10] for row in rows] == [["session", "00"], ["session", "01"], ["mean"]]
+    for row in rows:
+        assert sum(map(float, row.split()[-10:])) == pytest.approx(100, abs=1)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [sum(shares.values()) for shares in summary["profile"]] == pytest.approx([1, 1], abs=0.01)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {f"profile/{phase}" for phase in PHASES} <= set(lines[-1]["metrics"])
+
+
+def benchmark(*overrides):
+    command = [sys.executable, ROOT / "scripts" / "benchmark.py", *overrides]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+
+
+@pytest.mark.medium
+def test_benchmark_measures_parts_whole_and_stable_baselines3(tmp_path):
+    out = tmp_path / "benchmark.json"
+    process = benchmark("env=cartpole", "sessions=[1,2]", "repeats=1", "seconds=2", "sb3=true", f"out={out}")
+    assert process.returncode == 0, process.stderr
+    content = json.loads(out.read_text())
+    result = content["result"]
+    for n in ("1", "2"):
+        run = result["runs"][n]
+        assert run["frames"]["median"] > 0
+        # horizon 32 of 8 environments: what is reported of frames and updates must fit together
+        assert run["frames"]["median"] / run["updates"]["median"] == pytest.approx(256, rel=0.1)
+        assert f"| {n} |" in process.stdout
+        assert run["memory"]["median"] > 50 * 2**20
+    assert result["sb3"]["frames"]["median"] / result["sb3"]["updates"]["median"] == pytest.approx(256, rel=0.1)
+    parts = content["samples"]["parts"][0]
+    assert [p["frames_per_update"] for p in parts] == [256.0] * len(os.sched_getaffinity(0))
+    env, act, update = (sum(p[name] for p in parts) for name in ("env", "act", "update"))
+    assert result["limit"]["median"] == pytest.approx(1 / (1 / env + 1 / act + 1 / (256 * update)))
+    assert content["git"]["revision"]
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["sessions=[0]"], "sessions=0 must be a whole number of 1 or more"),
+        (["seconds=0"], "seconds=0.0 must be a number above 0"),
+        (["repeats=many"], "repeats"),
+        ([f"out={ROOT}/README.md"], "out=.*README.md exists; set out to another file"),
+        (["algo.memory.horizon=0"], "algo.memory.horizon=0"),
+    ],
+)
+def test_benchmark_refuses(overrides, message):
+    process = benchmark("env=cartpole", *overrides)
+    assert process.returncode == 1
+    assert re.search(message, process.stderr)
+    assert "Traceback" not in process.stderr
