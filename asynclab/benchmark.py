@@ -119,13 +119,18 @@ class Run:
         frames: Per second, all sessions together, after every session has learned once.
         updates: Likewise.
         start: Seconds from the command to the last session's first step.
-        memory: Peak bytes of the process tree, shared pages counted once.
+        memory: Bytes of the process tree, shared pages counted once, and the seconds since the command.
     """
 
     frames: float
     updates: float
     start: float
-    memory: int
+    memory: list[tuple[float, int]]
+
+    @property
+    def peak(self) -> int:
+        """Greatest memory in bytes."""
+        return max(size for _, size in self.memory)
 
 
 def measure_run(train: Path, overrides: Sequence[str], sessions: int, seconds: float) -> Run:
@@ -167,7 +172,8 @@ def _end_with_parent() -> None:
 def _observe(process: Any, metrics: Path, sessions: int, seconds: float, began: float) -> Run:
     records: dict[int, list[dict[str, Any]]] = {rank: [] for rank in range(sessions)}
     start = until = None
-    memory, next_memory, position = 0, 0.0, 0
+    memory: list[tuple[float, int]] = []
+    next_memory, position = 0.0, 0
     while until is None or time.monotonic() < until:
         time.sleep(0.05)
         now = time.monotonic()
@@ -176,7 +182,8 @@ def _observe(process: Any, metrics: Path, sessions: int, seconds: float, began: 
         if until is None and now - began > START_TIMEOUT:
             raise RuntimeError(f"not every session had learned once after {START_TIMEOUT:.0f} seconds")
         if now >= next_memory:
-            memory, next_memory = max(memory, _tree_pss(process)), now + 2.0
+            memory.append((round(now - began, 1), _tree_pss(process)))
+            next_memory = now + max(2.0, seconds / 200)
         if not metrics.exists():
             continue
         with metrics.open() as file:
@@ -241,14 +248,13 @@ def summarise(
         "runs": {},
     }
     for n, measured in runs.items():
-        entry = {
-            name: spread([getattr(r, name) for r in measured]) for name in ("frames", "updates", "start", "memory")
-        }
+        entry = {name: spread([getattr(r, name) for r in measured]) for name in ("frames", "updates", "start", "peak")}
         # the limit is that of all cores
         share = min(n, cores) / cores
         entry["fraction"] = spread([r.frames / (share * of) for r, of in zip(measured, limits, strict=True)])
-        if one is not None:
-            entry["speedup"] = spread([r.frames / r1.frames for r, r1 in zip(measured, one, strict=True)])
+        for name, reference in (("over_one", one), ("over_cores", runs.get(cores))):
+            if reference is not None:
+                entry[name] = spread([r.frames / other.frames for r, other in zip(measured, reference, strict=True)])
         if sb3:
             entry["over_sb3"] = spread([r.frames / s["frames"] for r, s in zip(measured, sb3, strict=True)])
         result["runs"][n] = entry
@@ -259,26 +265,28 @@ def summarise(
 
 def table(result: dict[str, Any]) -> str:
     """Return the summary as text in Markdown."""
+    cores = result["processes"]
+    head = ["sessions", "frames/s", "updates/s", "of the limit", "x 1 session", f"x {cores} sessions"]
+    head += ["start, s", "peak memory, GiB"] + ["x stable-baselines3"] * ("sb3" in result)
     lines = [
-        f"| alone, in {result['processes']} processes at once | per second: median (range) |",
+        f"| alone, in {cores} processes at once | per second: median (range) |",
         "|---|---|",
         *(f"| {what} | {_range(result['parts'][name])} |" for name, what in _PARTS.items()),
         f"| limit: the three in turn, frames | {_range(result['limit'])} |",
         "",
-        "| sessions | frames/s | updates/s | of the limit | x one session | start, s | memory, GiB |"
-        + " x SB3 |" * ("sb3" in result),
-        "|---|---|---|---|---|---|---|" + "---|" * ("sb3" in result),
+        "| " + " | ".join(head) + " |",
+        "|---" * len(head) + "|",
     ]
     for n, run in result["runs"].items():
+        memory = {name: size / 2**30 for name, size in run["peak"].items()}
         cells = [str(n), _range(run["frames"]), _range(run["updates"]), _range(run["fraction"], 2)]
-        cells.append(_range(run["speedup"], 2) if "speedup" in run else "")
-        cells += [_range(run["start"], 1), _range({k: v / 2**30 for k, v in run["memory"].items()}, 1)]
-        cells += [_range(run["over_sb3"], 2)] if "over_sb3" in run else []
+        cells += [_range(run[name], 2) if name in run else "" for name in ("over_one", "over_cores")]
+        cells += [_range(run["start"], 1), _range(memory, 1)]
+        cells += [_range(run["over_sb3"], 2)] if "sb3" in result else []
         lines.append("| " + " | ".join(cells) + " |")
     if "sb3" in result:
-        lines.append(
-            f"| stable-baselines3 | {_range(result['sb3']['frames'])} | {_range(result['sb3']['updates'])} |" + " |" * 5
-        )
+        cells = ["stable-baselines3", _range(result["sb3"]["frames"]), _range(result["sb3"]["updates"])]
+        lines.append("| " + " | ".join(cells) + " |" * (len(head) - 2))
     return "\n".join(lines)
 
 

@@ -151,7 +151,7 @@ def test_benchmark_measures_parts_whole_and_stable_baselines3(tmp_path):
         # horizon 32 of 8 environments: what is reported of frames and updates must fit together
         assert run["frames"]["median"] / run["updates"]["median"] == pytest.approx(256, rel=0.1)
         assert f"| {n} |" in process.stdout
-        assert run["memory"]["median"] > 50 * 2**20
+        assert run["peak"]["median"] > 50 * 2**20
     assert result["sb3"]["frames"]["median"] / result["sb3"]["updates"]["median"] == pytest.approx(256, rel=0.1)
     parts = content["samples"]["parts"][0]
     assert [p["frames_per_update"] for p in parts] == [256.0] * len(os.sched_getaffinity(0))
