@@ -17,6 +17,11 @@ config.register()
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float:
     """Run one trial and return its final mean return, for sweepers to maximise."""
+    from asynclab.preload import start_server
+
+    if cfg.distributed.max_session != 1:
+        start_server()  # so early that it imports torch while we do
+
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import CompactHydraException
 

@@ -28,7 +28,7 @@ from asynclab.distributed import Store, launch
 from asynclab.learner import Learner
 from asynclab.profile import Profile
 from asynclab.session import Seeds, Session
-from asynclab.trial import PRELOAD, Trial
+from asynclab.trial import Trial
 
 START_TIMEOUT = 300.0  # seconds in which every session must have learned once
 
@@ -65,7 +65,7 @@ def measure_parts(trial: Trial, processes: int, seconds: float) -> list[Parts]:
     """
     barrier = mp.get_context("forkserver").Barrier(processes)
     runs = [partial(_parts, trial.session, barrier, seconds, trial.store_of(rank), rank) for rank in range(processes)]
-    return list(launch(runs, trial.mode.num_threads, PRELOAD))
+    return list(launch(runs, trial.mode.num_threads))
 
 
 def _parts(session: Session, barrier: Any, seconds: float, store: Store, rank: int) -> Iterator[Parts]:

@@ -21,9 +21,6 @@ from asynclab.session import Seeds, Session
 
 log = logging.getLogger(__name__)
 
-# Imported once, before sessions fork.  torch._dynamo, which an optimizer imports at its first step, takes seconds.
-PRELOAD = ["torch", "torch._dynamo", "hydra", "gymnasium.wrappers.vector", "ale_py", "asynclab.session"]
-
 
 class Trial:
     """One run of all its sessions.
@@ -123,7 +120,7 @@ class Trial:
         saved = time.monotonic()
         try:
             runs = [partial(self.session.run, rank, self.store_of(rank)) for rank in range(mode.max_session)]
-            for record in launch(runs, mode.num_threads, PRELOAD):
+            for record in launch(runs, mode.num_threads):
                 recorder.write(record)
                 if time.monotonic() - saved >= self.checkpoint_every:
                     self.save()

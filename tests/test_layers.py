@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 LAYERS = [
-    {"check", "console", "returns", "schedules", "flat", "layout", "precision", "profile", "config"},
+    {"check", "console", "returns", "schedules", "flat", "layout", "precision", "preload", "profile", "config"},
     {"nets", "distributions", "optim"},
     {"envs", "memory", "agents", "distributed"},
     {"learner", "session"},

@@ -20,7 +20,6 @@ from asynclab.envs import make_envs
 from asynclab.memory import Replay, Rollout
 from asynclab.nets import MLPTorso
 from asynclab.profile import PHASES, Profile
-from asynclab.trial import PRELOAD
 
 
 @pytest.mark.parametrize("id", ["ALE/Pong-v5", "Humanoid-v5"])
@@ -56,7 +55,7 @@ def test_descriptors_and_segments_do_not_grow_with_the_number_of_parameters(make
     for layers in (2, 40):
         trial = make_trial(mode=Synced(2), torso=partial(MLPTorso, hidden=[16] * layers))
         runs = [partial(handles, trial.store_of(rank)) for rank in range(2)]
-        counts.append(sorted(launch(runs, 1, PRELOAD)))
+        counts.append(sorted(launch(runs, 1)))
     assert counts[0] == counts[1]
     assert counts[0][0][1] > 0
 
@@ -88,7 +87,7 @@ def imports(session, rank, store):
 def test_what_a_session_imports_was_imported_before_it_was_forked(make_trial):
     trial = make_trial(mode=Synced(2), max_frame=200)
     runs = [partial(imports, trial.session, rank, trial.stores[0]) for rank in range(2)]
-    for imported in launch(runs, 1, PRELOAD):
+    for imported in launch(runs, 1):
         assert not [name for name in imported if name.startswith(("torch._dynamo", "sympy"))]
         assert len(imported) < 60
 

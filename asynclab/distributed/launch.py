@@ -9,11 +9,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+
+from asynclab.preload import start_server
 
 Item = TypeVar("Item")
 
@@ -28,9 +29,7 @@ class _End(NamedTuple):
     traceback: str | None
 
 
-def launch(
-    runs: Sequence[Callable[[], Iterator[Item]]], num_threads: int, preload: Sequence[str] = ()
-) -> Iterator[Item]:
+def launch(runs: Sequence[Callable[[], Iterator[Item]]], num_threads: int) -> Iterator[Item]:
     """Run all sessions to their end and yield what they yield, as it comes.
 
     One session runs in this process, where a debugger reaches it; more run in a process each, started by a fork
@@ -39,8 +38,6 @@ def launch(
     Args:
         runs: One per rank; picklable.
         num_threads: Torch threads of each session.
-        preload: Modules that the fork server imports once for all.  Importing them must run no torch operator: a
-            process forked after one can hang in its first parallel region.
 
     Raises:
         SessionError: A session raised or died.  The others have been stopped.
@@ -53,10 +50,7 @@ def launch(
             raise SessionError(f"session 0 raised\n{traceback.format_exc()}") from error
         return
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(list(preload))
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C must not hit the server while it imports
-    forkserver.ensure_running()
-    signal.signal(signal.SIGINT, handler)
+    start_server()
     processes: list[Any] = []
     ranks: dict[Any, int] = {}  # of the sessions that have not ended, by the connection that we read
     try:
