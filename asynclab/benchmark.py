@@ -30,7 +30,7 @@ from asynclab.profile import Profile
 from asynclab.session import Seeds, Session
 from asynclab.trial import Trial
 
-START_TIMEOUT = 300.0  # seconds in which every session must have learned once
+START_TIMEOUT = 900.0  # seconds in which every session must have learned once
 
 
 class Parts(NamedTuple):

@@ -47,7 +47,7 @@ def main(cfg: DictConfig) -> None:
         try:
             for repeat in range(repeats):
                 print(f"{repeat + 1} of {repeats}: parts", end="", flush=True)
-                parts.append(benchmark.measure_parts(trial, cores, seconds / 6))
+                parts.append(benchmark.measure_parts(trial, cores, min(seconds / 6, 5.0)))
                 for n in sessions:
                     print(f", {n} session{'s' * (n > 1)}", end="", flush=True)
                     runs[n].append(benchmark.measure_run(ROOT / "train.py", overrides, n, seconds))
