@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check test-slow clean
+.PHONY: help setup train test check test-slow bench clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -37,6 +37,10 @@ test: $(READY)  ## all but the slow tests (under 10 minutes on 2 cores)
 
 test-slow: $(READY)  ## the long proofs: does it learn, do 16 sessions start
 	$(BIN)/pytest -q -m slow --durations=0
+
+bench: $(READY)  ## throughput of Pong and Humanoid beside their limits and stable-baselines3 (half an hour)
+	$(BIN)/python scripts/benchmark.py algo=a3c env=pong sessions=[1,2,16] sb3=true
+	$(BIN)/python scripts/benchmark.py algo=sac env=humanoid distributed=shared sessions=[1,2,16] sb3=true
 
 clean:  ## remove the environment and caches, not outputs/
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

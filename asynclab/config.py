@@ -65,7 +65,7 @@ class BenchmarkConfig(Config):
     repeats: int = 5  # of everything, in turn
     seconds: float = 20.0  # of each end-to-end measurement
     sb3: bool = False  # stable-baselines3 beside it
-    out: str = "benchmark.json"  # every measurement, and its circumstances
+    out: str = MISSING  # every measurement, and its circumstances
 
 
 def refuse_unknown_keys(cfg: DictConfig, prefix: str = "") -> None:
