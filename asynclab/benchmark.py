@@ -25,9 +25,8 @@ import numpy as np
 import psutil
 
 from asynclab.distributed import Store, launch
-from asynclab.learner import Learner
 from asynclab.profile import Profile
-from asynclab.session import Seeds, Session
+from asynclab.session import Session
 from asynclab.trial import Trial
 
 START_TIMEOUT = 900.0  # seconds in which every session must have learned once
@@ -69,19 +68,9 @@ def measure_parts(trial: Trial, processes: int, seconds: float) -> list[Parts]:
 
 
 def _parts(session: Session, barrier: Any, seconds: float, store: Store, rank: int) -> Iterator[Parts]:
-    seeds = Seeds(session.seed, rank)
-    envs = session.make_envs()
-    agent = session.make_agent(envs.obs_space, envs.action_space)
-    memory = session.make_memory(envs.obs_space, envs.action_space, envs.num_envs, seeds.memory)
-    device = session.devices[rank % len(session.devices)]
-    learner = Learner(
-        agent, session.mode, store, session.mode.slot(rank), device, session.max_grad_norm, session.precision,
-        Profile(enabled=False),
-    )  # fmt: skip
+    envs, learner, memory, obs = session.set_up(rank, store, Profile(enabled=False))
     envs.action_space.seed(rank)
     actions = [np.stack([envs.action_space.sample() for _ in range(envs.num_envs)]) for _ in range(64)]
-    obs = envs.reset(seeds.envs(envs.num_envs))
-    memory.reset(obs)
     # once around the loop: makes a batch, counts the frames for one, and warms everything up
     learned: list[int] = []  # frames at which there was a batch
     frames = 0

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from asynclab.agents import Agent
 from asynclab.distributed import Mode, Store
@@ -83,22 +84,28 @@ class Session:
     log_every: float
     profile: bool
 
-    def run(self, rank: int, store: Store) -> Iterator[Record]:
-        """Train ``store`` until its clock shows that the budget is used up."""
-        slot = self.mode.slot(rank)
+    def set_up(self, rank: int, store: Store, profile: Profile) -> tuple[Envs, Learner, Memory, NDArray]:
+        """Return a session's environments, learner, memory and first observations [B, ...]."""
         seeds = Seeds(self.seed, rank)
         envs = self.make_envs()
         agent = self.make_agent(envs.obs_space, envs.action_space)
         memory = self.make_memory(envs.obs_space, envs.action_space, envs.num_envs, seeds.memory)
         device = self.devices[rank % len(self.devices)]
-        profile = Profile(self.profile)
-        learner = Learner(agent, self.mode, store, slot, device, self.max_grad_norm, self.precision, profile)
+        learner = Learner(
+            agent, self.mode, store, self.mode.slot(rank), device, self.max_grad_norm, self.precision, profile
+        )
         torch.manual_seed(seeds.torch)  # not before: building networks that the pull overwrites also draws numbers
-
-        episodes: list[Return] = []
-        frames = 0
         obs = envs.reset(seeds.envs(envs.num_envs))
         memory.reset(obs)
+        return envs, learner, memory, obs
+
+    def run(self, rank: int, store: Store) -> Iterator[Record]:
+        """Train ``store`` until its clock shows that the budget is used up."""
+        slot = self.mode.slot(rank)
+        profile = Profile(self.profile)
+        envs, learner, memory, obs = self.set_up(rank, store, profile)
+        episodes: list[Return] = []
+        frames = 0
         next_record = time.monotonic() + self.log_every
         profile.start()
         while (total_frames := store.total_frames()) < store.max_frame:
