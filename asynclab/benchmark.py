@@ -7,7 +7,6 @@ real command.  All that is compared is repeated in turn, so that a machine whose
 import ctypes
 import json
 import multiprocessing as mp
-import os
 import signal
 import statistics
 import subprocess
@@ -209,9 +208,10 @@ def _tree_pss(process: Any) -> int:
 
 def _stop(process: Any) -> None:
     """End the command and its descendants, which end with it."""
+    if process.poll() is not None:
+        return
     children = process.children(recursive=True)
-    if process.poll() is None:
-        os.kill(process.pid, signal.SIGTERM)
+    process.terminate()
     _, alive = psutil.wait_procs([process, *children], timeout=20)
     for p in alive:
         p.kill()
