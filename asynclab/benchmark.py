@@ -7,6 +7,7 @@ real command.  All that is compared is repeated in turn, so that a machine whose
 import ctypes
 import json
 import multiprocessing as mp
+import os
 import signal
 import statistics
 import subprocess
@@ -28,7 +29,7 @@ from asynclab.profile import Profile
 from asynclab.session import Session
 from asynclab.trial import Trial
 
-START_TIMEOUT = 900.0  # seconds in which every session must have learned once
+START_TIMEOUT = 900.0  # seconds in which every session must have learned once, or reported again
 
 
 class Parts(NamedTuple):
@@ -58,7 +59,7 @@ def measure_parts(trial: Trial, processes: int, seconds: float) -> list[Parts]:
 
     Args:
         trial: Its first store is trained.
-        processes: One per core.
+        processes: As many as fill the machine.
         seconds: Of each part.
     """
     barrier = mp.get_context("forkserver").Barrier(processes)
@@ -70,18 +71,14 @@ def _parts(session: Session, barrier: Any, seconds: float, store: Store, rank: i
     envs, learner, memory, obs = session.set_up(rank, store, Profile(enabled=False))
     envs.action_space.seed(rank)
     actions = [np.stack([envs.action_space.sample() for _ in range(envs.num_envs)]) for _ in range(64)]
-    # once around the loop: makes a batch, counts the frames for one, and warms everything up
-    learned: list[int] = []  # frames at which there was a batch
-    frames = 0
-    while not learned or learned[-1] == learned[0]:
+    batches = 0
+    while batches < 2:  # warms everything up
         action = learner.act(obs)
         step = envs.step(action)
         memory.add(action, step)
-        frames += envs.num_envs
-        for batch in memory.batches(frames):
-            learned.append(frames)
+        for batch in memory.batches(10**9):
             learner.update(batch)
-    frames_per_update = (learned[-1] - learned[0]) / sum(at > learned[0] for at in learned)
+            batches += 1
     turn = cycle(actions)
 
     def rate(work: Callable[[], Any]) -> float:
@@ -96,7 +93,7 @@ def _parts(session: Session, barrier: Any, seconds: float, store: Store, rank: i
     act = rate(lambda: learner.act(obs)) * envs.num_envs
     update = rate(lambda: learner.update(batch))
     envs.close()
-    yield Parts(env, act, update, frames_per_update)
+    yield Parts(env, act, update, memory.frames_per_batch)
 
 
 @dataclass
@@ -106,7 +103,7 @@ class Run:
     Attributes:
         frames: Per second, all sessions together, after every session has learned once.
         updates: Likewise.
-        start: Seconds from the command to the last session's first step.
+        start: Seconds from the command to the last session's report of its first step.
         memory: Bytes of the process tree, shared pages counted once, and the seconds since the command.
     """
 
@@ -136,12 +133,13 @@ def measure_run(train: Path, overrides: Sequence[str], sessions: int, seconds: f
     with tempfile.TemporaryDirectory(prefix="asynclab_bench_") as folder:
         output = Path(folder) / "run"
         command = [
-            sys.executable, str(train), *overrides, f"distributed.max_session={sessions}", "log_every=0.5",
+            sys.executable, str(train), *overrides, f"distributed.max_session={sessions}", "log_every=1",
             "env.max_frame=1_000_000_000", "checkpoint_every=1_000_000", f"hydra.run.dir={output}",
         ]  # fmt: skip
         with (Path(folder) / "log").open("w+") as log:
             began = time.monotonic()
-            process = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=_end_with_parent)
+            env = os.environ | {"TMPDIR": folder}  # the fork server's socket is deleted with it
+            process = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env, preexec_fn=end_with_parent)
             try:
                 return _observe(process, output / "metrics.jsonl", sessions, seconds, began)
             except RuntimeError as error:
@@ -151,8 +149,8 @@ def measure_run(train: Path, overrides: Sequence[str], sessions: int, seconds: f
                 _stop(process)
 
 
-def _end_with_parent() -> None:
-    """Let the kernel end this process when the benchmark is killed; it would run for days."""
+def end_with_parent() -> None:
+    """Let the kernel end this process when the benchmark is killed; it would go on for days."""
     pr_set_pdeathsig = 1  # of linux/prctl.h
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
@@ -162,16 +160,20 @@ def _observe(process: Any, metrics: Path, sessions: int, seconds: float, began: 
     start = until = None
     memory: list[tuple[float, int]] = []
     next_memory, position = 0.0, 0
-    while until is None or time.monotonic() < until:
+
+    def span(what: str) -> list[float]:
+        return [r[-1][what] - r[0][what] for r in records.values()]
+
+    while until is None or time.monotonic() < until or min(span("seconds")) < 0.8 * seconds:
         time.sleep(0.05)
         now = time.monotonic()
         if process.poll() is not None:
             raise RuntimeError("the command ended early")
-        if until is None and now - began > START_TIMEOUT:
-            raise RuntimeError(f"not every session had learned once after {START_TIMEOUT:.0f} seconds")
+        if now > (until or began) + START_TIMEOUT:
+            raise RuntimeError(f"not every session has learned and reported within {START_TIMEOUT:.0f} seconds")
         if now >= next_memory:
             memory.append((round(now - began, 1), _tree_pss(process)))
-            next_memory = now + max(2.0, seconds / 200)
+            next_memory = now + max(5.0, seconds / 200)  # a look at 19 processes takes an eighth of a second
         if not metrics.exists():
             continue
         with metrics.open() as file:
@@ -179,25 +181,30 @@ def _observe(process: Any, metrics: Path, sessions: int, seconds: float, began: 
             while (line := file.readline()).endswith("\n"):
                 position = file.tell()
                 record = json.loads(line)
-                if record["kind"] == "session" and record["frames"]:
+                if record["kind"] == "session":
                     records[record["rank"]].append(record)
         if start is None and all(records.values()):
             start = now - began
         if until is None and all(r and r[-1]["updates"] for r in records.values()):
             until = now + seconds
             records = {rank: [r[-1]] for rank, r in records.items()}
+    memory.append((round(time.monotonic() - began, 1), _tree_pss(process)))
+    assert start is not None
 
     def rate(what: str) -> float:
-        return sum((r[-1][what] - r[0][what]) / max(r[-1]["seconds"] - r[0]["seconds"], 1e-9) for r in records.values())
+        return sum(done / passed for done, passed in zip(span(what), span("seconds"), strict=True))
 
-    assert start is not None
     return Run(rate("frames"), rate("updates"), start, memory)
 
 
 def _tree_pss(process: Any) -> int:
     """Return the proportional set size of a process and its descendants, in bytes."""
     total = 0
-    for p in [process, *process.children(recursive=True)]:
+    try:
+        tree = [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        tree = []
+    for p in tree:
         try:
             lines = Path(f"/proc/{p.pid}/smaps_rollup").read_text().splitlines()
         except OSError:  # it ended in between
@@ -223,13 +230,13 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def summarise(
-    cores: int, parts: Sequence[Sequence[Parts]], runs: dict[int, list[Run]], sb3: Sequence[dict[str, float]]
+    processes: int, parts: Sequence[Sequence[Parts]], runs: dict[int, list[Run]], sb3: Sequence[dict[str, float]]
 ) -> dict[str, Any]:
     """Return medians and ranges.  Ratios are taken within a repeat, where the machine was most alike."""
     limits = [limit(ps) for ps in parts]
     one = runs.get(1)
     result: dict[str, Any] = {
-        "processes": cores,
+        "processes": processes,
         "parts": {
             name: spread([sum(getattr(p, name) for p in ps) for ps in parts]) for name in ("env", "act", "update")
         },
@@ -238,10 +245,9 @@ def summarise(
     }
     for n, measured in runs.items():
         entry = {name: spread([getattr(r, name) for r in measured]) for name in ("frames", "updates", "start", "peak")}
-        # the limit is that of all cores
-        share = min(n, cores) / cores
-        entry["fraction"] = spread([r.frames / (share * of) for r, of in zip(measured, limits, strict=True)])
-        for name, reference in (("over_one", one), ("over_cores", runs.get(cores))):
+        if n >= processes:  # the limit is that of a busy machine
+            entry["fraction"] = spread([r.frames / of for r, of in zip(measured, limits, strict=True)])
+        for name, reference in (("over_one", one), ("over_all", runs.get(processes))):
             if reference is not None:
                 entry[name] = spread([r.frames / other.frames for r, other in zip(measured, reference, strict=True)])
         if sb3:
@@ -254,11 +260,11 @@ def summarise(
 
 def table(result: dict[str, Any]) -> str:
     """Return the summary as text in Markdown."""
-    cores = result["processes"]
-    head = ["sessions", "frames/s", "updates/s", "of the limit", "x 1 session", f"x {cores} sessions"]
+    processes = result["processes"]
+    head = ["sessions", "frames/s", "updates/s", "of the limit", "x 1 session", f"x {processes} sessions"]
     head += ["start, s", "peak memory, GiB"] + ["x stable-baselines3"] * ("sb3" in result)
     lines = [
-        f"| alone, in {cores} processes at once | per second: median (range) |",
+        f"| alone, in {processes} processes at once | per second: median (range) |",
         "|---|---|",
         *(f"| {what} | {_range(result['parts'][name])} |" for name, what in _PARTS.items()),
         f"| limit: the three in turn, frames | {_range(result['limit'])} |",
@@ -268,8 +274,8 @@ def table(result: dict[str, Any]) -> str:
     ]
     for n, run in result["runs"].items():
         memory = {name: size / 2**30 for name, size in run["peak"].items()}
-        cells = [str(n), _range(run["frames"]), _range(run["updates"]), _range(run["fraction"], 2)]
-        cells += [_range(run[name], 2) if name in run else "" for name in ("over_one", "over_cores")]
+        cells = [str(n), _range(run["frames"]), _range(run["updates"])]
+        cells += [_range(run[name], 2) if name in run else "" for name in ("fraction", "over_one", "over_all")]
         cells += [_range(run["start"], 1), _range(memory, 1)]
         cells += [_range(run["over_sb3"], 2)] if "sb3" in result else []
         lines.append("| " + " | ".join(cells) + " |")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -30,8 +31,14 @@ def load(run: Path, session: int = 0, num_envs: int | None = None) -> tuple[Agen
     stores = checkpoint.load(run / "checkpoints" / "latest.pt")
     if not 0 <= session < len(stores):
         raise ValueError(f"session={session} has no network of its own; the run has {len(stores)}, numbered from 0")
-    envs = instantiate(cfg.env.make, _convert_="all")(**({} if num_envs is None else {"num_envs": num_envs}))
-    agent = instantiate(cfg.algo.agent, _convert_="all")(envs.obs_space, envs.action_space)
+    try:
+        envs = instantiate(cfg.env.make, _convert_="all")(**({} if num_envs is None else {"num_envs": num_envs}))
+        agent = instantiate(cfg.algo.agent, _convert_="all")(envs.obs_space, envs.action_space)
+    except (InstantiationException, TypeError) as error:
+        raise ValueError(
+            f"run={run} has a config that this version of asynclab does not understand ({error.__cause__ or error});"
+            " evaluate it with the revision in its run.json"
+        ) from error
     theta = stores[session]["theta"]
     if theta.shape != (flat.size(agent.nets),):
         raise ValueError(f"run={run} has a checkpoint of {theta.numel():,} weights, its config another network")

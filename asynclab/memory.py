@@ -53,6 +53,10 @@ class ReplayBatch(NamedTuple):
 class Memory(Protocol):
     """The contract between the session, which adds steps, and the learner, which is fed batches."""
 
+    @property
+    def frames_per_batch(self) -> float:
+        """Return how many frames of the session there are to a batch, once it learns."""
+
     def min_frame(self, sessions: int) -> int:
         """Return how many frames all sessions together need before each of them has had a batch."""
 
@@ -92,6 +96,11 @@ class Rollout:
         self._reward = np.zeros(shape, np.float32)
         self._terminated = np.zeros(shape, np.bool_)
         self._done = np.zeros(shape, np.bool_)
+
+    @property
+    def frames_per_batch(self) -> float:
+        """Return the size of a rollout."""
+        return self._reward.size
 
     def min_frame(self, sessions: int) -> int:
         """Return one rollout of each session."""
@@ -184,6 +193,11 @@ class Replay:
         self._reward = np.zeros(shape, np.float32)
         self._terminated = np.zeros(shape, np.bool_)
         self._truncated = np.zeros(shape, np.bool_)
+
+    @property
+    def frames_per_batch(self) -> float:
+        """Return the inverse of the updates per frame."""
+        return self._num_envs / self._updates_per_step
 
     def min_frame(self, sessions: int) -> int:
         """Return the warm-up and one more step of each session."""

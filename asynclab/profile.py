@@ -1,4 +1,4 @@
-"""Where a session's time goes: shares of wall-clock time by phase, and what the machine made it wait."""
+"""Where a session's time goes: wall-clock time by phase, and what the machine made it wait."""
 
 import time
 from collections import defaultdict
@@ -45,17 +45,17 @@ class Profile:
                 return
             yield item  # type: ignore[misc]
 
-    def shares(self) -> dict[str, float]:
-        """Return the phases' shares of the time since the last call, which add up to 1; empty if not enabled."""
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of each phase since the last call, in all what has passed; empty if not enabled."""
         if not self._enabled:
             return {}
         wall, _ = self._since(self._start)
-        seconds = dict.fromkeys(PHASES, 0.0) | self._ran | {"waiting": self._waited}
-        seconds["other"] = max(0.0, wall - sum(seconds.values()))
+        result = dict.fromkeys(PHASES, 0.0) | self._ran | {"waiting": self._waited}
+        result["other"] = max(0.0, wall - sum(result.values()))
         self._ran.clear()
         self._waited = 0.0
         self.start()
-        return {name: value / wall for name, value in seconds.items()}
+        return result
 
     @contextmanager
     def _measure(self, name: str) -> Iterator[None]:

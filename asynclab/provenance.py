@@ -17,7 +17,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from asynclab.precision import has_native_bf16
 
-PACKAGES = ["torch", "hydra-core", "omegaconf", "gymnasium", "ale-py", "mujoco", "numpy", "tensorboard"]
+PACKAGES = [
+    "torch",
+    "hydra-core",
+    "omegaconf",
+    "gymnasium",
+    "ale-py",
+    "mujoco",
+    "numpy",
+    "tensorboard",
+    "stable-baselines3",
+]
 
 SOURCES = ["asynclab", "conf", "scripts", "train.py", "constraints.txt"]
 

@@ -78,9 +78,9 @@ class Recorder:
         self._episodes += len(record.episodes)
         before, frames = self._session_clock[rank]
         self._session_clock[rank] = (now, record.frames)
-        for phase, share in record.profile.items():
-            self._profile[rank][phase] = self._profile[rank].get(phase, 0.0) + share * (now - before)
-        profile = {f"profile/{phase}": share for phase, share in record.profile.items()}
+        for phase, seconds in record.profile.items():
+            self._profile[rank][phase] = self._profile[rank].get(phase, 0.0) + seconds
+        profile = {f"profile/{phase}": share for phase, share in _shares(record.profile).items()}
         scalars = {**record.metrics, **profile}
         if now > before:
             scalars["perf/fps"] = (record.frames - frames) / (now - before)
@@ -189,7 +189,7 @@ def _mean(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _shares(seconds: Mapping[str, float]) -> dict[str, float]:
-    total = sum(seconds.values())
+    total = max(sum(seconds.values()), 1e-9)
     return {phase: round(value / total, 4) for phase, value in seconds.items()}
 
 

@@ -45,7 +45,7 @@ class Record(NamedTuple):
         updates: Of this session, since its start.
         episodes: Those that ended.
         metrics: Means over the updates since the last record.
-        profile: Shares of the time since the last record, by phase; empty unless asked for.
+        profile: Seconds since the last record by phase; empty unless asked for.
     """
 
     rank: int
@@ -106,7 +106,7 @@ class Session:
         envs, learner, memory, obs = self.set_up(rank, store, profile)
         episodes: list[Return] = []
         frames = 0
-        next_record = time.monotonic() + self.log_every
+        next_record = time.monotonic()  # the first step is reported at once: the session runs
         profile.start()
         while (total_frames := store.total_frames()) < store.max_frame:
             action = learner.act(obs)
@@ -123,10 +123,10 @@ class Session:
                 learner.update(batch)
             if (now := time.monotonic()) >= next_record:
                 next_record = now + self.log_every
-                yield Record(rank, frames, int(store.updates[slot]), episodes, learner.metrics(), profile.shares())
+                yield Record(rank, frames, int(store.updates[slot]), episodes, learner.metrics(), profile.seconds())
                 episodes = []
         envs.close()
-        yield Record(rank, frames, int(store.updates[slot]), episodes, learner.metrics(), profile.shares())
+        yield Record(rank, frames, int(store.updates[slot]), episodes, learner.metrics(), profile.seconds())
 
 
 class Seeds:

@@ -78,15 +78,15 @@ class Layers(BaseFeaturesExtractor):
         for out, kernel, stride in conv:
             layers += [nn.Conv2d(channels, out, kernel, stride), nn.ReLU()]
             channels = out
-        width = nn.Sequential(*layers)(torch.zeros(1, *space.shape)).numel()
         layers.append(nn.Flatten())
+        width = nn.Sequential(*layers)(torch.zeros(1, *space.shape)).numel()
         for out in hidden:
             layers += [nn.Linear(width, out), nn.ReLU()]
             width = out
         self.layers = nn.Sequential(*layers)
 
     def forward(self, obs: Tensor) -> Tensor:
-        """Return features [N, F] of pixels that have been scaled to 0..1."""
+        """Return features [N, F]; stable-baselines3 has scaled pixels to 0..1."""
         return self.layers(obs)
 
 
@@ -123,26 +123,25 @@ def main(settings: dict[str, Any]) -> dict[str, float]:
     if make["id"].startswith("ALE/"):
         make["num_threads"] = settings["threads"]
     env = Adapter(**make)
+    images = len(env.observation_space.shape or ()) == 3
+    on_policy = "horizon" in memory
     policy: dict[str, Any] = {"activation_fn": nn.ReLU}
-    if len(env.observation_space.shape or ()) == 3:
-        layers = {"conv": torso["conv"], "hidden": torso["hidden"]}
+    if images or on_policy:  # one torso for actor and critic, as ours; SAC's networks have one each
+        layers = {"conv": torso["conv"] if images else [], "hidden": torso["hidden"]}
         policy |= {"features_extractor_class": Layers, "features_extractor_kwargs": layers, "net_arch": []}
     else:
         policy["net_arch"] = torso["hidden"]
-    common: dict[str, Any] = {"env": env, "policy_kwargs": policy, "seed": settings["seed"], "device": "cpu"}
-    if "horizon" in memory:
+    if on_policy:
         policy["optimizer_class"] = torch.optim.Adam
-        model: Any = A2C(
-            "MlpPolicy" if "net_arch" not in policy or policy["net_arch"] else "CnnPolicy",
-            n_steps=memory["horizon"],
-            use_rms_prop=False,
-            **common,
-        )
+    common = {"env": env, "policy_kwargs": policy, "seed": settings["seed"], "device": settings["device"]}
+    name = "CnnPolicy" if images else "MlpPolicy"
+    if on_policy:
+        model: Any = A2C(name, n_steps=memory["horizon"], use_rms_prop=False, **common)
     else:
-        steps = round(memory["updates_per_frame"] * env.num_envs)
+        steps = max(1, round(memory["updates_per_frame"] * env.num_envs))
         model = SAC(
-            "MlpPolicy", buffer_size=memory["capacity"], batch_size=memory["batch_size"],
-            learning_starts=memory["start"], train_freq=1, gradient_steps=max(1, steps), **common,
+            name, buffer_size=memory["capacity"], batch_size=memory["batch_size"], learning_starts=memory["start"],
+            train_freq=1, gradient_steps=steps, **common,
         )  # fmt: skip
     stopwatch = Stopwatch(settings["seconds"])
     model.learn(total_timesteps=10**9, callback=stopwatch)

@@ -124,9 +124,8 @@ def _prepare_process(num_threads: int) -> None:
     # a fifth of an update on Pong was spent on page faults (docs/performance.md).  Replay memories stay above the first
     # threshold, so that they still take memory only as they fill.
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        m_trim_threshold, m_mmap_threshold = -1, -3  # of malloc.h
-        libc.mallopt(m_mmap_threshold, 64 * 2**20)
+    m_trim_threshold, m_mmap_threshold = -1, -3  # of malloc.h
+    if hasattr(libc, "mallopt") and libc.mallopt(m_mmap_threshold, 32 * 2**20):
         libc.mallopt(m_trim_threshold, 2**30)
 
 
