@@ -235,6 +235,13 @@ def test_evaluate_plays_a_checkpoint(train, tmp_path):
         assert process.returncode == 1
         assert re.search(message, process.stderr), process.stderr
         assert "Traceback" not in process.stderr
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("  agent:\n", "  agent:\n    of_another_version: 1\n"))
+    process = evaluate(run)
+    assert process.returncode == 1
+    assert "has a config that this version of asynclab does not understand" in process.stderr
+    assert "of_another_version" in process.stderr
+    assert "Traceback" not in process.stderr
     checkpoint = tmp_path / "run" / "checkpoints" / "latest.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     process = evaluate(run)
