@@ -9,6 +9,7 @@ import sys
 import time
 import tracemalloc
 from functools import partial
+from multiprocessing import forkserver
 from types import SimpleNamespace
 
 import numpy as np
@@ -86,6 +87,7 @@ def imports(session, rank, store):
 
 @pytest.mark.medium
 def test_what_a_session_imports_was_imported_before_it_was_forked(make_trial):
+    forkserver._forkserver._stop()  # another test may have started it without the modules
     trial = make_trial(mode=Synced(2), max_frame=200)
     runs = [partial(imports, trial.session, rank, trial.stores[0]) for rank in range(2)]
     for imported in launch(runs, 1):
