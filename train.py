@@ -3,7 +3,11 @@
 Example: ``python train.py algo=a3c env=pong distributed=synced distributed.max_session=16``
 """
 
-import sys
+import signal
+
+if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends us without a traceback until there is something to save
+
 from pathlib import Path
 
 import hydra
@@ -25,20 +29,24 @@ def main(cfg: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import CompactHydraException
 
-    from asynclab import build, provenance
+    from asynclab import build, folder, provenance, resume
     from asynclab.distributed import SessionError
+    from asynclab.trial import TrialError
 
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    trial = build.make_trial(cfg, folder)
-    provenance.write(folder, cfg, HydraConfig.get().overrides.task, trial.mode.max_session, trial.session.devices)
+    run = Path(HydraConfig.get().runtime.output_dir if cfg.resume in (None, config.AUTO) else cfg.resume)
     try:
+        folder.lock(run)
+        plan = resume.plan(cfg, run)
+        trial = build.make_trial(plan.cfg, run, plan.checkpoint)
+        if trial.is_complete():
+            return trial.report()
+        provenance.write(run, plan.cfg, plan.overrides, trial.mode.max_session, trial.session.devices, plan.resumed)
         return trial.run()
-    except SessionError as error:
+    except (ValueError, OSError, SessionError, TrialError) as error:
         raise CompactHydraException(str(error)) from error
+    finally:
+        folder.unlock(run)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    main()

@@ -64,11 +64,11 @@ def measure_parts(trial: Trial, processes: int, seconds: float) -> list[Parts]:
     """
     barrier = mp.get_context("forkserver").Barrier(processes)
     runs = [partial(_parts, trial.session, barrier, seconds, trial.store_of(rank), rank) for rank in range(processes)]
-    return list(launch(runs, trial.mode.num_threads))
+    return [event for event in launch(runs, trial.mode.num_threads) if isinstance(event, Parts)]
 
 
 def _parts(session: Session, barrier: Any, seconds: float, store: Store, rank: int) -> Iterator[Parts]:
-    envs, learner, memory, obs = session.set_up(rank, store, Profile(enabled=False))
+    envs, learner, memory, obs, _ = session.set_up(rank, store, Profile(enabled=False))
     envs.action_space.seed(rank)
     actions = [np.stack([envs.action_space.sample() for _ in range(envs.num_envs)]) for _ in range(64)]
     batches = 0

@@ -4,15 +4,22 @@ from pathlib import Path
 
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from asynclab import targets
+from asynclab.checkpoint import Checkpoint
 from asynclab.config import refuse_unknown_keys
 from asynclab.trial import Trial
 
 
-def make_trial(cfg: DictConfig, folder: Path) -> Trial:
+def make_trial(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = None) -> Trial:
     """Instantiate what the config's groups hold and put it together.
+
+    Args:
+        cfg: The composed config.
+        folder: Output folder.
+        checkpoint: Where the run goes on; None for a new one.
 
     Raises:
         CompactHydraException: A setting cannot work; Hydra prints its message without a traceback, and with one if
@@ -20,6 +27,7 @@ def make_trial(cfg: DictConfig, folder: Path) -> Trial:
     """
     try:
         refuse_unknown_keys(cfg)
+        targets.check(cfg)
         parts = instantiate(cfg, _convert_="object")
         return Trial(
             make_envs=parts.env.make,
@@ -30,13 +38,18 @@ def make_trial(cfg: DictConfig, folder: Path) -> Trial:
             mode=parts.distributed,
             max_frame=parts.env.max_frame,
             max_grad_norm=parts.algo.max_grad_norm,
+            max_dropped=parts.max_dropped,
             precision=parts.algo.precision,
             device=parts.device,
             seed=parts.seed,
             log_every=parts.log_every,
             checkpoint_every=parts.checkpoint_every,
+            checkpoint_keep=parts.checkpoint_keep,
+            checkpoint_memory=parts.checkpoint_memory,
             profile=parts.profile,
             folder=folder,
+            config=OmegaConf.to_container(cfg, resolve=True),
+            checkpoint=checkpoint,
         )
     except InstantiationException as error:
         raise CompactHydraException(str(error.__cause__ or error)) from error

@@ -30,3 +30,10 @@ def fraction(name: str, value: Any) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
         raise ValueError(f"{name}={value} must be a number from 0 to 1")
     return value
+
+
+def whole(name: str, value: Any) -> int:
+    """Return ``value`` if it is a whole number of 0 or more, else raise ValueError."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{name}={value} must be a whole number of 0 or more")
+    return value

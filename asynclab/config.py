@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass, field, fields, is_dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,10 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import MISSING, DictConfig, OmegaConf
+
+from asynclab import folder
+
+AUTO = "auto"  # resume if there is something to resume
 
 
 @dataclass
@@ -41,6 +46,8 @@ class DistributedConfig:
     _target_: str = MISSING
     max_session: int | None = None  # processes; None: one per available core
     num_threads: int = 1  # torch threads of each session
+    max_restarts: int = 3  # of each session, before its next failure ends the trial
+    hang_after: float = 60.0  # seconds without a step after which a session counts as hung
 
 
 @dataclass
@@ -54,6 +61,10 @@ class Config:
     device: str = "auto"  # of the sessions' networks: auto, cpu, cuda, cuda:N
     log_every: float = 10.0  # seconds between two progress lines
     checkpoint_every: float = 300.0  # seconds between two checkpoints
+    checkpoint_keep: int = 3  # how many of the latest checkpoints are kept, besides the best
+    checkpoint_memory: float = 2.0  # GB; checkpoints have the sessions' memories if these are smaller together
+    max_dropped: int = 100  # updates in a row whose gradient is not finite before the run ends
+    resume: str | None = None  # output folder of a run to go on with, or auto
     profile: bool = False  # measure where the sessions' time goes
 
 
@@ -85,32 +96,66 @@ class CheckOutput(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check ``hydra.run.dir``."""
         HydraConfig.instance().set_config(config)  # the folder's name is made of the choices
-        folder = config.hydra.run.dir
-        check_writable(folder, "hydra.run.dir")
-        if (Path(folder) / "metrics.jsonl").exists():
+        run, resume = Path(config.hydra.run.dir), OmegaConf.select(config, "resume")
+        if resume not in (None, AUTO):
+            if not (run / "run.json").is_file():
+                sys.exit(f"resume={resume} is not the output folder of a run: it has no run.json.")
+            if run.resolve() != Path(resume).resolve():
+                sys.exit(f"resume={resume} and hydra.run.dir={run} differ. Leave hydra.run.dir out.")
+        check_writable(str(run), "hydra.run.dir")
+        _lock(run)
+        if resume is None and folder.holds_run(run):
             sys.exit(
-                f"The output folder hydra.run.dir={folder} holds a run already. Set hydra.run.dir to another folder."
+                f"The output folder hydra.run.dir={run} holds a run already. Set hydra.run.dir to another folder, or"
+                f" resume={run} to go on with it."
             )
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check ``hydra.sweep.dir``."""
         HydraConfig.instance().set_config(config)
-        check_writable(config.hydra.sweep.dir, "hydra.sweep.dir")
+        sweep = Path(config.hydra.sweep.dir)
+        check_writable(str(sweep), "hydra.sweep.dir")
+        _lock(sweep)
+        runs = sorted(path.parent.name for path in sweep.glob("*/run.json"))
+        if runs and f"resume={AUTO}" not in config.hydra.overrides.task:
+            sys.exit(
+                f"The folder hydra.sweep.dir={sweep} holds runs already ({', '.join(runs)}). Set hydra.sweep.dir to"
+                f" another folder, or resume={AUTO} to go on with them."
+            )
 
 
-def check_writable(folder: str, key: str) -> None:
+def _lock(path: Path) -> None:
+    try:
+        folder.lock(path)
+    except ValueError as error:
+        sys.exit(str(error))
+    except OSError as error:
+        sys.exit(f"The output folder {path} cannot be locked: {error.strerror}")
+
+
+def check_writable(path: str, key: str) -> None:
     """Make the folder, or exit with status 1 and say why that is impossible."""
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        probe = Path(folder) / ".asynclab_write_test"
+        Path(path).mkdir(parents=True, exist_ok=True)
+        probe = Path(path) / ".asynclab_write_test"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        sys.exit(f"The output folder {key}={folder} cannot be written: {error.strerror}. Set {key} to another folder.")
+        sys.exit(f"The output folder {key}={path} cannot be written: {error.strerror}. Set {key} to another folder.")
 
 
 def register() -> None:
     """Make the schema known to Hydra; the groups' YAML files are validated against it."""
+    # A resumed run goes on in its folder, where Hydra must not overwrite what it wrote there first.
+    OmegaConf.register_new_resolver(
+        "output_folder", lambda resume, new: new if resume in (None, AUTO) else resume, replace=True
+    )
+    OmegaConf.register_new_resolver(
+        "hydra_folder",
+        lambda resume: ".hydra" if resume is None else f".hydra/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}",
+        use_cache=True,
+        replace=True,
+    )
     store = ConfigStore.instance()
     store.store(name="base_config", node=Config)
     store.store(name="base_benchmark", node=BenchmarkConfig)

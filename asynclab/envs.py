@@ -3,10 +3,13 @@
 Nothing above this file knows that gymnasium resets an environment inside ``step``.
 """
 
+import json
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics, TransformAction, TransformReward
@@ -55,11 +58,13 @@ class Envs:
 
     Args:
         env: Resets in the same step; ends with the agent's actions.
+        statistics: The wrapper in it that counts episodes.
         atari: Whether it is ale-py's, which takes seeds in another form than gymnasium's.
     """
 
-    def __init__(self, env: VectorEnv, atari: bool) -> None:
+    def __init__(self, env: VectorEnv, statistics: RecordEpisodeStatistics, atari: bool) -> None:
         self._env = env
+        self._statistics = statistics
         self._atari = atari
         self.num_envs = env.num_envs
         space = env.single_observation_space
@@ -98,6 +103,49 @@ class Envs:
             episodes = [Episode(int(b), float(returns[b]), int(lengths[b])) for b in np.flatnonzero(ended)]
         return Step(self._obs, reward.astype(np.float32), terminated.copy(), truncated, final_obs, episodes)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return how the present episodes came about: tensors and plain Python only.
+
+        Empty for Atari: ale-py's vector environment does not show its emulators.
+        """
+        if self._atari:
+            return {}
+        episodes = [traced.state_dict() for traced in self._traced()]
+        statistics = [(float(r), int(n)) for r, n in zip(*self._so_far(), strict=True)]
+        return {"episodes": episodes, "obs": torch.from_numpy(self._obs.copy()), "statistics": statistics}
+
+    def retrace(self, state: Mapping[str, Any]) -> NDArray[Any] | None:
+        """Bring every environment to where it was by taking its episode's actions again, and return the observations.
+
+        Args:
+            state: As ``state_dict`` returns it.
+
+        Returns:
+            None if that was not possible: the environments do not depend on their seeds and actions alone, or do not
+            show their state.  They must be reset then.
+        """
+        if not state or len(state["episodes"]) != self.num_envs:
+            return None
+        self.reset([0] * self.num_envs)
+        seen = [traced.retrace(episode) for traced, episode in zip(self._traced(), state["episodes"], strict=True)]
+        if any(obs is None for obs in seen):
+            return None
+        layout.copy_to(self._obs, np.stack(seen).astype(self._obs.dtype))
+        if not np.array_equal(self._obs, state["obs"].numpy(), equal_nan=self._obs.dtype != np.uint8):
+            return None
+        returns, lengths = self._so_far()
+        for b, (ret, length) in enumerate(state["statistics"]):
+            returns[b], lengths[b] = ret, length
+        return self._obs
+
+    def _traced(self) -> list["Traced"]:
+        vector: Any = self._env.unwrapped
+        return list(vector.envs)
+
+    def _so_far(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the returns and the lengths of the present episodes, each [B]."""
+        return self._statistics.episode_returns, self._statistics.episode_lengths
+
     def close(self) -> None:
         """Free the emulators."""
         self._env.close()
@@ -127,7 +175,7 @@ def make_envs(id: str, num_envs: int, clip_reward: bool = False, **kwargs: Any) 
         kwargs |= {
             "vectorization_mode": "sync",
             "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP, "copy": False},
-            "wrappers": [_box_observation],
+            "wrappers": [_box_observation, Traced],
         }
     try:
         env = gym.make_vec(id, num_envs=num_envs, **kwargs)
@@ -141,12 +189,66 @@ def make_envs(id: str, num_envs: int, clip_reward: bool = False, **kwargs: Any) 
         raise ValueError(
             f"env.id={id} has actions {space}; choose one with Discrete actions from 0 or a one-dimensional Box"
         )
-    env = RecordEpisodeStatistics(env)
+    env = statistics = RecordEpisodeStatistics(env)
     if clip_reward:
         env = TransformReward(env, np.sign)
     if isinstance(space, Box) and space.is_bounded():
         env = _unit_actions(env, space)
-    return Envs(env, atari)
+    return Envs(env, statistics, atari)
+
+
+class Traced(gym.Wrapper):
+    """Remembers how its present episode came about: the state of its random numbers, and the actions since."""
+
+    LIMIT = 50_000  # actions; a longer episode is not remembered
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self._seed: int | None = None
+        self._rng: Mapping[str, Any] | None = None  # before the episode's reset; None if the seed says it
+        self._known = True  # whether the random numbers are of a kind that we can keep
+        self._actions: list[NDArray[Any]] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start an episode."""
+        if seed is None:
+            try:
+                self._rng = self.unwrapped.np_random.bit_generator.state
+                json.dumps(self._rng)
+            except (AttributeError, TypeError):  # not numpy's default generator
+                self._known = False
+        else:
+            self._seed, self._rng = seed, None
+        self._actions = []
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step."""
+        if len(self._actions) <= self.LIMIT:
+            self._actions.append(np.array(action))
+        return self.env.step(action)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``retrace`` needs; empty if it is not known."""
+        if not self._known or len(self._actions) > self.LIMIT:
+            return {}
+        actions = torch.from_numpy(np.array(self._actions)) if self._actions else None
+        return {"seed": self._seed, "rng": self._rng, "actions": actions}
+
+    def retrace(self, state: Mapping[str, Any]) -> Any:
+        """Repeat the episode and return its last observation; None if that is not possible."""
+        if not state:
+            return None
+        obs, _ = self.reset(seed=state["seed"])
+        if state["rng"] is not None:
+            self.unwrapped.np_random.bit_generator.state = state["rng"]
+            obs, _ = self.reset()
+        actions = [] if state["actions"] is None else list(state["actions"].numpy())
+        for action in actions:
+            obs, _, terminated, truncated, _ = self.step(action)
+            if terminated or truncated:
+                return None
+        return obs
 
 
 def _box_observation(env: gym.Env) -> gym.Env:

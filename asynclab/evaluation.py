@@ -5,30 +5,34 @@ from pathlib import Path
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from asynclab import check, checkpoint, flat
+from asynclab import check, checkpoint, flat, targets
 from asynclab.agents import Agent
 from asynclab.envs import Envs
 from asynclab.session import Seeds
 
 
-def load(run: Path, session: int = 0, num_envs: int | None = None) -> tuple[Agent, Envs]:
-    """Return the agent of a run's last checkpoint and its environments.
+def load(run: Path, session: int = 0, num_envs: int | None = None, name: str = "latest") -> tuple[Agent, Envs]:
+    """Return the agent of a run's checkpoint and its environments.
 
     Args:
         run: Output folder.
         session: Whose network, where sessions have one each (``distributed=off``).
         num_envs: Number of environments; None for the run's.
+        name: Of the checkpoint: ``latest``, ``best`` or a number.
 
     Raises:
-        ValueError: The folder has no run, or the run no such checkpoint or session.
+        ValueError: The folder has no run, its config names code that is not allowed, or the run has no such
+            checkpoint or session.
     """
     config = run / "config.yaml"
     if not config.is_file():
         raise ValueError(f"run={run} is not an output folder: it has no config.yaml")
     cfg = OmegaConf.load(config)
-    stores = checkpoint.load(run / "checkpoints" / "latest.pt")
+    assert isinstance(cfg, DictConfig)
+    targets.check(cfg)
+    stores = checkpoint.load(run, name).stores()
     if not 0 <= session < len(stores):
         raise ValueError(f"session={session} has no network of its own; the run has {len(stores)}, numbered from 0")
     try:
@@ -46,7 +50,14 @@ def load(run: Path, session: int = 0, num_envs: int | None = None) -> tuple[Agen
     return agent, envs
 
 
-def evaluate(run: Path, episodes: int, deterministic: bool = False, session: int = 0, seed: int = 1000) -> list[float]:
+def evaluate(
+    run: Path,
+    episodes: int,
+    deterministic: bool = False,
+    session: int = 0,
+    seed: int = 1000,
+    name: str = "latest",
+) -> list[float]:
     """Play whole episodes and return their raw returns.
 
     Every environment plays the same number of episodes (the last round is cut at ``episodes``): taking the first to
@@ -58,11 +69,12 @@ def evaluate(run: Path, episodes: int, deterministic: bool = False, session: int
         deterministic: Act by the policy's mode instead of sampling.
         session: Whose network, where sessions have one each.
         seed: Of environments and actions.
+        name: Of the checkpoint: ``latest``, ``best`` or a number.
     """
     check.count("episodes", episodes)
     if seed < 0:
         raise ValueError(f"seed={seed} must be 0 or more")
-    agent, envs = load(run, session, num_envs=min(episodes, 8))
+    agent, envs = load(run, session, num_envs=min(episodes, 8), name=name)
     torch.set_num_threads(1)  # batches this small only lose by more
     torch.manual_seed(seed)
     quota = [len(range(b, episodes, envs.num_envs)) for b in range(envs.num_envs)]

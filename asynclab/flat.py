@@ -79,6 +79,11 @@ def bind(module: nn.Module, weights: Vector, grad: Vector | None = None) -> None
         start = part.stop
 
 
+def signature(module: nn.Module) -> list[str]:
+    """Return what lies where in the vector: name and shape of every parameter, in order."""
+    return [f"{name} {list(p.shape)}" for name, p in module.named_parameters()]
+
+
 def slices(networks: nn.ModuleDict) -> dict[str, slice]:
     """Return the part of the vector that each network takes, by name."""
     result, start = {}, 0

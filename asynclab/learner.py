@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asynclab import flat
 from asynclab.agents import Agent
-from asynclab.distributed import Mode, Store
+from asynclab.distributed import FatalError, Mode, Store
 from asynclab.precision import Precision
 from asynclab.profile import Profile
 
@@ -25,6 +25,7 @@ class Learner:
         slot: This session's place among the store's writers.
         device: Of the session's weights.
         max_grad_norm: Bound on each network's gradient norm, None for none.
+        max_dropped: Non-finite updates in a row that are dropped; one more ends the trial.
         precision: Of the torsos' arithmetic.
         profile: Told what the time of an update goes to.
     """
@@ -37,6 +38,7 @@ class Learner:
         slot: int,
         device: str,
         max_grad_norm: float | None,
+        max_dropped: int,
         precision: Precision,
         profile: Profile,
     ) -> None:
@@ -45,6 +47,8 @@ class Learner:
         self.store = store
         self.slot = slot
         self.max_grad_norm = max_grad_norm
+        self.max_dropped = max_dropped
+        self._dropped_in_row = 0
         self.profile = profile
         bf16 = precision.is_bf16(device)
         self.weights = mode.weights(store, device, bf16)
@@ -55,7 +59,11 @@ class Learner:
         self._count = 0
 
     def update(self, batch: Any) -> None:
-        """Learn from one batch."""
+        """Learn from one batch; drop the update if its loss or gradient is not finite.
+
+        Raises:
+            FatalError: More than ``max_dropped`` updates in a row were dropped.
+        """
         phase = self.profile.phase
         with phase("forward"):
             self.mode.follow(self.weights)
@@ -66,13 +74,19 @@ class Learner:
             loss.backward()
             self.grad.gather_()
             norms = clip_norm_(self.grad.full, self.store.networks, self.max_grad_norm)
-        with phase("push"):
-            self.mode.push(self.grad.full, self.store)
-            self.store.updates[self.slot] += 1
+            finite = bool(torch.stack([loss.detach(), *norms.values()]).isfinite().all())
+        if finite:
+            with phase("push"):
+                self.mode.push(self.grad.full, self.store)
+                self.store.updates[self.slot] += 1
+        else:
+            self._drop(losses, norms)
         with phase("pull"):
             self.mode.pull(self.weights, self.store)
-            self.agent.on_update()
-        self._remember({f"loss/{k}": v.detach() for k, v in losses.items()} | norms | metrics)
+            if finite:
+                self._dropped_in_row = 0
+                self.agent.on_update()
+                self._remember({f"loss/{k}": v.detach() for k, v in losses.items()} | norms | metrics)
 
     def act(self, obs: NDArray) -> NDArray:
         """Return actions for observations [B, ...] with the weights as they are now."""
@@ -88,6 +102,18 @@ class Learner:
         self._sums.clear()
         self._count = 0
         return means
+
+    def _drop(self, losses: Mapping[str, Tensor], norms: Mapping[str, Tensor]) -> None:
+        self.store.dropped[self.slot] += 1
+        self._dropped_in_row += 1
+        if self._dropped_in_row > self.max_dropped:
+            values = {**losses, **norms}.items()
+            text = ", ".join(f"{name} {float(value.detach()):.3g}" for name, value in values)
+            raise FatalError(
+                f"{self._dropped_in_row} updates in a row were not finite ({text}); checkpoints hold weights from"
+                " before that. Lower algo.optimizer.lr, set algo.max_grad_norm, or look for nan in what the"
+                " environment gives"
+            )
 
     def _remember(self, scalars: Mapping[str, Tensor]) -> None:
         for name, value in scalars.items():

@@ -5,7 +5,8 @@ that it holds.  Both keep each observation once: row t + 1 is the successor of r
 truncated in between, its true last observation lies on the side.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -66,6 +67,18 @@ class Memory(Protocol):
     def reset(self, obs: NDArray) -> None:
         """Take the first observations [B, ...]."""
 
+    def cut(self, obs: NDArray) -> None:
+        """Take the first observations [B, ...] of new episodes; those before were truncated where they were."""
+
+    def refill(self) -> None:
+        """Begin with nothing in a run that is past its warm-up: batches wait for a warm-up of this memory's own."""
+
+    def state_dict(self) -> dict[str, NDArray]:
+        """Return what it holds, as arrays that are valid until the next ``add``."""
+
+    def load_state_dict(self, state: Mapping[str, NDArray]) -> None:
+        """Take over such a state, of a memory of the same size."""
+
     def add(self, action: NDArray, step: Step) -> None:
         """Take what acting on the last observations gave."""
 
@@ -116,12 +129,43 @@ class Rollout:
         self._t = 0
         self._final.clear()
 
-    def add(self, action: NDArray, step: Step) -> None:
-        """Take what acting on the last observations gave."""
-        if self._t == self.horizon:  # the last rollout was handed out; its last observation begins this one
+    def cut(self, obs: NDArray) -> None:
+        """Take the first observations [B, ...] of new episodes; those before were truncated where they were."""
+        self._begin()
+        if t := self._t:
+            for b in np.flatnonzero(~self._done[t - 1]):
+                self._final[t - 1, int(b)] = self._obs[t, b].copy()
+            self._done[t - 1] = True
+        self._obs[t] = obs
+
+    def refill(self) -> None:
+        """Do nothing: a rollout is used only when complete."""
+
+    def state_dict(self) -> dict[str, NDArray]:
+        """Return the steps so far."""
+        self._begin()
+        t = self._t
+        arrays = {name: getattr(self, f"_{name}")[:t] for name in ("action", "reward", "terminated", "done")}
+        return arrays | {"obs": self._obs[: t + 1]} | _pack(self._final, self._obs)
+
+    def load_state_dict(self, state: Mapping[str, NDArray]) -> None:
+        """Take over such a state."""
+        self._t = t = len(state["reward"])
+        for name in ("action", "reward", "terminated", "done"):
+            getattr(self, f"_{name}")[:t] = state[name]
+        self._obs[: t + 1] = state["obs"]
+        self._final = _unpack(state)
+
+    def _begin(self) -> None:
+        """Begin the next rollout with the last one's last observation, if that one was handed out."""
+        if self._t == self.horizon:
             self._obs[0] = self._obs[-1]
             self._t = 0
             self._final.clear()
+
+    def add(self, action: NDArray, step: Step) -> None:
+        """Take what acting on the last observations gave."""
+        self._begin()
         t = self._t
         self._action[t] = action
         self._reward[t] = step.reward
@@ -186,6 +230,7 @@ class Replay:
         self._rows = capacity // num_envs
         self._head = 0  # row of the observation that is acted on next; it has no transition yet
         self._full = False
+        self._least = 0  # transitions that it must hold before the first batch
         shape = (self._rows + 1, num_envs)
         self._final: dict[tuple[int, int], NDArray] = {}
         self._obs = layout.zeros(shape, obs_space)
@@ -215,6 +260,37 @@ class Replay:
         """Take the first observations [B, ...]."""
         self._obs[self._head] = obs
 
+    def cut(self, obs: NDArray) -> None:
+        """Take the first observations [B, ...] of new episodes; those before were truncated where they were."""
+        if self._full or self._head:
+            row = (self._head - 1) % (self._rows + 1)
+            for b in np.flatnonzero(~(self._terminated[row] | self._truncated[row])):
+                self._final[row, int(b)] = self._obs[self._head, b].copy()
+                self._truncated[row, b] = True
+        self._obs[self._head] = obs
+
+    def refill(self) -> None:
+        """Begin with nothing in a run that is past its warm-up: no batch before this memory itself holds ``start``."""
+        self._least = min(self.start, self._rows * self._num_envs)
+
+    def state_dict(self) -> dict[str, NDArray]:
+        """Return the rows that are filled, and the state of the sampling."""
+        rows = slice(None) if self._full else slice(self._head + 1)
+        arrays = {name: getattr(self, f"_{name}")[rows] for name in _COLUMNS}
+        numbers = {name: getattr(self, f"_{name}") for name in _NUMBERS}
+        text = json.dumps({"rng": self._rng.bit_generator.state, "numbers": numbers})
+        return arrays | {"json": np.array(text)} | _pack(self._final, self._obs)
+
+    def load_state_dict(self, state: Mapping[str, NDArray]) -> None:
+        """Take over such a state."""
+        for name in _COLUMNS:
+            getattr(self, f"_{name}")[: len(state[name])] = state[name]
+        content = json.loads(str(state["json"]))
+        for name in _NUMBERS:
+            setattr(self, f"_{name}", content["numbers"][name])
+        self._rng.bit_generator.state = content["rng"]
+        self._final = _unpack(state)
+
     def add(self, action: NDArray, step: Step) -> None:
         """Take what acting on the last observations gave."""
         row, following = self._head, (self._head + 1) % (self._rows + 1)
@@ -232,7 +308,7 @@ class Replay:
 
     def batches(self, total_frames: int) -> Iterator[ReplayBatch]:
         """Yield the batches that are due since the last step."""
-        if total_frames < self.start:
+        if total_frames < self.start or len(self) < self._least:
             self._due = 0.0
             return
         for _ in range(int(self._due)):
@@ -256,6 +332,20 @@ class Replay:
             next_obs[i] = self._final[int(row[i]), int(env[i])]
         arrays = (self._obs[at], self._action[at], self._reward[at], next_obs, self._terminated[at])
         return ReplayBatch(*(torch.from_numpy(a) for a in arrays))
+
+
+_COLUMNS = ("obs", "action", "reward", "terminated", "truncated")
+_NUMBERS = ("head", "full", "due", "turn", "least")
+
+
+def _pack(final: Mapping[tuple[int, int], NDArray], obs: NDArray) -> dict[str, NDArray]:
+    """Return the truncated steps' places [K, 2] and last observations [K, ...], which are like those of ``obs``."""
+    places = np.array(list(final), np.int64).reshape(-1, 2)
+    return {"final_place": places, "final_obs": np.stack(list(final.values())) if final else obs[0, :0]}
+
+
+def _unpack(state: Mapping[str, NDArray]) -> dict[tuple[int, int], NDArray]:
+    return {(int(t), int(b)): obs for (t, b), obs in zip(state["final_place"], state["final_obs"], strict=True)}
 
 
 def _actions(space: Box | Discrete, shape: tuple[int, ...]) -> NDArray:

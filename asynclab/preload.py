@@ -4,17 +4,24 @@ Importing this file imports nothing else, so that the server can start before th
 """
 
 import multiprocessing as mp
+import resource
 import signal
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 
 # Importing these runs no torch operator: a process forked after one can hang in its first parallel region.
 # torch._dynamo takes seconds and an optimizer imports it at its first step.
 MODULES = ["torch", "torch._dynamo", "hydra", "gymnasium.wrappers.vector", "ale_py", "asynclab.session"]
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # that ask a run to end
+
 
 def start_server() -> None:
-    """Start the fork server; do nothing if it runs."""
+    """Start the fork server, with as many open files as we may have; do nothing if it runs."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     mp.set_forkserver_preload(MODULES)
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C must not hit the server while it imports
+    resource_tracker.ensure_running()  # or the next line would start it, which unblocks signals
+    # Inherited: what is sent to the whole group to end a run must not hit the server, on which the sessions depend.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     forkserver.ensure_running()
-    signal.signal(signal.SIGINT, handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)

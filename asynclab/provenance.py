@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -32,8 +32,17 @@ PACKAGES = [
 SOURCES = ["asynclab", "conf", "scripts", "train.py", "constraints.txt"]
 
 
-def write(folder: Path, cfg: DictConfig, overrides: Sequence[str], max_session: int, devices: Sequence[str]) -> None:
+def write(
+    folder: Path,
+    cfg: DictConfig,
+    overrides: Sequence[str],
+    max_session: int,
+    devices: Sequence[str],
+    resumed: Mapping[str, Any] | None = None,
+) -> None:
     """Write ``config.yaml`` (resolved) and ``run.json`` (overrides, seed, revision, versions, machine).
+
+    When a run is resumed, the circumstances of its beginning stay, and those of now are added.
 
     Args:
         folder: Output folder.
@@ -41,10 +50,23 @@ def write(folder: Path, cfg: DictConfig, overrides: Sequence[str], max_session: 
         overrides: As typed.
         max_session: What ``distributed.max_session`` became, which may be null in the config.
         devices: What ``device`` became.
+        resumed: From which frame the run goes on, and which settings have changed; None for a new run.
     """
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    run = {"overrides": list(overrides), "seed": cfg.seed, "max_session": max_session, "devices": list(devices)}
-    (folder / "run.json").write_text(json.dumps(run | circumstances(), indent=2) + "\n")
+    now = {"max_session": max_session, "devices": list(devices)} | circumstances()
+    if resumed is None:
+        run = {"seed": cfg.seed, **now, "resumes": []}
+    else:
+        run = json.loads((folder / "run.json").read_text())
+        run["resumes"].append({**resumed, **now})
+    run["overrides"] = list(overrides)
+    _replace(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    _replace(folder / "run.json", json.dumps(run, indent=2) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text)
+    new.replace(path)
 
 
 def circumstances() -> dict[str, Any]:

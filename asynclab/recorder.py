@@ -8,6 +8,7 @@ same tags.
 import json
 import logging
 import math
+import os
 import statistics
 import time
 from collections import deque
@@ -17,7 +18,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from asynclab.distributed import Mode, Store
+from asynclab import resources
+from asynclab.distributed import Failure, Mode, Store
 from asynclab.session import Record
 
 log = logging.getLogger(__name__)
@@ -28,17 +30,21 @@ WINDOW = 100  # episodes in a moving average
 class Recorder:
     """Writes what sessions report.
 
-    Files in ``folder``: ``metrics.jsonl`` (a line for every record of a session, and for the trial at every progress
-    line), ``tensorboard/`` and, at the end, ``summary.json``.
+    Files in ``folder``: ``metrics.jsonl`` (a line for every record of a session, for the trial at every progress line,
+    and for the start and failure of every session's process), ``tensorboard/`` and, at the end, ``summary.json``.
 
     Args:
         folder: Output folder of the run.
         mode: Tells which sessions share a clock.
         stores: Their counters are the truth about frames and updates.
         every: Seconds between two progress lines.
+        state: What ``state_dict`` returned when the run that goes on was saved.  Whatever was logged later is cut
+            off, so that nothing is there twice.
     """
 
-    def __init__(self, folder: Path, mode: Mode, stores: Sequence[Store], every: float) -> None:
+    def __init__(
+        self, folder: Path, mode: Mode, stores: Sequence[Store], every: float, state: Mapping[str, Any] | None = None
+    ) -> None:
         self.folder = folder
         self.mode = mode
         self.stores = stores
@@ -46,17 +52,57 @@ class Recorder:
         sessions = mode.max_session
         self._start = self._last_time = time.monotonic()
         self._next_time = self._start + every
-        self._last_frames = 0
         self._session_clock = [(self._start, 0)] * sessions
         self._recent: list[tuple[float, float]] = []  # when an episode of any session ended, and its return
         self._session_returns: list[deque[float]] = [deque(maxlen=WINDOW) for _ in range(sessions)]
         self._latest: list[Mapping[str, float]] = [{} for _ in range(sessions)]
         self._profile: list[dict[str, float]] = [{} for _ in range(sessions)]  # seconds by phase
         self._episodes = 0
-        self._metrics = (folder / "metrics.jsonl").open("x")
+        self._next_warning = 0.0  # of little memory
+        self._failures: list[dict[str, Any]] = []
+        if state is not None:
+            self._load_state_dict(state)
+        self._began_frames = self._last_frames = self.total_frames()
+        self._began = self._last_time
+        self._metrics = (folder / "metrics.jsonl").open("a")
         tensorboard = folder / "tensorboard"
         self._trial = SummaryWriter(str(tensorboard / "trial"))
         self._sessions = [SummaryWriter(str(tensorboard / f"session_{rank:02d}")) for rank in range(sessions)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the logs hold now, as JSON: how long each file is, and what moving averages are made of."""
+        for writer in (self._trial, *self._sessions):
+            writer.flush()
+        logs = _logs(self.folder)
+        for path in logs:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())  # a checkpoint must not know of lines that a crash of the machine takes away
+        return {
+            "seconds": time.monotonic() - self._start,
+            "episodes": self._episodes,
+            "recent": _finite([[seconds - self._start, ret] for seconds, ret in self._recent]),
+            "session_returns": _finite([list(returns) for returns in self._session_returns]),
+            "failures": self._failures,
+            "logs": {str(path.relative_to(self.folder)): path.stat().st_size for path in logs},
+        }
+
+    def _load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._start = time.monotonic() - state["seconds"]
+        self._episodes = state["episodes"]
+        self._recent = [(self._start + seconds, _number(ret)) for seconds, ret in state["recent"]]
+        for returns, saved in zip(self._session_returns, state["session_returns"], strict=True):
+            returns.extend(map(_number, saved))
+        slots = [int(n) for store in self.stores for n in store.frames]
+        self._session_clock = [(time.monotonic(), frames) for frames in slots]
+        self._failures = list(state["failures"])
+        for path in _logs(self.folder):
+            length = state["logs"].get(str(path.relative_to(self.folder)), 0)
+            os.truncate(path, min(length, path.stat().st_size))
+
+    @property
+    def window_is_full(self) -> bool:
+        """Return whether the mean return is one of 100 episodes."""
+        return len(self._recent) == WINDOW
 
     @property
     def mean_return(self) -> float:
@@ -89,7 +135,7 @@ class Recorder:
             writer.add_scalar("by_total_frames/return_100", scalars["train/return_100"], total)
         for name, value in scalars.items():
             writer.add_scalar(name, value, record.frames)
-        self._latest[rank] = {**(record.metrics or self._latest[rank]), **profile}
+        self._latest[rank] = {**self._latest[rank], **record.metrics, **profile}
         self._line(
             {"kind": "session", "rank": rank, "frames": record.frames, "total_frames": total, "updates": record.updates}
             | {"seconds": now - self._start, "metrics": scalars}
@@ -100,16 +146,60 @@ class Recorder:
             self._next_time += self.every * ((now - self._next_time) // self.every + 1)
             self.progress()
 
+    def process(self, rank: int, pid: int) -> None:
+        """Note which process a session runs in."""
+        self._line({"kind": "process", "rank": rank, "pid": pid, "seconds": time.monotonic() - self._start})
+
+    def failure(self, failure: Failure) -> None:
+        """Take note of a session that failed."""
+        if failure.delay is None:
+            log.warning("session %d %s; it is not restarted", failure.rank, failure.cause)
+        else:
+            log.warning(
+                "session %d %s; restart %d in %.0f s%s",
+                failure.rank, failure.cause, failure.restarts, failure.delay, f"\n{failure.details}".rstrip(),
+            )  # fmt: skip
+        frames = self.total_frames()
+        line = {"kind": "failure", "rank": failure.rank, "total_frames": frames} | {
+            "seconds": time.monotonic() - self._start,
+            "cause": failure.cause,
+            "exitcode": failure.exitcode,
+            "restarted": failure.delay is not None,
+            "details": failure.details,
+        }
+        self._failures.append({key: line[key] for key in ("rank", "total_frames", "cause", "exitcode", "restarted")})
+        self._line(line)
+        self._trial.add_scalar("perf/restarts", self.restarts, frames)
+
+    @property
+    def restarts(self) -> int:
+        """Number of restarts of sessions since the run began."""
+        return sum(failure["restarted"] for failure in self._failures)
+
     def progress(self, final: bool = False) -> None:
         """Write the trial's scalars and its progress line; ``final`` gives the speed since the start."""
         now, frames = time.monotonic(), self.total_frames()
         budget = sum(store.max_frame for store in self.stores)
         sessions = self.mode.max_session
-        since, before = (self._start, 0) if final else (self._last_time, self._last_frames)
+        since, before = (self._began, self._began_frames) if final else (self._last_time, self._last_frames)
         fps = (frames - before) / max(now - since, 1e-9)
         self._last_time, self._last_frames = now, frames
         updates = sum(store.total_updates() for store in self.stores)
-        scalars = _mean(self._latest) | {"perf/fps": fps, "perf/updates": float(updates)}
+        dropped = sum(int(store.dropped.sum()) for store in self.stores)
+        scalars = _mean(self._latest) | {
+            "perf/fps": fps,
+            "perf/updates": float(updates),
+            "train/dropped": float(dropped),
+        }
+        available = resources.available_memory()
+        scalars["perf/memory_available_mib"] = available / 2**20
+        if resources.is_low(available) and now >= self._next_warning:
+            self._next_warning = now + 600
+            log.warning(
+                "memory is running out: %s left, sessions have up to %.0f MiB each; the kernel may soon kill one. Lower"
+                " algo.memory.capacity or distributed.max_session",
+                resources.size(available), max((m.get("perf/memory_mib", 0.0) for m in self._latest), default=0.0),
+            )  # fmt: skip
         if self._recent:
             scalars["train/return_100"] = self.mean_return
             self._trial.add_scalar("by_session_frames/return_100", self.mean_return, frames // sessions)
@@ -134,7 +224,7 @@ class Recorder:
         """Write the last progress line and the summary, and return it.
 
         Args:
-            status: ``finished``, ``interrupted`` or ``failed``.
+            status: ``finished``, ``interrupted`` or ``failed``.  The summary is written whole or not at all.
         """
         self.progress(final=True)
         seconds = time.monotonic() - self._start
@@ -147,22 +237,27 @@ class Recorder:
             "episodes": self._episodes,
             "frames": frames,
             "updates": sum(session_updates),
+            "dropped_updates": sum(int(store.dropped.sum()) for store in self.stores),
+            "restarts": self.restarts,
+            "failures": self._failures,
             "seconds": round(seconds, 3),
-            "fps": round(frames / seconds, 1),
+            "fps": round((frames - self._began_frames) / max(time.monotonic() - self._began, 1e-9), 1),
             "session_frames": session_frames,
             "session_updates": session_updates,
             "session_mean_return": [statistics.fmean(r) if r else None for r in self._session_returns],
         }
         if any(self._profile):
             summary["profile"] = [_shares(seconds) for seconds in self._profile]
-        (self.folder / "summary.json").write_text(json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n")
+        temporary = self.folder / "summary.json.new"
+        temporary.write_text(json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n")
+        temporary.replace(self.folder / "summary.json")
         self._metrics.close()
         for writer in (self._trial, *self._sessions):
             writer.close()
         log.info(
-            "%s: mean return %.2f over the last %d episodes, %s frames, %s updates, %s, %s frames/s",
+            "%s: mean return %.2f over the last %d episodes, %s frames, %s updates, %s, %s frames/s, %d restarts",
             status, self.mean_return, len(self._recent), f"{frames:,}", f"{summary['updates']:,}",
-            _duration(seconds), f"{summary['fps']:,.0f}",
+            _duration(seconds), f"{summary['fps']:,.0f}", self.restarts,
         )  # fmt: skip
         for line in _profile_table(summary.get("profile", [])):
             log.info(line)
@@ -171,6 +266,15 @@ class Recorder:
     def _line(self, content: dict[str, Any]) -> None:
         self._metrics.write(json.dumps(_finite(content), allow_nan=False) + "\n")
         self._metrics.flush()
+
+
+def _logs(folder: Path) -> list[Path]:
+    """Return the files to which a run only appends."""
+    return [path for path in (folder / "metrics.jsonl", *folder.glob("tensorboard/*/*")) if path.is_file()]
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _finite(content: Any) -> Any:

@@ -2,20 +2,26 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 
+from asynclab import snapshot
 from asynclab.agents import Agent
-from asynclab.distributed import Mode, Store
+from asynclab.distributed import Control, Mode, Store
 from asynclab.envs import Envs
 from asynclab.learner import Learner
 from asynclab.memory import Memory
 from asynclab.precision import Precision
 from asynclab.profile import Profile
+
+Life = tuple[int, int]  # how often the trial has been resumed, and the session restarted since
 
 
 class Return(NamedTuple):
@@ -44,7 +50,7 @@ class Record(NamedTuple):
         frames: Of this session, since its start.
         updates: Of this session, since its start.
         episodes: Those that ended.
-        metrics: Means over the updates since the last record.
+        metrics: Means over the updates since the last record, and how much memory the process has.
         profile: Seconds since the last record by phase; empty unless asked for.
     """
 
@@ -56,21 +62,115 @@ class Record(NamedTuple):
     profile: dict[str, float]
 
 
+class Saved(NamedTuple):
+    """A session has saved its state and stands still.
+
+    Attributes:
+        rank: Of the session.
+        number: Of the snapshot.
+        files: What it wrote, with sizes and checksums; None if it could not.
+        error: Why it could not.
+    """
+
+    rank: int
+    number: int
+    files: dict[str, snapshot.File] | None
+    error: str = ""
+
+
+class Start(NamedTuple):
+    """Where a trial begins.
+
+    Attributes:
+        checkpoint: Folder of the checkpoint that it goes on from.
+        files: Names of those in it that are its own.
+        resumes: How often it has been resumed.
+    """
+
+    checkpoint: Path | None = None
+    files: frozenset[str] = frozenset()
+    resumes: int = 0
+
+
+class Parts(NamedTuple):
+    """What a session consists of.
+
+    Attributes:
+        envs: B environments.
+        learner: With the agent.
+        memory: What is learned from.
+        obs: [B, ...] what to act on next.
+        seeds: Of the environments' first episodes.
+    """
+
+    envs: Envs
+    learner: Learner
+    memory: Memory
+    obs: NDArray
+    seeds: list[int]
+
+    def save(self, folder: Path, rank: int, with_memory: bool) -> dict[str, snapshot.File]:
+        """Write everything that theta and the counters do not hold; return the files by name."""
+        tensors, arrays = _files(rank)
+        state = {
+            "agent": self.learner.agent.state_dict(),
+            "envs": self.envs.state_dict(),
+            "torch": torch.get_rng_state(),
+        }
+        files = {tensors: snapshot.write_tensors(folder / tensors, state)}
+        if with_memory:
+            files[arrays] = snapshot.write_arrays(folder / arrays, self.memory.state_dict())
+        return files
+
+    def resume(self, start: Start, rank: int) -> "Parts":
+        """Return the parts as they were when saved, as far as the checkpoint has them.
+
+        The environments go on where they were if they can, else with new episodes.  A memory that was not saved fills
+        anew before it is used.
+        """
+        assert start.checkpoint is not None
+        tensors, arrays = _files(rank)
+        if tensors not in start.files:  # the session was not alive at that moment
+            self.memory.refill()
+            return self
+        state = snapshot.read_tensors(start.checkpoint / tensors)
+        self.learner.agent.load_state_dict(state["agent"])
+        going_on = self.envs.retrace(state["envs"])
+        obs = self.envs.reset(self.seeds) if going_on is None else going_on
+        if arrays not in start.files:
+            self.memory.reset(obs)
+            self.memory.refill()
+        else:
+            self.memory.load_state_dict(snapshot.read_arrays(start.checkpoint / arrays))
+            if going_on is None:
+                self.memory.cut(obs)
+        torch.set_rng_state(state["torch"])
+        return self._replace(obs=obs)
+
+
+def _files(rank: int) -> tuple[str, str]:
+    """Return the names of a session's files: what is small, and its memory."""
+    return f"session_{rank:02d}.pt", f"session_{rank:02d}.npz"
+
+
 @dataclass(frozen=True)
 class Session:
-    """Everything that a session needs but its rank and store: resolved and picklable, the same for all ranks.
+    """What every process gets; with its rank and store it trains until it is told to end.
 
     Attributes:
         make_envs: () -> Envs.
         make_agent: (obs_space, action_space) -> Agent.
         make_memory: (obs_space, action_space, num_envs, seed) -> Memory.
-        mode: Placement of the weights.
+        mode: Where the weights lie.
         max_grad_norm: Bound on each network's gradient norm, None for none.
+        max_dropped: Non-finite updates in a row that are dropped; one more ends the trial.
         precision: Of the torsos' arithmetic.
-        devices: Torch devices, dealt out to the sessions in turn.
+        devices: Of the sessions' weights, taken in turn by rank.
         seed: Of the trial.
         log_every: Seconds between two records.
         profile: Report where the time goes.
+        folder: Where checkpoints are.
+        save_memory: Whether checkpoints have the memory, too.
     """
 
     make_envs: Callable[[], Envs]
@@ -78,55 +178,115 @@ class Session:
     make_memory: Callable[..., Memory]
     mode: Mode
     max_grad_norm: float | None
+    max_dropped: int
     precision: Precision
     devices: list[str]
     seed: int
     log_every: float
     profile: bool
+    folder: Path
+    save_memory: bool
 
-    def set_up(self, rank: int, store: Store, profile: Profile) -> tuple[Envs, Learner, Memory, NDArray]:
-        """Return a session's environments, learner, memory and first observations [B, ...]."""
-        seeds = Seeds(self.seed, rank)
+    def set_up(self, rank: int, store: Store, profile: Profile, life: Life = (0, 0)) -> Parts:
+        """Return a session's parts, at the beginning of episodes of its own.
+
+        Args:
+            rank: Of the session.
+            store: What it trains.
+            profile: Told where the time of updates goes.
+            life: Of the session; each has random numbers of its own.
+        """
         envs = self.make_envs()
+        seeds = Seeds(self.seed, rank, life)
+        env_seeds = seeds.envs(envs.num_envs)
         agent = self.make_agent(envs.obs_space, envs.action_space)
         memory = self.make_memory(envs.obs_space, envs.action_space, envs.num_envs, seeds.memory)
         device = self.devices[rank % len(self.devices)]
         learner = Learner(
-            agent, self.mode, store, self.mode.slot(rank), device, self.max_grad_norm, self.precision, profile
-        )
+            agent, self.mode, store, self.mode.slot(rank), device,
+            self.max_grad_norm, self.max_dropped, self.precision, profile,
+        )  # fmt: skip
         torch.manual_seed(seeds.torch)  # not before: building networks that the pull overwrites also draws numbers
-        obs = envs.reset(seeds.envs(envs.num_envs))
+        obs = envs.reset(env_seeds)
         memory.reset(obs)
-        return envs, learner, memory, obs
+        return Parts(envs, learner, memory, obs, env_seeds)
 
-    def run(self, rank: int, store: Store) -> Iterator[Record]:
-        """Train ``store`` until its clock shows that the budget is used up."""
+    def run(self, rank: int, store: Store, control: Control, start: Start = Start()) -> Iterator[Record | Saved]:
+        """Train ``store`` until the parent asks for the last snapshot; rest while the budget is used up.
+
+        Args:
+            rank: Of the session.
+            store: What it trains.
+            control: Asked for what the parent wants.
+            start: Where the trial begins.
+        """
         slot = self.mode.slot(rank)
         profile = Profile(self.profile)
-        envs, learner, memory, obs = self.set_up(rank, store, profile)
+        restarts = control.restarts(rank)
+        parts = self.set_up(rank, store, profile, (start.resumes, restarts))
+        if restarts:
+            parts.memory.refill()
+        elif start.checkpoint is not None:
+            parts = parts.resume(start, rank)
+        envs, learner, memory, obs, _ = parts
+        process = psutil.Process()
         episodes: list[Return] = []
-        frames = 0
+        frames = int(store.frames[slot])
+        handled = control.asked() - control.is_pending() - control.ending()
+        resting = False
         next_record = time.monotonic()  # the first step is reported at once: the session runs
+
+        def record() -> Record:
+            nonlocal next_record, episodes
+            next_record = time.monotonic() + self.log_every
+            ended, episodes = episodes, []
+            metrics = learner.metrics() | {"perf/memory_mib": process.memory_info().rss / 2**20}
+            return Record(rank, frames, int(store.updates[slot]), ended, metrics, profile.seconds())
+
         profile.start()
-        while (total_frames := store.total_frames()) < store.max_frame:
-            action = learner.act(obs)
-            with profile.phase("env"):
-                step = envs.step(action)
-            with profile.phase("remember"):
-                memory.add(action, step)
-            frames += envs.num_envs
-            store.frames[slot] = frames
-            obs = step.obs
-            total_frames += envs.num_envs
-            episodes += [Return(frames, total_frames, time.monotonic(), e.ret, e.length) for e in step.episodes]
-            for batch in profile.each("sample", memory.batches(total_frames)):
-                learner.update(batch)
-            if (now := time.monotonic()) >= next_record:
-                next_record = now + self.log_every
-                yield Record(rank, frames, int(store.updates[slot]), episodes, learner.metrics(), profile.seconds())
-                episodes = []
-        envs.close()
-        yield Record(rank, frames, int(store.updates[slot]), episodes, learner.metrics(), profile.seconds())
+        with closing(envs):
+            while True:
+                control.beat(rank)
+                if (number := control.asked()) > handled:
+                    if control.is_awaited(rank):
+                        yield record()
+                        control.beat(rank, slow=True)
+                        yield self._save(rank, number, parts)
+                    handled = number
+                    while not control.is_released(number):
+                        control.beat(rank)
+                        time.sleep(0.002)
+                    if control.is_last(number):
+                        return
+                    continue
+                if not store.claim(slot, envs.num_envs):
+                    if resting:  # until the end, or until a session dies and what it claimed is given back
+                        time.sleep(0.01)
+                    else:
+                        resting = True
+                        yield record()
+                    continue
+                resting = False
+                action = learner.act(obs)
+                with profile.phase("env"):
+                    step = envs.step(action)
+                with profile.phase("remember"):
+                    memory.add(action, step)
+                frames += envs.num_envs
+                store.frames[slot] = frames
+                obs = step.obs
+                total_frames = store.total_frames()
+                episodes += [Return(frames, total_frames, time.monotonic(), e.ret, e.length) for e in step.episodes]
+                for batch in profile.each("sample", memory.batches(total_frames)):
+                    learner.update(batch)
+                if time.monotonic() >= next_record:
+                    yield record()
+
+    def _save(self, rank: int, number: int, parts: Parts) -> Saved:
+        try:
+            return Saved(rank, number, parts.save(snapshot.partial(self.folder, number), rank, self.save_memory))
+        except OSError as error:
+            return Saved(rank, number, None, str(error))
 
 
 class Seeds:
@@ -135,13 +295,15 @@ class Seeds:
     Args:
         seed: Of the trial.
         rank: Of the session.
+        life: Of the session: what begins again must not repeat the same episodes.
     """
 
-    def __init__(self, seed: int, rank: int) -> None:
-        streams = np.random.SeedSequence([seed, rank]).spawn(3)
+    def __init__(self, seed: int, rank: int, life: Life = (0, 0)) -> None:
+        again = list(life) if any(life) else []
+        streams = np.random.SeedSequence([seed, rank, *again]).spawn(3)
         self.weights, self.torch, self.memory = (int(s.generate_state(1)[0]) for s in streams)
         self._rank = rank
-        self._first_env = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        self._first_env = int(np.random.SeedSequence([seed, *again]).generate_state(1)[0])
 
     def envs(self, num_envs: int) -> list[int]:
         """Return one seed per environment, in 0..2^31-1: consecutive over the ranks, so no two can be equal."""

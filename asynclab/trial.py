@@ -1,25 +1,39 @@
 """The parent of a run: makes the stores, launches the sessions, records and checkpoints."""
 
 import logging
+import math
+import os
+import signal
+import statistics
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-import psutil
 import torch
 
-from asynclab import check, checkpoint, flat
+from asynclab import check, flat, resources
 from asynclab.agents import Agent
-from asynclab.distributed import Mode, Store, launch
+from asynclab.checkpoint import FOLDER, Checkpoint, Checkpoints
+from asynclab.distributed import Control, Failure, Mode, SessionError, Started, Store, launch
 from asynclab.envs import Envs
+from asynclab.folder import holds_run
 from asynclab.memory import Memory
 from asynclab.precision import Precision
+from asynclab.preload import SIGNALS
 from asynclab.recorder import Recorder
-from asynclab.session import Seeds, Session
+from asynclab.session import Record, Saved, Seeds, Session, Start
+from asynclab.snapshot import File
 
 log = logging.getLogger(__name__)
+
+
+class TrialError(RuntimeError):
+    """A run could not go on; the message says why."""
 
 
 class Trial:
@@ -36,13 +50,18 @@ class Trial:
         mode: Number of sessions and what they share.
         max_frame: Budget of each store.
         max_grad_norm: Bound on each network's gradient norm, None for none.
+        max_dropped: Non-finite updates of a session in a row that are dropped; one more ends the trial.
         precision: Of the torsos' arithmetic: auto, fp32 or bf16.
         device: auto, cpu, cuda or cuda:N.
         seed: Of the trial.
         log_every: Seconds between two progress lines.
         checkpoint_every: Seconds between two checkpoints.
+        checkpoint_keep: How many of the latest checkpoints are kept, besides the best.
+        checkpoint_memory: Checkpoints have the sessions' memories if these are at most so many GB together.
         profile: Measure where the sessions' time goes.
         folder: Output folder.
+        config: Kept in every checkpoint, to be compared when the run is resumed.
+        checkpoint: Where the run goes on; None for a new one.
 
     Raises:
         ValueError: A setting cannot work; the message names it and the fix.
@@ -58,29 +77,62 @@ class Trial:
         mode: Mode,
         max_frame: int,
         max_grad_norm: float | None,
+        max_dropped: int,
         precision: str,
         device: str,
         seed: int,
         log_every: float,
         checkpoint_every: float,
+        checkpoint_keep: int,
+        checkpoint_memory: float,
         profile: bool,
         folder: Path,
+        config: Any = None,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         self.mode = mode
         self.folder = folder
+        self.config = config
+        self.checkpoint = checkpoint
         self.log_every = check.positive("log_every", log_every)
         self.checkpoint_every = check.positive("checkpoint_every", checkpoint_every)
+        self.checkpoints = Checkpoints(folder, checkpoint_keep)
         check.count("env.max_frame", max_frame)
-        if seed < 0:
-            raise ValueError(f"seed={seed} must be 0 or more")
+        check.whole("seed", seed)
         if max_grad_norm is not None:
             check.positive("algo.max_grad_norm", max_grad_norm)
-        if (folder / "metrics.jsonl").exists():
-            raise ValueError(f"the output folder {folder} holds a run already; set hydra.run.dir to another folder")
+        if checkpoint is None and holds_run(folder):
+            raise ValueError(
+                f"the output folder {folder} holds a run already; set hydra.run.dir to another folder, or set"
+                f" resume={folder} to go on with it"
+            )
         devices = _devices(device, mode)
         envs = make_envs()
         envs.close()
-        _check_memory(make_memory, envs, mode, max_frame)
+        try:
+            memory = make_memory(envs.obs_space, envs.action_space, envs.num_envs)
+        except MemoryError as error:
+            raise ValueError(
+                f"one session's memory cannot be allocated ({error}); lower algo.memory.capacity"
+            ) from None
+        memories = mode.max_session * memory.nbytes()
+        resources.check_memory(mode.max_session, memory.nbytes())
+        if max_frame < (needed := memory.min_frame(mode.writers)):
+            raise ValueError(
+                f"env.max_frame={max_frame} ends before every session has learned once; set it to {needed} or more"
+            )
+        save_memory = memories <= 1e9 * check.number("checkpoint_memory", checkpoint_memory)
+        resources.check_descriptors(mode.max_session, mode.num_stores)
+        nets = make_agent(envs.obs_space, envs.action_space).nets
+        self._layout = flat.signature(nets)
+        weights = 4 * flat.size(nets) * mode.num_stores
+        resources.check_shared_memory(4 * weights)  # theta, two moments, and a margin
+        resources.check_disk(folder, 3 * weights + memories * save_memory, self.checkpoints.missing + 2)
+        if not save_memory:
+            log.info(
+                "checkpoints leave out the sessions' memories (%s in all); a resumed run fills them anew unless"
+                " checkpoint_memory is that large", resources.size(memories),
+            )  # fmt: skip
 
         def make_store(rank: int) -> Store:
             torch.manual_seed(Seeds(seed, rank).weights)
@@ -95,54 +147,248 @@ class Trial:
                 f" distributed={mode.name} and {mode.max_session} sessions its state would be lost between processes;"
                 " set algo.optimizer._target_=asynclab.optim.GlobalAdam or GlobalRMSprop"
             )
+        self._trial = {} if checkpoint is None else self._load(checkpoint)
+        self.resumes = 0 if checkpoint is None else self._trial["resumes"] + 1
+        best = self._trial.get("best")
+        self._best = -math.inf if best is None else best
+        self.control = Control(mode.max_session, mode.max_restarts, mode.hang_after)
         self.session = Session(
             make_envs,
             make_agent,
             make_memory,
             mode,
             max_grad_norm,
+            check.whole("max_dropped", max_dropped),
             Precision(precision),
             devices,
             seed,
-            log_every,
+            min(log_every, checkpoint_every),
             profile,
+            folder / FOLDER,
+            save_memory,
         )
+        self._snapshot = _Snapshot(0)
+        self._next_checkpoint = math.inf
+        self._alive: set[int] = set()  # ranks of sessions that have a process
+        self._starting: set[int] = set()  # those of them that have not stepped yet
+        self._joined: set[int] = set()  # those that have stepped at all; the others may be reading the last checkpoint
+        self._awaited: set[int] = set()  # those that must save their state before a snapshot is complete
+
+    def _load(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Take over a checkpoint's stores and return what the trial has to remember."""
+        trial, states = checkpoint.trial(), checkpoint.stores()
+        if trial["layout"] != self._layout or len(states) != len(self.stores):
+            raise ValueError(
+                f"{checkpoint.path} has other networks than this version of asynclab makes of the run's config; resume"
+                " it with the revision in its run.json"
+            )
+        for store, state in zip(self.stores, states, strict=True):
+            store.load_state_dict(state)
+        return trial
+
+    def is_complete(self) -> bool:
+        """Return whether the budget is used up."""
+        return all(store.is_complete() for store in self.stores)
+
+    def report(self) -> float:
+        """Say that there is nothing left to do and return the mean return that the run ended with."""
+        recent = [ret for _, ret in self._trial["recorder"]["recent"] if ret is not None]
+        log.info(
+            "the run in %s is finished at %s frames; to go on, set env.max_frame higher",
+            self.folder, f"{sum(store.total_frames() for store in self.stores):,}",
+        )  # fmt: skip
+        return statistics.fmean(recent) if recent else math.nan
 
     def run(self) -> float:
-        """Train until the budget is used up and return the mean return of the last 100 episodes (nan if none)."""
+        """Train until the budget is used up and return the mean return of the last 100 episodes (nan if none).
+
+        Raises:
+            SessionError: A session failed for good; there is a checkpoint.
+            TrialError: Something could not be written; the last good checkpoint is untouched.
+            SystemExit: A signal asked us to end; there is a checkpoint.  The code is 128 plus the signal's number.
+        """
+        try:
+            return self._run()
+        except OSError as error:
+            raise TrialError(
+                f"the run had to end: {error} (output folder {self.folder}); its checkpoints are whole, so once that is"
+                f" mended, resume={self.folder} goes on"
+            ) from error
+
+    def _run(self) -> float:
         mode = self.mode
         log.info(
             "%d session%s, distributed=%s, %s parameters, output in %s",
             mode.max_session, "s" * (mode.max_session > 1), mode.name, f"{len(self.stores[0].theta):,}", self.folder,
         )  # fmt: skip
-        recorder = Recorder(self.folder, mode, self.stores, self.log_every)
+        self.checkpoints.clean()
+        start = Start()
+        if self.checkpoint is not None:
+            start = Start(self.checkpoint.path, frozenset(self.checkpoint.manifest["files"]), self.resumes)
+            (self.folder / "summary.json").unlink(missing_ok=True)
+            self.checkpoints.set_aside(self.checkpoint)
+            log.info("resumed from %s at %s frames", self.checkpoint.path, f"{self.checkpoint.manifest['frames']:,}")
+        recorder = Recorder(self.folder, mode, self.stores, self.log_every, self._trial.get("recorder"))
+        if self.checkpoint is None:
+            self._commit(_Snapshot(0), recorder)  # so that a run can always be resumed, and a full disk shows now
+        runs = [partial(self.session.run, rank, self.store_of(rank), self.control, start) for rank in self._ranks]
         status = "failed"
-        saved = time.monotonic()
-        try:
-            runs = [partial(self.session.run, rank, self.store_of(rank)) for rank in range(mode.max_session)]
-            for record in launch(runs, mode.num_threads):
-                recorder.write(record)
-                if time.monotonic() - saved >= self.checkpoint_every:
-                    self.save()
-                    saved = time.monotonic()
-            status = "finished"
-        except KeyboardInterrupt:
-            status = "interrupted"
-            raise
-        finally:
+        with _end_on_signals(self.control) as received:
             try:
-                self.save()
+                self._next_checkpoint = time.monotonic() + self.checkpoint_every
+                with closing(launch(runs, mode.num_threads, self.control)) as events:
+                    for event in events:
+                        self._handle(event, recorder)
+                        self._attend(recorder)
+                status = "finished" if self.is_complete() else "interrupted"
+            except SessionError as error:
+                log.error("%s", error, extra={"console": False})  # whoever calls us shows it
+                raise
             finally:
-                recorder.close(status)
+                try:
+                    # If we do not end, something broke here and the sessions could not save their states; if nothing
+                    # has been stepped, what the run began with is better than what sessions had when they were stopped.
+                    if self.control.ending() and self._has_stepped():
+                        self._commit(self._snapshot_of(self.control.asked()), recorder)
+                    self.checkpoints.clean()
+                except OSError:
+                    status = "failed"
+                    raise
+                finally:
+                    recorder.close(status)
+        if status == "interrupted":
+            raise SystemExit(128 + received[0])
         return recorder.mean_return
 
     def store_of(self, rank: int) -> Store:
         """Return the store that a session trains."""
         return self.stores[self.mode.store_index(rank)]
 
-    def save(self) -> None:
-        """Write ``checkpoints/latest.pt``."""
-        checkpoint.save(self.folder / "checkpoints" / "latest.pt", self.stores)
+    def _has_stepped(self) -> bool:
+        """Return whether there are more frames than in the checkpoint that the run goes on from."""
+        before = 0 if self.checkpoint is None else self.checkpoint.manifest["frames"]
+        return sum(store.total_frames() for store in self.stores) > before
+
+    @property
+    def _ranks(self) -> range:
+        return range(self.mode.max_session)
+
+    def _handle(self, event: object, recorder: Recorder) -> None:
+        """Take what a session reports, or what happened to its process."""
+        match event:
+            case Record(rank=rank):
+                self._starting.discard(rank)
+                self._joined.add(rank)
+                recorder.write(event)
+            case Saved(rank=rank, number=number) if number == self.control.asked():
+                self._snapshot_of(number).saved[rank] = event
+            case Started(rank=rank, pid=pid):
+                self._alive.add(rank)
+                self._starting.add(rank)
+                recorder.process(rank, pid)
+            case Failure(rank=rank):
+                self._alive.discard(rank)
+                self._starting.discard(rank)
+                self.store_of(rank).give_back(self.mode.slot(rank))
+                recorder.failure(event)
+
+    def _attend(self, recorder: Recorder) -> None:
+        """Do what is due: end, or take a checkpoint in a moment in which all sessions stand still."""
+        if self.control.ending():
+            return
+        if self.is_complete():
+            self.control.finish(10 * self.mode.hang_after)  # the time that a session may take to save
+        elif self.control.is_pending():
+            snapshot = self._snapshot_of(self.control.asked())
+            if self._awaited & self._alive <= set(snapshot.saved):
+                try:
+                    snapshot.check()
+                    self._commit(snapshot, recorder)
+                except OSError as error:  # perhaps there is room again when the next one is due
+                    log.error("no checkpoint was written: %s; those before are untouched", error)
+                self.control.release(snapshot.number)
+                self._next_checkpoint = time.monotonic() + self.checkpoint_every
+        elif (
+            time.monotonic() >= self._next_checkpoint
+            and self._joined == set(self._ranks)
+            and self._alive > self._starting
+        ):
+            self._awaited = self._alive - self._starting
+            self.control.ask(self._awaited)
+
+    def _snapshot_of(self, number: int) -> "_Snapshot":
+        if self._snapshot.number != number:
+            self._snapshot = _Snapshot(number)
+        return self._snapshot
+
+    def _commit(self, snapshot: "_Snapshot", recorder: Recorder) -> None:
+        """Make a checkpoint of what the sessions have saved.
+
+        Raises:
+            OSError: It could not be written, or is not worth it: the weights are not finite.
+        """
+        if not all(store.is_finite() for store in self.stores):
+            raise OSError("the weights are not finite; lower algo.optimizer.lr")
+        best = recorder.mean_return if recorder.window_is_full else -math.inf
+        is_best = best > self._best
+        trial = {
+            "config": self.config,
+            "layout": self._layout,
+            "resumes": self.resumes,
+            "best": max(best, self._best) if max(best, self._best) > -math.inf else None,
+            "recorder": recorder.state_dict(),
+        }
+        complete = all(saved.files is not None for saved in snapshot.saved.values())
+        complete &= len(snapshot.saved) == self.mode.max_session or snapshot.number == 0
+        self.checkpoints.commit(snapshot.number, self.stores, trial, snapshot.files(), is_best, complete)
+        self._best = max(best, self._best)
+
+
+class _Snapshot:
+    """What the sessions have saved of one moment."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.saved: dict[int, Saved] = {}
+
+    def check(self) -> None:
+        """Raise OSError if a session could not save its state."""
+        for saved in self.saved.values():
+            if saved.files is None:
+                raise OSError(f"session {saved.rank} could not save its state: {saved.error}")
+
+    def files(self) -> dict[str, File]:
+        return {name: file for saved in self.saved.values() for name, file in (saved.files or {}).items()}
+
+
+@contextmanager
+def _end_on_signals(control: Control) -> Iterator[list[int]]:
+    """Let the first signal ask the sessions to save and end, and a second Ctrl-C end everything at once.
+
+    Yields:
+        The signals that have come.
+    """
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if received and number == signal.SIGINT:
+            os._exit(128 + number)  # sessions die with us
+        if not received:
+            with suppress(OSError):  # the terminal may be gone; logging is not made for signal handlers
+                os.write(2, f"\n{signal.Signals(number).name}: saving and ending; Ctrl-C ends at once\n".encode())
+        received.append(number)
+        control.finish()
+
+    # what is ignored (nohup, a background job of a script) stays ignored
+    mine = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    if threading.current_thread() is not threading.main_thread():
+        mine = []
+    before = {number: signal.signal(number, handle) or signal.SIG_DFL for number in mine}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _devices(device: str, mode: Mode) -> list[str]:
@@ -170,27 +416,3 @@ def _devices(device: str, mode: Mode) -> list[str]:
     if (torch.device(device).index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device={device}, but there are {torch.cuda.device_count()} GPUs, counted from cuda:0")
     return [device]  # all sessions on the one that was named; auto spreads them
-
-
-def _check_memory(make_memory: Callable[..., Memory], envs: Envs, mode: Mode, max_frame: int) -> None:
-    """Say how much the sessions will remember, and refuse what cannot fit or never yields a batch."""
-    try:
-        memory: Any = make_memory(envs.obs_space, envs.action_space, envs.num_envs)
-    except MemoryError as error:
-        raise ValueError(f"one session's memory cannot be allocated ({error}); lower algo.memory.capacity") from None
-    each, available = memory.nbytes(), psutil.virtual_memory().available
-    total = each * mode.max_session
-    log.info("memory: %s per session, %s in all, %s available", *map(_size, (each, total, available)))
-    if total > available:
-        raise ValueError(
-            f"the sessions' memories need {_size(total)} ({_size(each)} each) and {_size(available)} are available;"
-            " lower algo.memory.capacity, env.num_envs or distributed.max_session"
-        )
-    if max_frame < (needed := memory.min_frame(mode.writers)):
-        raise ValueError(
-            f"env.max_frame={max_frame} ends before every session has learned once; set it to {needed} or more"
-        )
-
-
-def _size(nbytes: float) -> str:
-    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"

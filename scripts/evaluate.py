@@ -20,7 +20,7 @@ def main(cfg: DictConfig) -> float:
     if OmegaConf.is_missing(cfg, "run"):
         raise CompactHydraException("run is missing: set run=<output folder>, such as run=outputs/a3c_pong_synced/...")
     try:
-        returns = evaluate(Path(cfg.run), cfg.episodes, cfg.deterministic, cfg.session, cfg.seed)
+        returns = evaluate(Path(cfg.run), cfg.episodes, cfg.deterministic, cfg.session, cfg.seed, str(cfg.checkpoint))
     except ValueError as error:
         raise CompactHydraException(str(error)) from error
     mean = statistics.fmean(returns)

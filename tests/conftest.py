@@ -10,25 +10,45 @@ import pytest
 import torch
 
 from asynclab.agents import A3C, SAC
-from asynclab.distributed import Off
+from asynclab.distributed import Control, Failure, Off, Started, launch
 from asynclab.envs import make_envs
 from asynclab.memory import Replay, Rollout
 from asynclab.nets import MLPTorso
 from asynclab.optim import GlobalAdam
+from asynclab.preload import start_server
 from asynclab.schedules import Constant
+from asynclab.session import Record
 from asynclab.trial import Trial
 
 ROOT = Path(__file__).parent.parent
 TORSO = partial(MLPTorso, hidden=[16, 16])
 
 torch.set_num_threads(1)
+start_server()  # with torch imported, or every process of a test would import it
+
+
+def run_session(session, rank, store):
+    """Run a session in this process until its store's budget is used up; return its records."""
+    control, records = Control(rank + 1), []
+    for event in session.run(rank, store, control):
+        if isinstance(event, Record):
+            records.append(event)
+        if store.is_complete():
+            control.finish()
+    return records
+
+
+def items(runs, control=None):
+    """Return what sessions yield, without what launch itself says of them."""
+    return [e for e in launch(runs, 1, control) if e is not None and not isinstance(e, (Started, Failure))]
 
 
 @pytest.fixture
 def make_trial(tmp_path):
     """Return a function that makes a small trial: A3C on CartPole or SAC on Pendulum."""
 
-    def make(algo="a3c", mode=None, max_frame=2_000, seed=0, optimizer=GlobalAdam, precision="fp32", **agent):
+    def make(algo="a3c", mode=None, max_frame=2_000, seed=0, optimizer=GlobalAdam, precision="fp32",
+             checkpoint=None, **agent):  # fmt: skip
         if algo == "a3c":
             make_agent = partial(A3C, **({"torso": TORSO} | agent))
             make_memory, env = partial(Rollout, horizon=10), "CartPole-v1"
@@ -44,13 +64,17 @@ def make_trial(tmp_path):
             mode=mode or Off(max_session=1),
             max_frame=max_frame,
             max_grad_norm=0.5,
+            max_dropped=3,
             precision=precision,
             device="cpu",
             seed=seed,
             log_every=0.2,
             checkpoint_every=1000.0,
+            checkpoint_keep=2,
+            checkpoint_memory=1.0,
             profile=False,
             folder=tmp_path,
+            checkpoint=checkpoint,
         )
 
     return make
@@ -60,11 +84,11 @@ def make_trial(tmp_path):
 def train(tmp_path):
     """Return a function that runs the real command in an output folder of the test and returns the process."""
 
-    def run(*overrides, folder=None, timeout=240, **kwargs):
+    def run(*overrides, folder=None, timeout=240, env=None, **kwargs):
         command = [sys.executable, ROOT / "train.py", *overrides]
         if folder is not False:
             command.append(f"hydra.run.dir={folder or tmp_path / 'run'}")
-        env = os.environ | {"PYTHONUNBUFFERED": "1"}
+        env = os.environ | {"PYTHONUNBUFFERED": "1"} | (env or {})
         return subprocess.run(
             command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=timeout, check=False, **kwargs
         )

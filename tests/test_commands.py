@@ -3,14 +3,12 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 import yaml
@@ -81,10 +79,10 @@ def test_a_run_keeps_what_it_was_made_of(train, tmp_path):
     assert progress
     assert "\x1b" not in "".join(progress)
     assert re.search(r"frames [\d,]+/4,000 \([\d.]+%\)  per session .* fps .* return .* updates .* left", progress[0])
-    content = torch.load(run / "checkpoints" / "latest.pt", weights_only=True)
-    assert content["stores"][0]["theta"].shape == (4_675,)
-    assert content["stores"][0]["optimizer"]["state"][0]["exp_avg"].abs().sum() > 0
-    assert not list((run / "checkpoints").glob("*.tmp"))
+    (store,) = torch.load(run / "checkpoints" / "latest" / "stores.pt", weights_only=True)
+    assert store["theta"].shape == (4_675,)
+    assert store["optimizer"]["state"][0]["exp_avg"].abs().sum() > 0
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["000000", "000001", "best", "latest"]
 
 
 def test_a_run_is_not_overwritten(train, tmp_path):
@@ -92,7 +90,7 @@ def test_a_run_is_not_overwritten(train, tmp_path):
     again = train("algo=a3c", *SMALL)
     assert again.returncode == 1
     assert re.fullmatch(
-        "The output folder .* holds a run already. Set hydra.run.dir to another folder.\n", again.stderr
+        "The output folder .* holds a run already. Set hydra.run.dir to another folder, or resume=.*\n", again.stderr
     )
     assert yaml.safe_load((tmp_path / "run" / ".hydra" / "overrides.yaml").read_text())[0] == "algo=a2c"
 
@@ -146,77 +144,6 @@ def test_an_output_folder_that_cannot_be_written_is_named(train):
     assert re.fullmatch(r"The output folder hydra\.run\.dir=/proc/asynclab cannot be written: .*\n", process.stderr)
 
 
-RAISING = """
-from asynclab.envs import Envs, make_envs
-
-def make(id, num_envs):
-    made = make_envs(id, num_envs)
-    made.step = lambda action: 1 / 0
-    return made
-"""
-
-
-@pytest.mark.parametrize(("sessions", "rank"), [(1, "0"), (2, "[01]")])
-def test_a_raising_worker_stops_the_trial(train, tmp_path, monkeypatch, sessions, rank):
-    (tmp_path / "broken_env.py").write_text(RAISING)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    process = train(
-        *SMALL, "env.make._target_=broken_env.make", "~env.make.clip_reward", f"distributed.max_session={sessions}"
-    )
-    assert process.returncode == 1
-    assert re.search(f"session {rank} raised", process.stderr)
-    assert "ZeroDivisionError: division by zero" in process.stderr
-    assert process.stderr.count("Traceback") == 1
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
-
-
-def start(tmp_path, *overrides):
-    """Start a long run and wait until its sessions step; return the process and its sessions."""
-    command = [sys.executable, ROOT / "train.py", *overrides, f"hydra.run.dir={tmp_path / 'run'}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not metrics.exists() or not metrics.read_text():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    return process, psutil.Process(process.pid).children(recursive=True)
-
-
-LONG = ["algo=a3c", "env=cartpole", "env.max_frame=100_000_000", "distributed.max_session=2", "log_every=0.5"]
-
-
-def test_a_killed_worker_is_noticed_and_nothing_is_left(tmp_path):
-    process, children = start(tmp_path, *LONG)
-    workers = [p for p in children if p.cpu_times().user > 0 and p.num_threads() > 1]
-    max(workers, key=lambda p: p.cpu_times().user).kill()
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert re.search(r"session [01] was killed by SIGKILL; all were stopped", stderr)
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
-    assert not psutil.wait_procs(children, timeout=30)[1]
-
-
-def test_ctrl_c_ends_with_a_checkpoint_and_130(tmp_path):
-    process, children = start(tmp_path, *LONG)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in stderr
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
-    assert torch.load(tmp_path / "run" / "checkpoints" / "latest.pt", weights_only=True)["stores"]
-    assert not psutil.wait_procs(children, timeout=30)[1]
-
-
-def test_sessions_die_with_a_killed_parent(tmp_path):
-    before = set(Path("/dev/shm").iterdir())
-    process, children = start(tmp_path, *LONG)
-    process.kill()
-    process.communicate(timeout=60)
-    assert not psutil.wait_procs(children, timeout=30)[1]
-    assert set(Path("/dev/shm").iterdir()) <= before
-
-
 def test_evaluate_plays_a_checkpoint(train, tmp_path):
     assert train("algo=a2c", *SMALL).returncode == 0
     run = f"run={tmp_path / 'run'}"
@@ -242,12 +169,6 @@ def test_evaluate_plays_a_checkpoint(train, tmp_path):
     assert "has a config that this version of asynclab does not understand" in process.stderr
     assert "of_another_version" in process.stderr
     assert "Traceback" not in process.stderr
-    checkpoint = tmp_path / "run" / "checkpoints" / "latest.pt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    process = evaluate(run)
-    assert process.returncode == 1
-    assert "latest.pt is not a readable checkpoint" in process.stderr
-    assert "Traceback" not in process.stderr
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +189,7 @@ def test_a_sweep_leaves_four_complete_runs(sweep):
         summary, lines = read(run)
         assert summary["status"] == "finished"
         assert lines
-        assert (run / "checkpoints" / "latest.pt").exists()
+        assert (run / "checkpoints" / "latest" / "stores.pt").exists()
         made.append(json.loads((run / "run.json").read_text())["overrides"][:2])
     assert made == [["algo=a3c", "seed=0"], ["algo=a3c", "seed=1"], ["algo=a2c", "seed=0"], ["algo=a2c", "seed=1"]]
 
@@ -298,10 +219,3 @@ def test_tensorboard_serves_the_sweep(sweep):
     finally:
         server.terminate()
         server.wait(30)
-
-
-def test_a_failing_job_does_not_stop_a_sweep(train, tmp_path):
-    process = train("-m", "algo=a2c", "env.num_envs=0,2", *SMALL, f"hydra.sweep.dir={tmp_path / 's'}", folder=False)
-    assert process.returncode == 1
-    assert "env.num_envs=0 must be a whole number" in process.stderr
-    assert json.loads((tmp_path / "s" / "1" / "summary.json").read_text())["status"] == "finished"

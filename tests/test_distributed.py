@@ -1,13 +1,28 @@
 import multiprocessing as mp
-import os
-import signal
 import time
 from functools import partial
 
 import pytest
 import torch
+from conftest import items
+from runs import (
+    claim_all,
+    die_in_rank_2,
+    die_in_the_middle_of_a_message,
+    diverge,
+    fail_in_rank_1,
+    fail_twice,
+    hang_once,
+    leave,
+    many_items,
+    minimise,
+    raise_soon,
+    take,
+    threads,
+)
 
-from asynclab.distributed import Off, SessionError, Shared, Store, Synced, launch
+from asynclab.distributed import Control, Failure, Off, SessionError, Shared, Store, Synced, launch
+from asynclab.distributed.lock import ProcessLock
 from asynclab.optim import GlobalAdam
 from asynclab.schedules import Constant
 
@@ -71,68 +86,34 @@ def test_a_mode_refuses_a_wrong_number_of_sessions(max_session):
         Synced(max_session)
 
 
-def minimise(store, target, rank):
-    for _ in range(300):
-        store.apply(2 * (store.theta - target))
-        store.updates[rank] += 1
-    yield rank
-
-
 def test_four_processes_minimise_a_quadratic_through_one_store():
     target = torch.linspace(-2, 2, 50)
     store = make_store(torch.zeros(50), partial(GlobalAdam, lr=0.02), writers=4)
-    ranks = list(launch([partial(minimise, store, target, rank) for rank in range(4)], 1))
+    ranks = items([partial(minimise, store, target, rank) for rank in range(4)])
     assert sorted(ranks) == [0, 1, 2, 3]
     assert store.updates.tolist() == [300] * 4
     torch.testing.assert_close(store.theta, target, rtol=0, atol=0.02)
 
 
-def fail_in_rank_1(rank):
-    yield rank
-    if rank == 1:
-        raise RuntimeError("a bug in this worker")
-    time.sleep(120)
-
-
 def test_a_raising_session_stops_all_with_its_rank_and_traceback():
     start = time.monotonic()
     with pytest.raises(
-        SessionError, match=r"(?s)session 1 raised; all were stopped.*RuntimeError: a bug in this worker"
+        SessionError, match=r"(?s)session 1 raised; the trial was stopped.*RuntimeError: a bug in this worker"
     ):
         list(launch([partial(fail_in_rank_1, rank) for rank in range(3)], 1))
     assert time.monotonic() - start < 60
     assert not mp.active_children()
 
 
-def die_in_rank_2(rank):
-    yield rank
-    if rank == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(120)
-
-
 def test_a_killed_session_is_noticed():
-    with pytest.raises(SessionError, match="session 2 was killed by SIGKILL; all were stopped"):
+    with pytest.raises(SessionError, match="session 2 was killed by SIGKILL; the trial was stopped"):
         list(launch([partial(die_in_rank_2, rank) for rank in range(3)], 1))
-
-
-def die_in_the_middle_of_a_message(rank):
-    yield rank
-    if rank == 1:
-        yield b"x" * 50_000_000  # far more than a pipe holds
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(120)
 
 
 def test_a_session_killed_in_the_middle_of_a_message_does_not_hang_the_parent():
     for _ in range(3):
-        with pytest.raises(SessionError, match="session 1 was killed by SIGKILL; all were stopped"):
+        with pytest.raises(SessionError, match="session 1 was killed by SIGKILL; the trial was stopped"):
             list(launch([partial(die_in_the_middle_of_a_message, rank) for rank in range(2)], 1))
-
-
-def leave(rank):
-    yield rank
-    os._exit(0)
 
 
 def test_a_session_that_leaves_without_a_word_is_no_success():
@@ -140,19 +121,89 @@ def test_a_session_that_leaves_without_a_word_is_no_success():
         list(launch([partial(leave, rank) for rank in range(2)], 1))
 
 
-def many_items(rank):
-    yield from ((rank, i) for i in range(2_000))
-
-
 def test_no_item_is_lost_and_each_session_keeps_its_order():
-    items = list(launch([partial(many_items, rank) for rank in range(3)], 1))
+    found = items([partial(many_items, rank) for rank in range(3)])
     for rank in range(3):
-        assert [i for r, i in items if r == rank] == list(range(2_000))
-
-
-def threads():
-    yield torch.get_num_threads()
+        assert [i for r, i in found if r == rank] == list(range(2_000))
 
 
 def test_every_session_has_its_share_of_threads():
-    assert list(launch([threads] * 2, 1)) == [1, 1]
+    assert items([threads] * 2) == [1, 1]
+
+
+@pytest.mark.parametrize(("max_frame", "total"), [(20_000, 20_000), (20_001, 20_008)])
+def test_the_budget_is_given_out_exactly_however_many_ask(max_frame, total):
+    store = Store(torch.zeros(3), {"all": slice(0, 3)}, SGD, max_frame, Constant(), 4)
+    items([partial(claim_all, store, rank, 8) for rank in range(4)])
+    assert store.total_frames() == total
+    assert not store.claim(0, 8)
+
+
+def test_what_a_dead_writer_claimed_is_given_out_again():
+    store = make_store(torch.zeros(3), writers=2)
+    store.max_frame = 16
+    assert store.claim(0, 8)
+    assert store.claim(1, 8)
+    assert not store.claim(1, 8)
+    store.frames[1] = 8
+    store.give_back(0)
+    assert store.claim(1, 8)
+    assert not store.claim(0, 8)
+
+
+def test_a_killed_process_leaves_no_lock_behind():
+    lock, flag = ProcessLock(), torch.zeros(()).share_memory_()
+    process = mp.get_context("forkserver").Process(target=take, args=(lock, flag), daemon=True)
+    process.start()
+    while not flag:
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    with lock:
+        pass
+
+
+def test_a_session_is_restarted_with_growing_delays():
+    control = Control(2, max_restarts=2, restart_delay=0.1)
+    events = list(launch([partial(fail_twice, control, rank) for rank in range(2)], 1, control))
+    failures = [e for e in events if isinstance(e, Failure)]
+    assert [(f.rank, f.exitcode, f.restarts, f.delay) for f in failures] == [(1, -9, 1, 0.1), (1, -9, 2, 0.2)]
+    assert [e for e in events if isinstance(e, tuple) and len(e) == 2 and e[0] == 1 and e[1] < 3] == [
+        (1, 0),
+        (1, 1),
+        (1, 2),
+    ]
+
+
+@pytest.mark.parametrize("sessions", [1, 2])
+def test_after_too_many_restarts_the_others_are_asked_to_end(sessions):
+    control = Control(sessions, max_restarts=2, restart_delay=0.01)
+    runs = [partial(raise_soon, control, rank) for rank in range(sessions)]
+    with pytest.raises(SessionError, match=r"session 0 raised after 2 restarts; the trial was stopped"):
+        list(launch(runs, 1, control))
+    assert control.ending()
+
+
+def test_what_a_restart_would_not_mend_is_not_restarted():
+    control = Control(2, max_restarts=5)
+    with pytest.raises(SessionError, match=r"raised; the trial was stopped\n(?s:.*)a restart would not help"):
+        list(launch([partial(diverge, control, rank) for rank in range(2)], 1, control))
+    assert control.restarts(0) == control.restarts(1) == 0
+
+
+def test_a_hung_session_is_killed_with_its_stacks_and_restarted():
+    control = Control(2, max_restarts=1, hang_after=1.0, restart_delay=0.1)
+    (failure,) = [e for e in launch([partial(hang_once, control, rank) for rank in range(2)], 1, control)
+                  if isinstance(e, Failure)]  # fmt: skip
+    assert failure.cause.startswith("hung for 1 s")
+    assert "in sleep_on_a_lost_lock" in failure.details
+
+
+def test_every_session_saves_for_the_last_snapshot_as_soon_as_it_can_see_it():
+    control = Control(2)
+    control.ask([1])
+    assert (control.is_awaited(0), control.is_awaited(1)) == (False, True)
+    control.finish()
+    control._end.fill_(False)  # a session looks before the second of two writes
+    assert control.is_awaited(0)
+    assert control.is_awaited(1)

@@ -242,3 +242,56 @@ def test_no_transition_crosses_an_episode_in_20000_frames_of_pong():
             expected = []
     assert frames == 20_000
     assert ends > 10
+
+
+@pytest.mark.parametrize("id", ["CartPole-v1", "Pendulum-v1", "Humanoid-v5"])
+@pytest.mark.parametrize("steps", [1, 250])
+def test_environments_are_brought_back_to_where_they_were(id, steps):
+    envs, other = make_envs(id, 3), make_envs(id, 3)
+    rng = np.random.default_rng(0)
+    discrete = isinstance(envs.action_space, Discrete)
+    actions = [rng.integers(2, size=3) if discrete else rng.uniform(-1, 1, (3, *envs.action_space.shape))
+               for _ in range(steps + 250)]  # fmt: skip
+    envs.reset([4, 5, 6])
+    for action in actions[:steps]:
+        obs = envs.step(action).obs
+    seen = other.retrace(envs.state_dict())
+    assert np.array_equal(seen, obs)
+    for action in actions[steps:]:
+        a, b = envs.step(action), other.step(action)
+        assert np.array_equal(a.obs, b.obs)
+        assert np.array_equal(a.reward, b.reward)
+        assert a.episodes == b.episodes
+
+
+class Unseeded(Countdown):
+    def reset(self, *, seed=None, options=None):
+        self.offset = np.random.default_rng().uniform()
+        return super().reset(seed=seed)
+
+    def _obs(self):
+        return super()._obs() + self.offset
+
+
+gym.register("Unseeded-v0", Unseeded)
+
+
+def test_environments_that_cannot_be_brought_back_say_so():
+    envs = make_envs("Unseeded-v0", 2)
+    envs.reset([0, 1])
+    envs.step(np.array([0, 0]))
+    assert make_envs("Unseeded-v0", 2).retrace(envs.state_dict()) is None
+    pong = make_envs("ALE/Pong-v5", 2)
+    pong.reset([0, 1])
+    assert pong.retrace(pong.state_dict()) is None
+
+
+def test_an_episode_that_is_too_long_is_not_remembered(monkeypatch):
+    monkeypatch.setattr("asynclab.envs.Traced.LIMIT", 5)
+    envs = make_envs("Pendulum-v1", 1)
+    envs.reset([0])
+    for _ in range(9):
+        envs.step(np.zeros((1, 1)))
+    state = envs.state_dict()
+    assert state["episodes"] == [{}]
+    assert make_envs("Pendulum-v1", 1).retrace(state) is None

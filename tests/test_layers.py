@@ -7,11 +7,36 @@ import pytest
 from conftest import ROOT
 
 LAYERS = [
-    {"check", "console", "returns", "schedules", "flat", "layout", "precision", "preload", "profile", "config"},
+    {
+        "check",
+        "console",
+        "returns",
+        "schedules",
+        "flat",
+        "layout",
+        "precision",
+        "preload",
+        "profile",
+        "config",
+        "folder",
+        "snapshot",
+        "targets",
+    },
     {"nets", "distributions", "optim"},
     {"envs", "memory", "agents", "distributed"},
     {"learner", "session"},
-    {"recorder", "checkpoint", "provenance", "trial", "evaluation", "curves", "benchmark", "build"},
+    {
+        "recorder",
+        "checkpoint",
+        "provenance",
+        "trial",
+        "evaluation",
+        "curves",
+        "benchmark",
+        "build",
+        "resources",
+        "resume",
+    },
     {"train", "scripts"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -19,7 +44,7 @@ FORBIDDEN = {
     "agents": {"asynclab.distributed", "multiprocessing", "hydra"},
     "distributed": {"asynclab.agents", "asynclab.envs", "gymnasium", "hydra"},
 }
-HYDRA = {"train", "build", "config", "scripts", "evaluation", "provenance"}
+HYDRA = {"train", "build", "config", "scripts", "evaluation", "provenance", "resume", "targets"}
 FILES = [ROOT / "train.py", *ROOT.glob("scripts/*.py"), *ROOT.glob("asynclab/**/*.py")]
 
 

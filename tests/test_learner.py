@@ -5,11 +5,11 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import TORSO
+from conftest import TORSO, run_session
 
 from asynclab import flat
 from asynclab.agents import A3C
-from asynclab.distributed import Off, Shared, Synced
+from asynclab.distributed import Control, FatalError, Off, Shared, Synced
 from asynclab.learner import Learner, clip_norm_
 from asynclab.profile import Profile
 
@@ -19,7 +19,15 @@ def learner_of(trial):
     envs = session.make_envs()
     agent = session.make_agent(envs.obs_space, envs.action_space)
     return Learner(
-        agent, trial.mode, trial.stores[0], 0, "cpu", session.max_grad_norm, session.precision, Profile(False)
+        agent,
+        trial.mode,
+        trial.stores[0],
+        0,
+        "cpu",
+        session.max_grad_norm,
+        session.max_dropped,
+        session.precision,
+        Profile(False),
     )
 
 
@@ -39,7 +47,7 @@ def some_batches(trial, n=2):
 
 def final_weights(trial, updates):
     """Run the only session to its end in this process; it must have made at least so many updates."""
-    list(trial.session.run(0, trial.stores[0]))
+    run_session(trial.session, 0, trial.stores[0])
     assert trial.stores[0].total_updates() >= updates
     return trial.stores[0].theta.clone()
 
@@ -107,7 +115,7 @@ def test_the_first_pull_precedes_the_first_rollout(make_trial, mode):
 
     trial = make_trial(mode=mode(1), max_frame=20)
     theta = trial.stores[0].theta.normal_().clone()
-    list(replace(trial.session, make_agent=partial(Spy, torso=TORSO)).run(0, trial.stores[0]))
+    run_session(replace(trial.session, make_agent=partial(Spy, torso=TORSO)), 0, trial.stores[0])
     assert torch.equal(seen[0], theta)
 
 
@@ -154,12 +162,46 @@ def test_metrics_are_means_since_the_last_call(make_trial):
 
 
 @pytest.mark.parametrize("mode", [Off, Synced])
-def test_the_budget_is_met_to_one_step_per_session(make_trial, mode):
+def test_the_budget_is_met_to_one_step(make_trial, mode):
     trial = make_trial(mode=mode(2), max_frame=501)
-    records = [list(trial.session.run(rank, trial.store_of(rank))) for rank in (0, 1)]
+    records = [run_session(trial.session, rank, trial.store_of(rank)) for rank in (0, 1)]
     frames = [store.total_frames() for store in trial.stores]
     if mode is Off:
         assert frames == [502, 502]
     else:
         assert frames == [502]  # one after the other: the first used up the budget of both
         assert records[1][-1].frames == 0
+
+
+@pytest.mark.parametrize("mode", [Synced, Shared])
+@pytest.mark.parametrize("algo", ["a3c", "sac"])
+def test_an_update_that_is_not_finite_never_reaches_theta(make_trial, algo, mode):
+    trial = make_trial(algo, mode=mode(1))
+    learner, (store,) = learner_of(trial), trial.stores
+    good, bad = some_batches(trial, 2)
+    bad = bad._replace(reward=torch.full_like(bad.reward, float("nan")))
+    learner.update(good)
+    before = store.state_dict()
+    for _ in range(3):
+        learner.update(bad)
+    assert torch.equal(store.theta, before["theta"])
+    assert store.optimizer.state_dict()["state"][0]["step"] == before["optimizer"]["state"][0]["step"] == 1
+    assert (store.total_updates(), int(store.dropped.sum())) == (1, 3)
+    learner.update(good)  # one good update and the count begins again
+    assert (store.total_updates(), int(store.dropped.sum())) == (2, 3)
+    assert all(value == value for value in learner.metrics().values())
+    for _ in range(3):
+        learner.update(bad)
+    with pytest.raises(FatalError, match=r"4 updates in a row were not finite .* nan"):
+        learner.update(bad)
+    assert store.is_finite()
+
+
+@pytest.mark.timeout(60)
+def test_a_session_that_begins_when_the_end_has_been_asked_for_saves_and_ends(make_trial):
+    trial, control = make_trial(), Control(1)
+    control.ask([0])
+    control.finish()
+    *_, saved = trial.session.run(0, trial.stores[0], control)
+    assert (saved.number, set(saved.files)) == (2, {"session_00.pt", "session_00.npz"})
+    assert trial.stores[0].total_frames() == 0

@@ -123,3 +123,73 @@ def test_the_estimate_is_what_is_allocated_and_observations_are_kept_once(memory
 def test_replay_refuses(kwargs, message):
     with pytest.raises(ValueError, match=message):
         filled(0, **kwargs)
+
+
+def sampled(memory):
+    """Return a few batches as one tensor, which tells everything that the memory holds and how it samples."""
+    batches = [memory.sample() for _ in range(3)]
+    return torch.cat([torch.cat([x.float().flatten() for x in batch]) for batch in batches])
+
+
+@pytest.mark.parametrize("steps", [1, 7, 10, 11, 12, 37])
+def test_replay_goes_on_from_its_state(steps):
+    replay = filled(steps)
+    replay._truncated[replay._head - 1, 2] = True
+    replay._final[(replay._head - 1) % len(replay._reward), 2] = np.full(3, 99, np.float32)
+    state = {name: array.copy() for name, array in replay.state_dict().items()}
+    assert len(state["reward"]) == min(steps + 1, 11)  # no more than it holds
+    other = Replay(OBS, ACTION, NUM_ENVS, seed=5, capacity=40, batch_size=64)
+    other.load_state_dict(state)
+    for memory in (replay, other):
+        memory.add(np.full((NUM_ENVS, 2), steps, np.float32), step(steps))
+    assert len(replay) == len(other)
+    assert torch.equal(sampled(replay), sampled(other))
+    assert len(list(replay.batches(10**6))) == len(list(other.batches(10**6)))
+
+
+@pytest.mark.parametrize("steps", [0, 3, 4, 6])
+def test_a_rollout_goes_on_from_its_state(steps):
+    memories = [Rollout(OBS, ACTION, NUM_ENVS, horizon=4) for _ in range(2)]
+    memories[0].reset(step(-1).obs)
+    for t in range(steps):
+        memories[0].add(np.full((NUM_ENVS, 2), t, np.float32), step(t))
+    memories[1].load_state_dict({name: array.copy() for name, array in memories[0].state_dict().items()})
+    batches = []
+    for memory in memories:
+        t = steps
+        while not (found := list(memory.batches(0))):
+            memory.add(np.full((NUM_ENVS, 2), t, np.float32), step(t))
+            t += 1
+        batches.append(found[0])
+    assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
+
+
+@pytest.mark.parametrize("make", [lambda: Replay(OBS, ACTION, NUM_ENVS, capacity=40, batch_size=400),
+                                  lambda: Rollout(OBS, ACTION, NUM_ENVS, horizon=4)])  # fmt: skip
+def test_cut_episodes_keep_their_true_successors(make):
+    memory = make()
+    memory.reset(step(-1).obs)
+    for t in range(2):
+        memory.add(np.full((NUM_ENVS, 2), t, np.float32), step(t))
+    memory.cut(step(499).obs)  # observations 500 belong to new episodes
+    for t in (500, 501):
+        memory.add(np.full((NUM_ENVS, 2), t, np.float32), step(t))
+    if isinstance(memory, Replay):
+        batch = memory.sample()
+        torch.testing.assert_close(batch.next_obs, batch.obs + 1)
+        assert set(batch.reward.tolist()) == {0.0, 1.0, 500.0, 501.0}
+    else:
+        (batch,) = memory.batches(0)
+        assert batch.done[:, 0].tolist() == [False, True, False, False]
+        assert batch.final_index.tolist() == [4, 5, 6, 7]
+        torch.testing.assert_close(batch.final_obs, torch.from_numpy(step(1).obs))
+
+
+def test_a_memory_that_begins_again_collects_its_own_warm_up():
+    replay = filled(1, start=20)
+    replay.refill()
+    due = []
+    for t in range(1, 8):
+        replay.add(np.zeros((NUM_ENVS, 2), np.float32), step(t))
+        due.append(len(list(replay.batches(10**6))))
+    assert due == [0, 0, 0, 4, 4, 4, 4]  # from 20 transitions of its own, whatever the global clock says

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -14,10 +13,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
-from conftest import ROOT
+from conftest import ROOT, items, run_session
+from runs import faults, handles
 
-from asynclab.distributed import Synced, launch
+from asynclab.distributed import Synced
 from asynclab.envs import make_envs
 from asynclab.memory import Replay, Rollout
 from asynclab.nets import MLPTorso
@@ -45,43 +44,25 @@ def test_a_step_allocates_no_array_as_large_as_the_observations(id, memory):
     assert peak - before < obs.nbytes / 2
 
 
-def handles(store):
-    """Yield how many descriptors this process has, and how many shared segments."""
-    store.apply(torch.ones_like(store.theta))
-    maps = (line.split(maxsplit=5) for line in open("/proc/self/maps"))  # noqa: PTH123, SIM115
-    yield len(os.listdir("/proc/self/fd")), sum("s" in fields[1] for fields in maps)  # noqa: PTH208
-
-
 def test_descriptors_and_segments_do_not_grow_with_the_number_of_parameters(make_trial, tmp_path):
     counts = []
     for layers in (2, 40):
         trial = make_trial(mode=Synced(2), torso=partial(MLPTorso, hidden=[16] * layers))
         runs = [partial(handles, trial.store_of(rank)) for rank in range(2)]
-        counts.append(sorted(launch(runs, 1)))
+        counts.append(sorted(items(runs)))
     assert counts[0] == counts[1]
     assert counts[0][0][1] > 0
 
 
-def faults():
-    """Yield the page faults of 20 rounds of large tensors, after a first one."""
-    for round in range(21):
-        if round == 1:
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        tensors = [torch.ones(2**20) for _ in range(4)]
-        del tensors
-    yield resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-
 def test_sessions_keep_freed_memory():
     # 16 MiB a round are 4,096 pages: 80,000 faults if they were given back every time
-    assert max(launch([faults, faults], 1)) < 8_000
+    assert max(items([faults, faults])) < 8_000
 
 
 def imports(session, rank, store):
     """Run a session and yield the modules that it has imported."""
     before = set(sys.modules)
-    for _ in session.run(rank, store):
-        pass
+    run_session(session, rank, store)
     yield sorted(set(sys.modules) - before)
 
 
@@ -90,7 +71,7 @@ def test_what_a_session_imports_was_imported_before_it_was_forked(make_trial):
     forkserver._forkserver._stop()  # another test may have started it without the modules
     trial = make_trial(mode=Synced(2), max_frame=200)
     runs = [partial(imports, trial.session, rank, trial.stores[0]) for rank in range(2)]
-    for imported in launch(runs, 1):
+    for imported in items(runs):
         assert not [name for name in imported if name.startswith(("torch._dynamo", "sympy"))]
         assert len(imported) < 60
 

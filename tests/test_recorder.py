@@ -4,9 +4,7 @@ import logging
 import math
 
 import pytest
-import torch
 
-from asynclab import checkpoint
 from asynclab.console import LiveHandler
 from asynclab.curves import read
 from asynclab.distributed import Off, Synced
@@ -85,17 +83,14 @@ def test_a_live_line_replaces_the_one_before_on_a_terminal_only(monkeypatch, str
         assert stream.getvalue() == "first " * 9 + "\nsecond\ndone\n"
 
 
-def test_a_checkpoint_is_a_copy_and_replaces_the_last_one_whole(make_trial, tmp_path):
-    (store,) = make_trial().stores
-    path = tmp_path / "checkpoints" / "latest.pt"
-    checkpoint.save(path, [store])
-    before = store.theta.clone()
-    store.apply(torch.ones_like(store.theta))
-    state = store.state_dict()
-    store.apply(torch.ones_like(store.theta))
-    assert state["optimizer"]["state"][0]["step"] == 1
-    assert torch.equal(checkpoint.load(path)[0]["theta"], before)
-    checkpoint.save(path, [store])
-    assert torch.equal(checkpoint.load(path)[0]["theta"], store.theta)
-    assert checkpoint.load(path)[0]["optimizer"]["state"][0]["step"] == 2
-    assert [p.name for p in path.parent.iterdir()] == ["latest.pt"]
+def test_memory_that_runs_out_is_said(record, monkeypatch, caplog):
+    monkeypatch.setattr("asynclab.resources.is_low", lambda available: True)
+    record(Off(1), Record(0, 1, 1, [], {"perf/memory_mib": 250.0}, {}))
+    assert "memory is running out" in caplog.text
+    assert "sessions have up to 250 MiB each" in caplog.text
+
+
+def test_what_was_last_known_of_a_loss_stays_in_the_trials_line(record):
+    first = Record(0, 8, 1, [], {"loss/policy": 3.0, "perf/memory_mib": 1.0}, {})
+    _, lines = record(Off(1), first, Record(0, 16, 1, [], {"perf/memory_mib": 2.0}, {}))
+    assert (lines[-1]["metrics"]["loss/policy"], lines[-1]["metrics"]["perf/memory_mib"]) == (3.0, 2.0)

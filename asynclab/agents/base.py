@@ -1,6 +1,7 @@
 """The contract between an algorithm and everything that runs it.  N: batch, P: parameters."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -36,6 +37,13 @@ class Agent(ABC):
 
     def on_update(self) -> None:  # noqa: B027 - optional
         """Follow the new weights; called after every pull."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return copies of what the agent has that theta does not hold, such as target networks."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 - optional
+        """Take over such a state; called after ``bind``."""
 
     @abstractmethod
     def act(self, obs: Tensor, deterministic: bool = False) -> Tensor:

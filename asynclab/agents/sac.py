@@ -4,6 +4,7 @@ Equations are numbered as in arXiv 1812.05905.
 """
 
 import copy
+from collections.abc import Mapping
 from math import prod
 
 import torch
@@ -115,6 +116,15 @@ class SAC(Agent):
     def on_update(self) -> None:
         """Move the target critics: target <- (1 - polyak) target + polyak theta."""
         self._target_weights.full.lerp_(self._critic_weights.full, self.polyak)
+        self._target_weights.round_()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the target critics."""
+        return {"targets": self._target_weights.full.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the target critics."""
+        self._target_weights.full.copy_(state["targets"])
         self._target_weights.round_()
 
     def _pi(self, obs: Tensor) -> SquashedNormal:

@@ -21,16 +21,22 @@ class Mode:
     Args:
         max_session: Number of sessions (processes); None for one per available core.
         num_threads: Torch threads of each session.
+        max_restarts: Of each session, before its next failure ends the trial.
+        hang_after: Seconds without a step after which a session counts as hung.
     """
 
     one_store = True  # all sessions train one network
     on_gpu = True  # the session's weights may lie on a GPU
 
-    def __init__(self, max_session: int | None = None, num_threads: int = 1) -> None:
+    def __init__(
+        self, max_session: int | None = None, num_threads: int = 1, max_restarts: int = 3, hang_after: float = 60.0
+    ) -> None:
         if max_session is None:
             max_session = len(os.sched_getaffinity(0))
         self.max_session = check.count("distributed.max_session", max_session)
         self.num_threads = check.count("distributed.num_threads", num_threads)
+        self.max_restarts = check.whole("distributed.max_restarts", max_restarts)
+        self.hang_after = check.positive("distributed.hang_after", hang_after)
 
     @property
     def name(self) -> str:

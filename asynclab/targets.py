@@ -1,0 +1,64 @@
+"""What configs may make.  A ``_target_`` can name any callable, and a config may come from somebody else."""
+
+import os
+from collections.abc import Iterator
+from pkgutil import resolve_name
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+ALLOWED = (
+    "asynclab.agents",
+    "asynclab.distributed.modes",
+    "asynclab.envs",
+    "asynclab.memory",
+    "asynclab.nets",
+    "asynclab.optim",
+    "asynclab.schedules",
+    "torch.optim",
+    "torch.nn.modules",
+)
+VARIABLE = "ASYNCLAB_TARGETS"  # not a setting: the config that is checked could set it
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse a config that would make something outside the packages that are meant for it.
+
+    Args:
+        cfg: Every ``_target_`` in it is looked at.
+
+    Raises:
+        ValueError: One is not defined in ``ALLOWED`` or in the packages that the variable ASYNCLAB_TARGETS names.
+    """
+    allowed = (*ALLOWED, *filter(None, os.environ.get(VARIABLE, "").split(",")))
+    for key, target in _targets(OmegaConf.to_container(cfg, resolve=True)):
+        if not (_is_in(target, ("asynclab", "torch", *allowed)) and _is_in(_origin(key, target), allowed)):
+            raise ValueError(
+                f"{key}={target} is not in a package that configs may use ({', '.join(allowed)}); if you trust it, add"
+                f" its package to the environment variable: export {VARIABLE}={target.split('.')[0]}"
+            )
+
+
+def _origin(key: str, target: str) -> str:
+    """Return the module in which a target is defined, which its name need not tell: modules hold what they import."""
+    try:
+        return str(resolve_name(target).__module__)
+    except (ImportError, AttributeError, ValueError, TypeError):
+        raise ValueError(f"{key}={target} does not exist; use the dotted name of a class or function") from None
+
+
+def _is_in(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def _targets(content: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the place and the value of every ``_target_``."""
+    pairs: Any = (
+        content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    )
+    for key, value in pairs:
+        place = f"{path}.{key}" if path else str(key)
+        if key == "_target_":
+            yield place, str(value)
+        else:
+            yield from _targets(value, place)
