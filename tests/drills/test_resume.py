@@ -1,0 +1,260 @@
+"""Runs that are ended and go on."""
+
+import json
+import re
+import signal
+
+import pytest
+import torch
+from drill import SMALL, Run
+
+from asynclab import checkpoint, snapshot
+
+pytestmark = pytest.mark.medium
+
+SAC = ["algo=sac", "env=pendulum", "algo.memory.start=400", "log_every=0.5"]
+
+HUMANOID = ["algo=sac", "env=humanoid", "algo.memory.start=100", "algo.memory.capacity=300"]
+
+
+def state(run):
+    """Return everything that the last checkpoint has of the first store and its session, as comparable text."""
+    found = checkpoint.load(run.folder)
+    (store,) = found.stores()
+    session = snapshot.read_tensors(found.path / "session_00.pt")
+    arrays = snapshot.read_arrays(found.path / "session_00.npz")
+    return store, session["agent"], session["torch"], {name: a.tobytes() for name, a in arrays.items()}
+
+
+def assert_equal(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_equal(x, y)
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize(
+    ("settings", "half"),
+    [
+        (["algo=a3c", "env=cartpole", "algo.memory.horizon=24"], 3_000),  # ends within a rollout
+        pytest.param([*SAC, "distributed=shared"], 700, marks=pytest.mark.slow),
+        pytest.param(HUMANOID, 240, marks=pytest.mark.slow),
+    ],
+    ids=["a3c-synced", "sac-shared", "sac-humanoid"],
+)
+def test_one_session_with_n_plus_n_frames_equals_2n_bit_for_bit(tmp_path, settings, half):
+    settings = [*settings, "distributed.max_session=1"]
+    whole = Run(tmp_path / "whole", *settings, f"env.max_frame={2 * half}")
+    assert whole.wait() == 0, whole.text()
+    first = Run(tmp_path / "halves", *settings, f"env.max_frame={half}")
+    assert first.wait() == 0, first.text()
+    second = Run(tmp_path / "halves", f"resume={tmp_path / 'halves'}", f"env.max_frame={2 * half}")
+    assert second.wait() == 0, second.text()
+    assert f"changed settings: env.max_frame: {half} -> {2 * half}" in second.text()
+    assert_equal(state(whole), state(second))
+    episodes = [[(e["frame"], e["ret"]) for line in run.lines("session") for e in line["episodes"]]
+                for run in (whole, second)]  # fmt: skip
+    assert episodes[0] == episodes[1]
+    assert whole.summary()["mean_return"] == second.summary()["mean_return"]
+
+
+@pytest.mark.slow
+def test_one_session_that_was_interrupted_anywhere_ends_as_if_it_had_not_been(tmp_path):
+    settings = ["algo=a3c", "env=cartpole", "env.max_frame=40_000", "distributed.max_session=1", "log_every=0.1",
+                "algo.lr_schedule._target_=asynclab.schedules.Linear"]  # fmt: skip
+    whole = Run(tmp_path / "whole", *settings)
+    assert whole.wait() == 0, whole.text()
+    run = Run(tmp_path / "run", *settings)
+    run.until_running(1)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait() == 143, run.text()
+    assert run.summary()["frames"] < 40_000
+    run = Run(tmp_path / "run", f"resume={tmp_path / 'run'}")
+    assert run.wait() == 0, run.text()
+    assert_equal(state(whole), state(run))
+
+
+@pytest.mark.parametrize(
+    "mode", ["synced", pytest.param("shared", marks=pytest.mark.slow), pytest.param("off", marks=pytest.mark.slow)]
+)
+def test_four_sessions_go_on_where_they_were(tmp_path, mode):
+    budget = 40_000 if mode == "off" else 160_000
+    settings = ["distributed.max_session=4", f"distributed={mode}", f"env.max_frame={budget}"]
+    run = Run(tmp_path / "run", *SMALL, *settings)
+    run.until_running(4)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait() == 143, run.text()
+    before, found = run.summary(), checkpoint.load(run.folder)
+    assert found.manifest["frames"] == before["frames"] > 0
+    lines = len((run.folder / "metrics.jsonl").read_text().splitlines())
+
+    run = Run(run.folder, f"resume={run.folder}")
+    assert run.wait() == 0, run.text()
+    after = run.summary()
+    assert after["frames"] == 160_000
+    assert after["updates"] > before["updates"]
+    assert after["episodes"] > before["episodes"]
+    for rank in range(4):
+        counts = [line["frames"] for line in run.lines("session") if line["rank"] == rank]
+        assert counts == sorted(counts)
+        assert counts[-1] == after["session_frames"][rank] >= before["session_frames"][rank]
+        ends = [e["frame"] for line in run.lines("session") if line["rank"] == rank for e in line["episodes"]]
+        assert ends == sorted(ends)
+    seconds = [line["seconds"] for line in run.lines("trial")]
+    assert seconds == sorted(seconds)
+    assert len((run.folder / "metrics.jsonl").read_text().splitlines()) > lines
+    assert len(json.loads((run.folder / "run.json").read_text())["resumes"]) == 1
+    overrides = sorted((run.folder / ".hydra").rglob("overrides.yaml"))
+    assert len(overrides) == 2  # those of the beginning are still there
+    assert (run.folder / ".hydra" / "overrides.yaml").read_text().startswith("- algo=a3c")
+
+
+@pytest.mark.slow
+def test_logs_that_are_newer_than_the_checkpoint_are_cut_off(tmp_path):
+    run = Run(tmp_path / "run", *SMALL, "env.max_frame=20_000", "log_every=0.1")
+    assert run.wait() == 0, run.text()
+    run = Run(run.folder, f"resume={run.folder}", "env.max_frame=100_000_000")
+    run.until(lambda: run.frames() > 30_000)
+    run.process.kill()
+    run.wait()
+    assert checkpoint.load(run.folder).manifest["frames"] == 20_000
+    run = Run(run.folder, f"resume={run.folder}", "env.max_frame=50_000")
+    assert run.wait() == 0, run.text()
+    totals = [line["total_frames"] for line in run.lines("trial")]
+    assert totals == sorted(totals)
+    assert run.summary()["frames"] == 50_000
+    episodes = [(line["rank"], e["frame"], e["seconds"]) for line in run.lines("session") for e in line["episodes"]]
+    assert len(episodes) == len(set(episodes)) == run.summary()["episodes"]
+    points = tensorboard_steps(run.folder / "tensorboard" / "trial", "train/return_100")
+    assert points == sorted(points)
+
+
+def tensorboard_steps(folder, tag):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), purge_orphaned_data=False)
+    events.Reload()
+    return [event.step for event in events.Scalars(tag)]
+
+
+@pytest.mark.slow
+def test_sac_does_not_warm_up_again_and_keeps_replay_targets_and_temperature(tmp_path):
+    run = Run(tmp_path / "run", *SAC, "distributed=shared", "distributed.max_session=2", "env.max_frame=4_000")
+    assert run.wait() == 0, run.text()
+    before = run.summary()
+    old = checkpoint.load(run.folder)
+    arrays = [snapshot.read_arrays(old.path / f"session_0{rank}.npz") for rank in (0, 1)]
+    run = Run(run.folder, f"resume={run.folder}", "env.max_frame=6_000")
+    assert run.wait() == 0, run.text()
+    after = run.summary()
+    # one update per frame from the first one on: no frame of a second warm-up is without
+    assert after["updates"] - before["updates"] == pytest.approx(2_000, abs=16)
+    new = checkpoint.load(run.folder)
+    for rank in (0, 1):
+        filled = snapshot.read_arrays(new.path / f"session_0{rank}.npz")
+        rows = len(arrays[rank]["reward"]) - 1
+        assert len(filled["reward"]) > rows + 1
+        assert (filled["reward"][:rows] == arrays[rank]["reward"][:rows]).all()
+        targets = [snapshot.read_tensors(c.path / f"session_0{rank}.pt")["agent"]["targets"] for c in (old, new)]
+        assert torch.nn.functional.cosine_similarity(*targets, dim=0) > 0.9
+
+
+@pytest.mark.slow
+def test_without_its_replay_sac_collects_a_warm_up_first(tmp_path):
+    settings = [*SAC, "distributed=shared", "distributed.max_session=2", "checkpoint_memory=0"]
+    run = Run(tmp_path / "run", *settings, "env.max_frame=2_000")
+    assert run.wait() == 0, run.text()
+    assert "checkpoints leave out the sessions' memories" in run.text()
+    before = run.summary()
+    assert not list((run.folder / "checkpoints" / "latest").glob("*.npz"))
+    run = Run(run.folder, f"resume={run.folder}", "env.max_frame=4_000")
+    assert run.wait() == 0, run.text()
+    # each of the two first collects 400 transitions of its own
+    assert run.summary()["updates"] - before["updates"] == pytest.approx(2_000 - 2 * 400, abs=40)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2_000)
+def test_the_return_of_sac_does_not_collapse(tmp_path):
+    settings = ["algo=sac", "env=pendulum", "distributed=shared", "distributed.max_session=2", "log_every=1"]
+    run = Run(tmp_path / "run", *settings, "env.max_frame=40_000")
+    assert run.wait(900) == 0, run.text()
+    ended = [e for line in run.lines("session") for e in line["episodes"]]
+    before = sum(e["ret"] for e in ended[-16:]) / 16
+    assert before > -400  # it has learned; a random policy is at -1200
+    run = Run(run.folder, f"resume={run.folder}", "env.max_frame=48_000")
+    assert run.wait(600) == 0, run.text()
+    later = [e for line in run.lines("session") for e in line["episodes"]][len(ended) :]
+    assert len(later) >= 32
+    assert sum(e["ret"] for e in later[:16]) / 16 > before - 150
+    assert sum(e["ret"] for e in later[-16:]) / 16 > before - 150
+
+
+def test_what_must_not_change_is_named_setting_by_setting(tmp_path):
+    run = Run(tmp_path / "run", *SMALL, "env.max_frame=3_000")
+    assert run.wait() == 0, run.text()
+    before = (run.folder / "metrics.jsonl").read_bytes()
+    refused = Run(
+        run.folder, f"resume={run.folder}", "algo.optimizer.lr=0.1", "distributed.max_session=3", "log_every=9"
+    )
+    assert refused.wait() == 1
+    assert "distributed.max_session: 2 -> 3" in refused.text()
+    assert re.search(r"algo\.optimizer\.lr: 0\.0007 -> 0\.1", refused.text())
+    assert "log_every: " not in refused.text()
+    refused = Run(run.folder, f"resume={run.folder}", "env=pendulum")
+    assert refused.wait() == 1
+    assert "env.id: CartPole-v1 -> Pendulum-v1" in refused.text()
+    assert (run.folder / "metrics.jsonl").read_bytes() == before
+    assert "Traceback" not in refused.text()
+
+
+@pytest.mark.slow
+def test_a_run_with_as_many_sessions_as_cores_is_resumed_twice(tmp_path):
+    settings = ["algo=a3c", "env=cartpole", "log_every=0.5"]  # and no distributed.max_session
+    run = Run(tmp_path / "run", *settings, "env.max_frame=20_000")
+    assert run.wait() == 0, run.text()
+    for frames in (30_000, 40_000):
+        run = Run(run.folder, f"resume={run.folder}", f"env.max_frame={frames}")
+        assert run.wait() == 0, run.text()
+        assert run.summary()["frames"] == frames
+    run = Run(run.folder, *settings, "env.max_frame=50_000", "resume=auto")
+    assert run.wait() == 0, run.text()
+    assert run.summary()["frames"] == 50_000
+
+
+def test_what_there_is_nothing_of_cannot_be_resumed(tmp_path):
+    run = Run(tmp_path / "run", *SMALL, "env.max_frame=3_000")
+    assert run.wait() == 0, run.text()
+    finished = Run(run.folder, f"resume={run.folder}")
+    assert finished.wait() == 0
+    assert "is finished at 3,000 frames; to go on, set env.max_frame higher" in finished.text()
+    nowhere = Run(tmp_path / "nowhere", f"resume={tmp_path / 'nowhere'}")
+    assert nowhere.wait() == 1
+    assert re.search(r"resume=.*nowhere is not the output folder of a run", nowhere.text())
+    assert not (tmp_path / "nowhere").exists()
+    assert "Traceback" not in finished.text() + nowhere.text()
+
+
+@pytest.mark.slow
+def test_the_same_command_again_goes_on_if_asked_to(tmp_path):
+    command = [*SMALL, "env.max_frame=40_000", "resume=auto", "checkpoint_every=0.3"]
+    run = Run(tmp_path / "run", *command)
+    run.until_running()
+    run.process.kill()
+    run.wait()
+    run = Run(tmp_path / "run", *command)
+    assert run.wait() == 0, run.text()
+    assert "resumed from" in run.text()
+    assert run.summary()["frames"] == 40_000
+    again = Run(tmp_path / "run", *command)
+    assert again.wait() == 0
+    assert "is finished at 40,000 frames" in again.text()
