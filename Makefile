@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check test-slow bench clean
+.PHONY: help setup train test check test-slow drills bench clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ test: $(READY)  ## all but the slow tests (under 10 minutes on 2 cores)
 
 test-slow: $(READY)  ## the long proofs: does it learn, do 16 sessions start
 	$(BIN)/pytest -q -m slow --durations=0
+
+drills: $(READY)  ## hurt real runs in every way of docs/reliability.md (15 minutes)
+	$(BIN)/pytest -q tests/drills --durations=0
 
 bench: $(READY)  ## throughput of Pong and Humanoid beside their limits and stable-baselines3 (half an hour)
 	$(BIN)/python scripts/benchmark.py algo=a3c env=pong sessions=[1,2,16] sb3=true
