@@ -1,6 +1,6 @@
 """Batch -> gradient -> push -> pull: the lines that every mode shares.  P: number of parameters."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +51,8 @@ class Learner:
         self._dropped_in_row = 0
         self.profile = profile
         bf16 = precision.is_bf16(device)
+        self._seen = store.total_updates()  # how many updates the weights have seen
+        self._staleness: Counter[int] = Counter()
         self.weights = mode.weights(store, device, bf16)
         self.grad = flat.Vector.make(torch.zeros_like(self.weights.full), bf16)
         agent.bind(self.weights, self.grad)
@@ -66,6 +68,8 @@ class Learner:
         """
         phase = self.profile.phase
         with phase("forward"):
+            if self.mode.is_live:
+                self._seen = self.store.total_updates()
             self.mode.follow(self.weights)
             losses, metrics = self.agent.loss(_to(batch, self.agent.device), self.store.progress())
             loss = torch.stack(list(losses.values())).sum()
@@ -77,11 +81,13 @@ class Learner:
             finite = bool(torch.stack([loss.detach(), *norms.values()]).isfinite().all())
         if finite:
             with phase("push"):
+                self._staleness[self.store.total_updates() - self._seen] += 1
                 self.mode.push(self.grad.full, self.store)
                 self.store.updates[self.slot] += 1
         else:
             self._drop(losses, norms)
         with phase("pull"):
+            self._seen = self.store.total_updates()
             self.mode.pull(self.weights, self.store)
             if finite:
                 self._dropped_in_row = 0
@@ -93,6 +99,15 @@ class Learner:
         with self.profile.phase("act"):
             self.mode.follow(self.weights)
             return self.agent.act(torch.from_numpy(obs).to(self.agent.device)).cpu().numpy()
+
+    def staleness(self) -> Counter[int]:
+        """Return how often each staleness occurred since the last call.
+
+        The staleness of a gradient is the number of updates by others that were applied between the moment from which
+        its weights are (the pull; in mode shared the beginning of the forward pass) and its push.
+        """
+        counts, self._staleness = self._staleness, Counter()
+        return counts
 
     def metrics(self) -> dict[str, float]:
         """Return the means over the updates since the last call; empty if there were none."""

@@ -11,14 +11,14 @@ import math
 import os
 import statistics
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from asynclab import resources
+from asynclab import resources, staleness
 from asynclab.distributed import Failure, Mode, Store
 from asynclab.session import Record
 
@@ -57,6 +57,7 @@ class Recorder:
         self._session_returns: list[deque[float]] = [deque(maxlen=WINDOW) for _ in range(sessions)]
         self._latest: list[Mapping[str, float]] = [{} for _ in range(sessions)]
         self._profile: list[dict[str, float]] = [{} for _ in range(sessions)]  # seconds by phase
+        self._staleness: list[Counter[int]] = [Counter() for _ in range(sessions)]
         self._episodes = 0
         self._next_warning = 0.0  # of little memory
         self._failures: list[dict[str, Any]] = []
@@ -83,6 +84,7 @@ class Recorder:
             "recent": _finite([[seconds - self._start, ret] for seconds, ret in self._recent]),
             "session_returns": _finite([list(returns) for returns in self._session_returns]),
             "failures": self._failures,
+            "staleness": [sorted(counts.items()) for counts in self._staleness],
             "logs": {str(path.relative_to(self.folder)): path.stat().st_size for path in logs},
         }
 
@@ -95,6 +97,7 @@ class Recorder:
         slots = [int(n) for store in self.stores for n in store.frames]
         self._session_clock = [(time.monotonic(), frames) for frames in slots]
         self._failures = list(state["failures"])
+        self._staleness = [Counter(dict(counts)) for counts in state["staleness"]]
         for path in _logs(self.folder):
             length = state["logs"].get(str(path.relative_to(self.folder)), 0)
             os.truncate(path, min(length, path.stat().st_size))
@@ -128,6 +131,10 @@ class Recorder:
             self._profile[rank][phase] = self._profile[rank].get(phase, 0.0) + seconds
         profile = {f"profile/{phase}": share for phase, share in _shares(record.profile).items()}
         scalars = {**record.metrics, **profile}
+        if record.staleness:
+            self._staleness[rank].update(record.staleness)
+            scalars |= _staleness_scalars(record.staleness)
+            _add_histogram(writer, "hogwild/staleness", record.staleness, record.frames)
         if now > before:
             scalars["perf/fps"] = (record.frames - frames) / (now - before)
         if returns:
@@ -191,6 +198,9 @@ class Recorder:
             "perf/updates": float(updates),
             "train/dropped": float(dropped),
         }
+        if any(self._staleness):
+            scalars |= _staleness_scalars(self._all_staleness())
+            _add_histogram(self._trial, "hogwild/staleness", self._all_staleness(), frames)
         available = resources.available_memory()
         scalars["perf/memory_available_mib"] = available / 2**20
         if resources.is_low(available) and now >= self._next_warning:
@@ -240,6 +250,8 @@ class Recorder:
             "dropped_updates": sum(int(store.dropped.sum()) for store in self.stores),
             "restarts": self.restarts,
             "failures": self._failures,
+            "staleness": staleness.summary(self._all_staleness()),
+            "session_staleness": [staleness.summary(counts) for counts in self._staleness],
             "seconds": round(seconds, 3),
             "fps": round((frames - self._began_frames) / max(time.monotonic() - self._began, 1e-9), 1),
             "session_frames": session_frames,
@@ -263,6 +275,9 @@ class Recorder:
             log.info(line)
         return summary
 
+    def _all_staleness(self) -> Counter[int]:
+        return sum(self._staleness, Counter())
+
     def _line(self, content: dict[str, Any]) -> None:
         self._metrics.write(json.dumps(_finite(content), allow_nan=False) + "\n")
         self._metrics.flush()
@@ -275,6 +290,18 @@ def _logs(folder: Path) -> list[Path]:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
+
+
+def _staleness_scalars(counts: Mapping[int, int]) -> dict[str, float]:
+    return {f"hogwild/staleness_{name}": value for name, value in (staleness.summary(counts) or {}).items()}
+
+
+def _add_histogram(writer: SummaryWriter, tag: str, counts: Mapping[int, int], step: int) -> None:
+    """Write whole numbers and how often each occurred, one bucket for each."""
+    values, times = zip(*sorted(counts.items()), strict=True)
+    number, total, squares = (sum(n * v**k for v, n in zip(values, times, strict=True)) for k in range(3))
+    limits = [value + 0.5 for value in values]
+    writer.add_histogram_raw(tag, values[0], values[-1], number, total, squares, limits, times, step)
 
 
 def _finite(content: Any) -> Any:

@@ -1,7 +1,7 @@
 """One process: act -> step -> remember -> learn, as a generator of Records.  B: environments."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +52,7 @@ class Record(NamedTuple):
         episodes: Those that ended.
         metrics: Means over the updates since the last record, and how much memory the process has.
         profile: Seconds since the last record by phase; empty unless asked for.
+        staleness: How often each staleness of a gradient occurred since the last record.
     """
 
     rank: int
@@ -60,6 +61,7 @@ class Record(NamedTuple):
     episodes: list[Return]
     metrics: dict[str, float]
     profile: dict[str, float]
+    staleness: Mapping[int, int] = {}
 
 
 class Saved(NamedTuple):
@@ -241,7 +243,8 @@ class Session:
             next_record = time.monotonic() + self.log_every
             ended, episodes = episodes, []
             metrics = learner.metrics() | {"perf/memory_mib": process.memory_info().rss / 2**20}
-            return Record(rank, frames, int(store.updates[slot]), ended, metrics, profile.seconds())
+            updates = int(store.updates[slot])
+            return Record(rank, frames, updates, ended, metrics, profile.seconds(), learner.staleness())
 
         profile.start()
         with closing(envs):

@@ -53,6 +53,8 @@ def test_train_meets_its_budget_and_every_session_contributes(train, tmp_path, o
     assert summary["frames"] == sum(summary["session_frames"])
     assert min(summary["session_updates"]) > 0
     assert summary["status"] == "finished"
+    stale = summary["staleness"]["mean"]
+    assert stale > 0 if sessions > 1 and clocks == 1 else stale == 0
     assert process.stdout.rstrip().splitlines()[-1].startswith("finished: mean return ")
     for rank in range(sessions):  # frames only grow, and the last record has all of them
         frames = [line["frames"] for line in lines if line["kind"] == "session" and line["rank"] == rank]

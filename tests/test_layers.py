@@ -20,6 +20,7 @@ LAYERS = [
         "config",
         "folder",
         "snapshot",
+        "staleness",
         "targets",
     },
     {"nets", "distributions", "optim"},

@@ -90,6 +90,19 @@ def test_memory_that_runs_out_is_said(record, monkeypatch, caplog):
     assert "sessions have up to 250 MiB each" in caplog.text
 
 
+def test_staleness_is_summed_up_for_sessions_and_trial(record):
+    a = Record(0, 8, 1, [], {}, {}, {0: 3, 2: 1})
+    b = Record(1, 8, 1, [], {}, {}, {4: 4})
+    summary, lines = record(Synced(2), a, b)
+    assert summary["session_staleness"] == [
+        {"mean": 0.5, "p50": 0, "p95": 2, "max": 2},
+        {"mean": 4.0, "p50": 4, "p95": 4, "max": 4},
+    ]
+    assert summary["staleness"] == {"mean": 2.25, "p50": 2, "p95": 4, "max": 4}
+    assert lines[0]["metrics"]["hogwild/staleness_mean"] == 0.5
+    assert lines[-1]["metrics"]["hogwild/staleness_max"] == 4
+
+
 def test_what_was_last_known_of_a_loss_stays_in_the_trials_line(record):
     first = Record(0, 8, 1, [], {"loss/policy": 3.0, "perf/memory_mib": 1.0}, {})
     _, lines = record(Off(1), first, Record(0, 16, 1, [], {"perf/memory_mib": 2.0}, {}))

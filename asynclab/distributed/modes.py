@@ -27,6 +27,7 @@ class Mode:
 
     one_store = True  # all sessions train one network
     on_gpu = True  # the session's weights may lie on a GPU
+    is_live = False  # others change the session's weights at any time, not only its pulls
 
     def __init__(
         self, max_session: int | None = None, num_threads: int = 1, max_restarts: int = 3, hang_after: float = 60.0
@@ -98,6 +99,7 @@ class Shared(Mode):
     """The session's network is the global network: continuous sharing, for async SAC."""
 
     on_gpu = False
+    is_live = True
 
     def weights(self, store: Store, device: str, bf16: bool = False) -> Vector:
         """Return theta itself."""

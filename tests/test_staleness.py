@@ -1,0 +1,61 @@
+from collections import Counter
+from functools import partial
+
+import pytest
+from conftest import TORSO
+from test_learner import learner_of, some_batches
+
+from asynclab import staleness
+from asynclab.agents import A3C
+from asynclab.distributed import Shared, Synced
+
+
+def test_summary_is_that_of_the_values_themselves():
+    assert staleness.summary({}) is None
+    assert staleness.summary({0: 7}) == {"mean": 0.0, "p50": 0, "p95": 0, "max": 0}
+    # 94 zeros, 5 threes and one 20: the 95th of 100 is a three
+    assert staleness.summary({20: 1, 0: 94, 3: 5}) == {"mean": 0.35, "p50": 0, "p95": 3, "max": 20}
+
+
+@pytest.mark.parametrize("mode", [Synced, Shared])
+def test_one_session_alone_is_never_stale(make_trial, mode):
+    trial = make_trial(mode=mode(1))
+    learner = learner_of(trial)
+    for batch in some_batches(trial, 3):
+        learner.update(batch)
+    assert learner.staleness() == Counter({0: 3})
+    assert learner.staleness() == Counter()
+
+
+def test_a_private_copy_is_as_stale_as_what_others_pushed_since_its_pull(make_trial):
+    trial = make_trial(mode=Synced(1))
+    ours, theirs = learner_of(trial), learner_of(trial)
+    batch, other = some_batches(trial, 2)
+    for pushes in (2, 0, 5):
+        for _ in range(pushes):
+            theirs.update(other)
+        ours.update(batch)
+    assert ours.staleness() == Counter({2: 1, 0: 1, 5: 1})
+
+
+class Interrupted(A3C):
+    """Lets somebody else do something between its forward pass and the push of its gradient."""
+
+    def loss(self, batch, progress):
+        result = super().loss(batch, progress)
+        self.meanwhile()
+        return result
+
+
+@pytest.mark.parametrize(("mode", "expected"), [(Synced, 2 + 3), (Shared, 3)])
+def test_what_is_pushed_during_an_update_makes_it_stale(make_trial, mode, expected):
+    trial = make_trial(mode=mode(1))
+    batch, other = some_batches(trial, 2)
+    theirs = learner_of(trial)
+    object.__setattr__(trial.session, "make_agent", partial(Interrupted, torso=TORSO))
+    ours = learner_of(trial)
+    ours.agent.meanwhile = lambda: [theirs.update(other) for _ in range(3)]
+    for _ in range(2):  # before our update: shared weights have seen them, a private copy has not
+        theirs.update(other)
+    ours.update(batch)
+    assert ours.staleness() == Counter({expected: 1})
