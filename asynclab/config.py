@@ -48,6 +48,8 @@ class DistributedConfig:
     num_threads: int = 1  # torch threads of each session
     max_restarts: int = 3  # of each session, before its next failure ends the trial
     hang_after: float = 60.0  # seconds without a step after which a session counts as hung
+    lock: str = "none"  # or update: sessions step the global optimizer one after the other
+    diagnostics: bool = False  # measure lost updates
 
 
 @dataclass

@@ -201,6 +201,9 @@ class Recorder:
         if any(self._staleness):
             scalars |= _staleness_scalars(self._all_staleness())
             _add_histogram(self._trial, "hogwild/staleness", self._all_staleness(), frames)
+        lost = [share for store in self.stores if (share := store.lost_updates()) is not None]
+        if lost:
+            scalars["hogwild/lost_updates"] = statistics.fmean(lost)
         available = resources.available_memory()
         scalars["perf/memory_available_mib"] = available / 2**20
         if resources.is_low(available) and now >= self._next_warning:
@@ -251,6 +254,8 @@ class Recorder:
             "restarts": self.restarts,
             "failures": self._failures,
             "staleness": staleness.summary(self._all_staleness()),
+            "lost_updates": [store.lost_updates() for store in self.stores] if self.mode.diagnostics else None,
+            "step_error": [store.step_error() for store in self.stores],
             "session_staleness": [staleness.summary(counts) for counts in self._staleness],
             "seconds": round(seconds, 3),
             "fps": round((frames - self._began_frames) / max(time.monotonic() - self._began, 1e-9), 1),

@@ -126,7 +126,7 @@ class Trial:
         nets = make_agent(envs.obs_space, envs.action_space).nets
         self._layout = flat.signature(nets)
         weights = 4 * flat.size(nets) * mode.num_stores
-        resources.check_shared_memory(4 * weights)  # theta, two moments, and a margin
+        resources.check_shared_memory(5 * weights)  # theta, two moments, the probe, and a margin
         resources.check_disk(folder, 3 * weights + memories * save_memory, self.checkpoints.missing + 2)
         if not save_memory:
             log.info(
@@ -138,7 +138,10 @@ class Trial:
             torch.manual_seed(Seeds(seed, rank).weights)
             nets = make_agent(envs.obs_space, envs.action_space).nets
             parts = flat.slices(nets)
-            return Store(flat.flatten(nets), parts, make_optimizer, max_frame, lr_schedule, mode.writers)
+            return Store(
+                flat.flatten(nets), parts, make_optimizer, max_frame, lr_schedule,
+                mode.writers, mode.lock, mode.diagnostics,
+            )  # fmt: skip
 
         self.stores = [make_store(rank) for rank in range(mode.num_stores)]
         if (mode.one_store or mode.max_session > 1) and not self.stores[0].is_global:

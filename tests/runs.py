@@ -52,6 +52,13 @@ def threads():
     yield torch.get_num_threads()
 
 
+def push_much(store, rank, pushes):
+    for _ in range(pushes):
+        store.apply(torch.ones(len(store.theta)))
+        store.updates[rank] += 1
+    yield rank
+
+
 def claim_all(store, rank, num_envs):
     while store.claim(rank, num_envs):
         store.frames[rank] += num_envs

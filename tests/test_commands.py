@@ -87,6 +87,20 @@ def test_a_run_keeps_what_it_was_made_of(train, tmp_path):
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["000000", "000001", "best", "latest"]
 
 
+@pytest.mark.parametrize("lock", ["none", "update"])
+def test_lost_updates_are_measured_and_a_lock_ends_them(train, tmp_path, lock):
+    process = train(*SMALL, "distributed.max_session=4", "distributed.diagnostics=true", f"distributed.lock={lock}")
+    assert process.returncode == 0, process.stderr
+    summary, lines = read(tmp_path / "run")
+    (lost,), (error,) = summary["lost_updates"], summary["step_error"]
+    if lock == "update":
+        assert (lost, error) == (0.0, 0.0)
+    else:
+        assert 0 <= lost < 0.5
+        assert -summary["updates"] / 2 < error <= 0
+    assert lines[-1]["metrics"]["hogwild/lost_updates"] == lost
+
+
 def test_a_run_is_not_overwritten(train, tmp_path):
     assert train("algo=a2c", *SMALL).returncode == 0
     again = train("algo=a3c", *SMALL)
@@ -104,6 +118,7 @@ def test_a_run_is_not_overwritten(train, tmp_path):
         (["env=atari", "env.id=ALE/Pongo-v5"], r"env\.id=ALE/Pongo-v5 .*Did you mean: `Pong`"),
         (["algo=sac", "env=cartpole"], r"algo=sac needs bounded continuous actions, and this env has Discrete\(2\)"),
         (["distributed.max_session=0"], r"distributed\.max_session=0 must be a whole number of 1 or more"),
+        (["distributed.lock=all"], r"distributed\.lock=all is unknown; use one of none, update"),
         (["distributed.max_session=-3"], r"distributed\.max_session=-3 must be"),
         (["distributed.max_session=1.5"], r"'1\.5' of type 'float' could not be converted to Integer"),
         (["env.num_envs=-1"], r"env\.num_envs=-1 must be a whole number"),

@@ -16,6 +16,7 @@ from runs import (
     leave,
     many_items,
     minimise,
+    push_much,
     raise_soon,
     take,
     threads,
@@ -207,3 +208,34 @@ def test_every_session_saves_for_the_last_snapshot_as_soon_as_it_can_see_it():
     control._end.fill_(False)  # a session looks before the second of two writes
     assert control.is_awaited(0)
     assert control.is_awaited(1)
+
+
+def lost(lock, size, pushes):
+    """Let four processes step as often as they can; return the store."""
+    store = Store(torch.zeros(size), {"all": slice(0, size)}, partial(GlobalAdam, lr=0.1), 1_000, Constant(), 4,
+                  lock, diagnostics=True)  # fmt: skip
+    items([partial(push_much, store, rank, pushes) for rank in range(4)])
+    assert store.total_updates() == 4 * pushes
+    return store
+
+
+@pytest.mark.parametrize("size", [300, 200_000])
+def test_with_a_lock_no_update_is_lost(size):
+    store = lost("update", size, 300)
+    assert store.lost_updates() == 0.0
+    assert store.step_error() == 0.0
+    assert store.optimizer.state_dict()["state"][0]["step"] == 1_200
+
+
+def test_without_a_lock_the_meter_sees_what_is_lost():
+    store = lost("none", 200_000, 300)
+    assert 0 < store.lost_updates() < 1
+    assert store.step_error() <= 0
+
+
+def test_one_writer_loses_nothing():
+    store = Store(torch.zeros(50), {"all": slice(0, 50)}, SGD, 1_000, Constant(), 1, diagnostics=True)
+    assert store.lost_updates() is None
+    list(push_much(store, 0, 10))
+    assert (store.lost_updates(), store.step_error()) == (0.0, None)
+    assert make_store(torch.zeros(3)).lost_updates() is None

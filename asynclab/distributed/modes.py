@@ -14,6 +14,8 @@ from asynclab import check
 from asynclab.distributed.store import Store
 from asynclab.flat import Vector
 
+LOCKS = ("none", "update")
+
 
 class Mode:
     """How many sessions there are and where their weights lie.
@@ -23,6 +25,8 @@ class Mode:
         num_threads: Torch threads of each session.
         max_restarts: Of each session, before its next failure ends the trial.
         hang_after: Seconds without a step after which a session counts as hung.
+        lock: ``none`` is Hogwild!; ``update`` lets sessions step the global optimizer one after the other.
+        diagnostics: Measure lost updates, at the price of one more pass over the weights per update.
     """
 
     one_store = True  # all sessions train one network
@@ -30,7 +34,13 @@ class Mode:
     is_live = False  # others change the session's weights at any time, not only its pulls
 
     def __init__(
-        self, max_session: int | None = None, num_threads: int = 1, max_restarts: int = 3, hang_after: float = 60.0
+        self,
+        max_session: int | None = None,
+        num_threads: int = 1,
+        max_restarts: int = 3,
+        hang_after: float = 60.0,
+        lock: str = "none",
+        diagnostics: bool = False,
     ) -> None:
         if max_session is None:
             max_session = len(os.sched_getaffinity(0))
@@ -38,6 +48,10 @@ class Mode:
         self.num_threads = check.count("distributed.num_threads", num_threads)
         self.max_restarts = check.whole("distributed.max_restarts", max_restarts)
         self.hang_after = check.positive("distributed.hang_after", hang_after)
+        if lock not in LOCKS:
+            raise ValueError(f"distributed.lock={lock} is unknown; use one of {', '.join(LOCKS)}")
+        self.lock = lock
+        self.diagnostics = diagnostics
 
     @property
     def name(self) -> str:
@@ -73,7 +87,7 @@ class Mode:
         return Vector.make(store.theta.to(device, copy=True), bf16)
 
     def push(self, grad: Tensor, store: Store) -> None:
-        """Apply the session's gradient [P] to the global network, without a lock."""
+        """Apply the session's gradient [P] to the global network."""
         store.apply(grad)
 
     def pull(self, weights: Vector, store: Store) -> None:

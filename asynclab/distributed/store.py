@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ class Store:
         max_frame: Budget of frames over all writers.
         lr_schedule: Factor on the learning rate by progress.
         writers: W.
+        lock: ``none`` lets writers step at the same time, ``update`` one after the other.
+        diagnostics: Measure how many writes are lost when they step at the same time.
     """
 
     def __init__(
@@ -40,6 +43,8 @@ class Store:
         max_frame: int,
         lr_schedule: Callable[[float], float],
         writers: int = 1,
+        lock: str = "none",
+        diagnostics: bool = False,
     ) -> None:
         self.theta = theta.detach().clone().share_memory_()
         self.frames = torch.zeros(writers, dtype=torch.int64).share_memory_()
@@ -47,6 +52,10 @@ class Store:
         self.dropped = torch.zeros(writers, dtype=torch.int64).share_memory_()
         self._claimed = torch.zeros(writers, dtype=torch.int64).share_memory_()  # frames stepped, or about to be
         self._budget = ProcessLock()
+        self._update = ProcessLock() if lock == "update" else nullcontext()
+        # As many numbers as theta has, to which every step adds 1, right after theta and in the same way.
+        self._probe = torch.zeros_like(self.theta, dtype=torch.int32).share_memory_() if diagnostics else None
+        self._first_update = 0
         self.networks = dict(networks)
         self.max_frame = max_frame
         self.lr_schedule = lr_schedule
@@ -60,7 +69,7 @@ class Store:
         return isinstance(self.optimizer, GlobalOptimizer)
 
     def apply(self, grad: Tensor) -> None:
-        """Take one optimizer step on theta.  Safe to call from any process, without a lock.
+        """Take one optimizer step on theta.  Safe to call from any process.
 
         Args:
             grad: [P] float32, any device; not modified.
@@ -71,7 +80,10 @@ class Store:
         factor = self.lr_schedule(self.progress())
         for group, base_lr in zip(self.optimizer.param_groups, self._base_lr, strict=True):
             group["lr"] = base_lr * factor
-        self.optimizer.step()
+        with self._update:
+            self.optimizer.step()
+            if self._probe is not None:
+                self._probe.add_(1)
 
     def lr(self) -> float:
         """Return the learning rate of the first network at the present progress."""
@@ -113,6 +125,22 @@ class Store:
         """Return the used fraction of the budget."""
         return self.total_frames() / self.max_frame
 
+    def lost_updates(self) -> float | None:
+        """Return which share of all writes to the probe has been lost; None without diagnostics, or before any.
+
+        A write is lost when another process writes the same number between its reading and its writing.  Measured while
+        nobody steps, it is exact; else writes that are under way count as lost.
+        """
+        steps = self.total_updates() - self._first_update
+        if self._probe is None or not steps:
+            return None
+        return 1 - float(self._probe.double().mean()) / steps
+
+    def step_error(self) -> float | None:
+        """Return by how much the optimizer's shared step count is off the exact one; None if it has none."""
+        state = self.optimizer.state.get(next(iter(self._params.values())), {})
+        return None if "step" not in state else float(state["step"]) - self.total_updates()
+
     def is_finite(self) -> bool:
         """Return whether all of theta is."""
         return bool(self.theta.isfinite().all())
@@ -143,3 +171,4 @@ class Store:
         for name in ("frames", "updates", "dropped"):
             getattr(self, name).copy_(torch.tensor(state[name]))
         self._claimed.copy_(self.frames)
+        self._first_update = self.total_updates()
