@@ -49,7 +49,7 @@ class DistributedConfig:
     max_restarts: int = 3  # of each session, before its next failure ends the trial
     hang_after: float = 60.0  # seconds without a step after which a session counts as hung
     lock: str = "none"  # or update: sessions step the global optimizer one after the other
-    diagnostics: bool = False  # measure lost updates
+    diagnostics: bool = False  # measure lost updates and the agreement of stale with fresh gradients
 
 
 @dataclass

@@ -14,6 +14,8 @@ from asynclab.distributed import FatalError, Mode, Store
 from asynclab.precision import Precision
 from asynclab.profile import Profile
 
+AGREEMENT_EVERY = 20  # updates of a session between two comparisons of gradients, with diagnostics
+
 
 class Learner:
     """Trains a store with one session's batches.
@@ -58,7 +60,7 @@ class Learner:
         agent.bind(self.weights, self.grad)
         assert flat.is_bound(agent.nets, self.weights, self.grad)
         self._sums: dict[str, Tensor | float] = defaultdict(float)
-        self._count = 0
+        self._counts: Counter[str] = Counter()
 
     def update(self, batch: Any) -> None:
         """Learn from one batch; drop the update if its loss or gradient is not finite.
@@ -67,19 +69,20 @@ class Learner:
             FatalError: More than ``max_dropped`` updates in a row were dropped.
         """
         phase = self.profile.phase
+        batch = _to(batch, self.agent.device)
+        sampled = self.mode.diagnostics and int(self.store.updates[self.slot]) % AGREEMENT_EVERY == 0
+        rng = torch.get_rng_state() if sampled else None
         with phase("forward"):
             if self.mode.is_live:
                 self._seen = self.store.total_updates()
             self.mode.follow(self.weights)
-            losses, metrics = self.agent.loss(_to(batch, self.agent.device), self.store.progress())
-            loss = torch.stack(list(losses.values())).sum()
+            losses, metrics = self.agent.loss(batch, self.store.progress())
         with phase("backward"):
-            self.grad.zero_()  # our own vector: an optimizer's zero_grad would not reach it, and backward accumulates
-            loss.backward()
-            self.grad.gather_()
-            norms = clip_norm_(self.grad.full, self.store.networks, self.max_grad_norm)
-            finite = bool(torch.stack([loss.detach(), *norms.values()]).isfinite().all())
+            norms = self._differentiate(losses)
+            finite = all(bool(x.isfinite()) for x in (*losses.values(), *norms.values()))
         if finite:
+            if rng is not None:
+                metrics = {**metrics, "hogwild/agreement": self._agreement(batch, rng)}
             with phase("push"):
                 self._staleness[self.store.total_updates() - self._seen] += 1
                 self.mode.push(self.grad.full, self.store)
@@ -93,6 +96,33 @@ class Learner:
                 self._dropped_in_row = 0
                 self.agent.on_update()
                 self._remember({f"loss/{k}": v.detach() for k, v in losses.items()} | norms | metrics)
+
+    def _differentiate(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Leave the clipped gradient of the losses' sum in ``grad``; return the norms before, by metric name."""
+        self.grad.zero_()  # our own vector: an optimizer's zero_grad would not reach it, and backward accumulates
+        torch.stack(list(losses.values())).sum().backward()
+        self.grad.gather_()
+        return clip_norm_(self.grad.full, self.store.networks, self.max_grad_norm)
+
+    def _agreement(self, batch: Any, rng: Tensor) -> Tensor:
+        """Return the cosine between the gradient and the one that the same batch gives at theta as it is now.
+
+        The gradient and the random numbers are left as they were.
+
+        Args:
+            batch: Of the gradient.
+            rng: State of the random numbers before its loss.
+        """
+        stale, after = self.grad.full.clone(), torch.get_rng_state()
+        self.mode.pull(self.weights, self.store)
+        self.mode.follow(self.weights)
+        torch.set_rng_state(rng)
+        losses, _ = self.agent.loss(batch, self.store.progress())
+        self._differentiate(losses)
+        cosine = torch.nn.functional.cosine_similarity(stale, self.grad.full, dim=0)
+        self.grad.full.copy_(stale)
+        torch.set_rng_state(after)
+        return cosine
 
     def act(self, obs: NDArray) -> NDArray:
         """Return actions for observations [B, ...] with the weights as they are now."""
@@ -111,11 +141,11 @@ class Learner:
 
     def metrics(self) -> dict[str, float]:
         """Return the means over the updates since the last call; empty if there were none."""
-        means = {name: float(total) / self._count for name, total in self._sums.items()}
+        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
         if means:
             means["train/lr"] = self.store.lr()
         self._sums.clear()
-        self._count = 0
+        self._counts.clear()
         return means
 
     def _drop(self, losses: Mapping[str, Tensor], norms: Mapping[str, Tensor]) -> None:
@@ -133,7 +163,7 @@ class Learner:
     def _remember(self, scalars: Mapping[str, Tensor]) -> None:
         for name, value in scalars.items():
             self._sums[name] += value
-        self._count += 1
+            self._counts[name] += 1
 
 
 def clip_norm_(grad: Tensor, networks: Mapping[str, slice], max_norm: float | None) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@ from collections import Counter
 from functools import partial
 
 import pytest
+import torch
 from conftest import TORSO
 from test_learner import learner_of, some_batches
 
@@ -59,3 +60,28 @@ def test_what_is_pushed_during_an_update_makes_it_stale(make_trial, mode, expect
         theirs.update(other)
     ours.update(batch)
     assert ours.staleness() == Counter({expected: 1})
+
+
+@pytest.mark.parametrize("algo", ["a3c", "sac"])
+@pytest.mark.parametrize("mode", [Synced, Shared])
+def test_alone_a_gradient_agrees_with_itself_and_measuring_changes_nothing(make_trial, algo, mode):
+    thetas = []
+    for diagnostics in (False, True):
+        trial = make_trial(algo, mode=mode(1, diagnostics=diagnostics))
+        learner = learner_of(trial)
+        batches = some_batches(trial, 22)
+        torch.manual_seed(0)
+        for batch in batches:
+            learner.update(batch)
+        thetas.append(trial.stores[0].theta)
+    assert torch.equal(*thetas)
+    assert learner.metrics()["hogwild/agreement"] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_stale_gradient_agrees_less(make_trial):
+    trial = make_trial(mode=Synced(1, diagnostics=True))
+    batch, _ = some_batches(trial, 2)
+    learner = learner_of(trial)
+    trial.stores[0].theta.normal_()  # others have gone far since the pull
+    learner.update(batch)
+    assert -1 <= learner.metrics()["hogwild/agreement"] < 0.9

@@ -26,7 +26,8 @@ class Mode:
         max_restarts: Of each session, before its next failure ends the trial.
         hang_after: Seconds without a step after which a session counts as hung.
         lock: ``none`` is Hogwild!; ``update`` lets sessions step the global optimizer one after the other.
-        diagnostics: Measure lost updates, at the price of one more pass over the weights per update.
+        diagnostics: Measure lost updates and the agreement of stale with fresh gradients, at the price of one more pass
+            over the weights per update, and of one more gradient now and then.
     """
 
     one_store = True  # all sessions train one network
