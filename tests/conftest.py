@@ -24,7 +24,10 @@ ROOT = Path(__file__).parent.parent
 TORSO = partial(MLPTorso, hidden=[16, 16])
 
 torch.set_num_threads(1)
-start_server()  # with torch imported, or every process of a test would import it
+
+
+def pytest_sessionstart(session):
+    start_server()  # with torch imported, or every process of a test would import it
 
 
 def run_session(session, rank, store):
