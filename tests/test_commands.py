@@ -229,7 +229,12 @@ def test_tensorboard_serves_the_sweep(sweep):
         assert {"train/return_100", "by_session_frames/return_100", "perf/fps", "loss/policy", "train/lr"} <= set(trial)
         assert {"train/return", "train/return_100", "by_total_frames/return", "train/entropy"} <= set(session)
         points = get("/data/plugin/scalars/scalars?run=0%2Ftensorboard%2Fsession_00&tag=train%2Freturn")
-        episodes = [e for line in read(sweep / "0")[1] if line["kind"] == "session" for e in line["episodes"]]
+        episodes = [
+            e
+            for line in read(sweep / "0")[1]
+            if line["kind"] == "session" and line["rank"] == 0
+            for e in line["episodes"]
+        ]
         # several environments can end at one frame, of which TensorBoard keeps one
         assert {step for _, step, _ in points} == {e["frame"] for e in episodes}
         assert {(step, value) for _, step, value in points} <= {(e["frame"], e["ret"]) for e in episodes}
