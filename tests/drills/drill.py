@@ -38,7 +38,7 @@ class Run:
         command = [*prefix, sys.executable, ROOT / "train.py", *overrides]
         env = os.environ | {
             "PYTHONUNBUFFERED": "1",
-            "PYTHONPATH": str(HERE),
+            "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
             "DRILL_COUNT": str(folder.parent / f"{folder.name}.count"),
         }
         command = [*command] if resumes else [*command, f"hydra.run.dir={folder}"]
