@@ -38,7 +38,7 @@ test: $(READY)  ## all but the slow tests (under 10 minutes on 2 cores)
 test-slow: $(READY)  ## the long proofs: does it learn, do 16 sessions start
 	$(BIN)/pytest -q -m slow --durations=0
 
-drills: $(READY)  ## hurt real runs in every way of docs/reliability.md (15 minutes)
+drills: $(READY)  ## hurt real runs in every way of docs/reliability.md (20 minutes)
 	$(BIN)/pytest -q tests/drills --durations=0
 
 bench: $(READY)  ## throughput of Pong and Humanoid beside their limits and stable-baselines3 (half an hour)

@@ -110,5 +110,8 @@ class Run:
 
 
 def all_gone(processes):
-    """Return whether these processes end within a generous time."""
-    return not psutil.wait_procs(processes, timeout=30)[1]
+    """Return whether these processes end within a generous time; those that do not are killed."""
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    for process in alive:
+        process.kill()
+    return not alive
