@@ -70,6 +70,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(copied, cap
     assert f"falling back to checkpoint {before.name} at" in message
 
 
+@pytest.mark.slow
 def test_the_real_commands_fall_back(copied):
     latest, before = sorted((copied / "checkpoints").glob("0*"))[:-3:-1]
     frames = json.loads((before / "manifest.json").read_text())["frames"]

@@ -89,6 +89,7 @@ def test_a_hung_session_leaves_the_stacks_of_its_threads(tmp_path):
     assert (run.summary()["restarts"], run.summary()["frames"]) == (1, 20_000)
 
 
+@pytest.mark.slow
 def test_updates_that_are_not_finite_are_dropped_and_counted(tmp_path):
     run = Run(tmp_path / "run", *SMALL, *env_id("SometimesNan"))
     assert run.wait() == 0, run.text()
