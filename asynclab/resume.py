@@ -23,6 +23,7 @@ CHANGEABLE = {
     "checkpoint_keep",
     "checkpoint_memory",
     "device",
+    "distributed.diagnostics",
     "distributed.hang_after",
     "distributed.max_restarts",
     "distributed.num_threads",

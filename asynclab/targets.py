@@ -43,8 +43,10 @@ def _origin(key: str, target: str) -> str:
     """Return the module in which a target is defined, which its name need not tell: modules hold what they import."""
     try:
         return str(resolve_name(target).__module__)
-    except (ImportError, AttributeError, ValueError, TypeError):
-        raise ValueError(f"{key}={target} does not exist; use the dotted name of a class or function") from None
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{key}={target} does not exist ({error}); use the dotted name of a class or function"
+        ) from None
 
 
 def _is_in(name: str, packages: tuple[str, ...]) -> bool:
