@@ -64,6 +64,27 @@ def test_the_last_and_the_best_are_kept(commit, tmp_path):
     ]
 
 
+def test_the_last_one_with_every_sessions_state_is_kept(make_trial, tmp_path):
+    (store,) = make_trial().stores
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for number, complete in enumerate([True, True, False, False, False]):
+        checkpoints.commit(number, [store], {"config": {}}, {}, is_best=False, is_complete=complete)
+    assert names(tmp_path) == ["000001", "000003", "000004", "latest"]
+
+
+def test_damaged_ones_are_set_aside_and_do_not_push_out_good_ones(commit, tmp_path):
+    _, save = commit
+    for _ in range(3):
+        save()
+    (tmp_path / "checkpoints" / "000002" / "stores.pt").write_bytes(b"")
+    found = checkpoint.load(tmp_path)
+    Checkpoints(tmp_path, keep=2).set_aside(found)
+    save()
+    assert [name for name in names(tmp_path) if name.isdecimal()] == ["000001", "000002"]
+    assert any(name.startswith("000002.damaged_") for name in names(tmp_path))
+    assert checkpoint.load(tmp_path).path.name == "000002"
+
+
 def test_the_manifest_says_what_a_checkpoint_is_made_of(commit, tmp_path):
     store, save = commit
     store.frames += 16
