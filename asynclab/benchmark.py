@@ -38,8 +38,8 @@ class Parts(NamedTuple):
     Attributes:
         env: Frames stepped with random actions.
         act: Frames acted on.
-        update: Updates, all on the same batch.
-        frames_per_update: Of the algorithm; no rate.
+        update: Batches of the memory learned from, always the same one; PPO makes several updates of each.
+        frames_per_update: Frames to a batch, of the algorithm; no rate.
     """
 
     env: float
@@ -77,7 +77,7 @@ def _parts(session: Session, barrier: Any, seconds: float, store: Store, rank: i
         step = envs.step(action)
         memory.add(action, step)
         for batch in memory.batches(10**9):
-            learner.update(batch)
+            learner.learn(batch)
             batches += 1
     turn = cycle(actions)
 
@@ -91,7 +91,7 @@ def _parts(session: Session, barrier: Any, seconds: float, store: Store, rank: i
 
     env = rate(lambda: envs.step(next(turn))) * envs.num_envs
     act = rate(lambda: learner.act(obs)) * envs.num_envs
-    update = rate(lambda: learner.update(batch))
+    update = rate(lambda: learner.learn(batch))
     envs.close()
     yield Parts(env, act, update, memory.frames_per_batch)
 
@@ -285,7 +285,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-_PARTS = {"env": "environment steps, frames", "act": "acting, frames", "update": "updates"}
+_PARTS = {"env": "environment steps, frames", "act": "acting, frames", "update": "learning, batches"}
 
 
 def _range(values: dict[str, float], digits: int | None = None) -> str:

@@ -20,7 +20,7 @@ from asynclab.distributed import Store
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 

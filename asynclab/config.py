@@ -81,6 +81,13 @@ class BenchmarkConfig(Config):
     out: str = MISSING  # every measurement, and its circumstances
 
 
+@dataclass
+class Sb3Config(Config):
+    """A run of stable-baselines3's PPO with the same numbers."""
+
+    out: str = MISSING  # its curve, and its circumstances
+
+
 def refuse_unknown_keys(cfg: DictConfig, prefix: str = "") -> None:
     """Raise ValueError for keys that nothing reads, which ``+`` on the command line can add to the groups."""
     schema: Any = OmegaConf.get_type(cfg)
@@ -161,3 +168,4 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="base_config", node=Config)
     store.store(name="base_benchmark", node=BenchmarkConfig)
+    store.store(name="base_sb3", node=Sb3Config)

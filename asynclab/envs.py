@@ -16,6 +16,10 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics, TransformAction, 
 from numpy.typing import NDArray
 
 from asynclab import check, layout
+from asynclab.moments import Moments
+
+CLIP = 10.0  # normalised observations and scaled rewards are at most so large
+EPSILON = 1e-8  # added to variances
 
 
 class Episode(NamedTuple):
@@ -47,6 +51,11 @@ class Step(NamedTuple):
     final_obs: dict[int, NDArray[Any]]
     episodes: list[Episode]
 
+    @property
+    def done(self) -> NDArray[np.bool_]:
+        """[B] bool; what is acted on next belongs to another episode."""
+        return self.terminated | self.truncated
+
 
 class Envs:
     """B copies of one environment, stepped together.  Make it with ``make_envs``.
@@ -55,14 +64,24 @@ class Envs:
         obs_space: Space of one observation: uint8, or float32 for everything else.
         action_space: Space of one action as the agent gives it: Discrete, or a Box that is [-1, 1] if bounded.
         num_envs: B.
+        moments: How many numbers there are to each estimate of mean and variance that it needs, by name.
 
     Args:
         env: Resets in the same step; ends with the agent's actions.
         statistics: The wrapper in it that counts episodes.
         atari: Whether it is ale-py's, which takes seeds in another form than gymnasium's.
+        normalize_obs: Give observations a mean of 0 and a variance of 1, over all that has been seen.
+        scale_reward: Discount of the returns by whose standard deviation rewards are divided; None to leave them.
     """
 
-    def __init__(self, env: VectorEnv, statistics: RecordEpisodeStatistics, atari: bool) -> None:
+    def __init__(
+        self,
+        env: VectorEnv,
+        statistics: RecordEpisodeStatistics,
+        atari: bool,
+        normalize_obs: bool = False,
+        scale_reward: float | None = None,
+    ) -> None:
         self._env = env
         self._statistics = statistics
         self._atari = atari
@@ -71,9 +90,33 @@ class Envs:
         assert isinstance(space, Box)
         dtype: Any = np.uint8 if space.dtype == np.uint8 else np.float32
         self.obs_space = Box(space.low.astype(dtype), space.high.astype(dtype), space.shape, dtype)
-        self._obs = layout.zeros((env.num_envs,), self.obs_space)
+        self._raw = self._obs = layout.zeros((env.num_envs,), self.obs_space)
+        self._discounted = np.zeros(env.num_envs)  # return of each environment so far, as ``scale_reward`` has it
+        self._scale_reward = scale_reward
+        self.moments = {}
+        if normalize_obs:
+            if layout.is_image(self.obs_space):
+                raise ValueError(
+                    "env.make.normalize_obs=true is for vectors, and this env shows images; set it to false"
+                )
+            self.moments["obs"] = int(np.prod(space.shape))
+            self._obs = np.zeros_like(self._raw)
+            self.obs_space = Box(-CLIP, CLIP, space.shape, dtype)
+        if scale_reward is not None:
+            self.moments["return"] = 1
+        self.attach({name: Moments(size) for name, size in self.moments.items()}, 0)
         assert isinstance(env.single_action_space, (Box, Discrete))
         self.action_space = env.single_action_space
+
+    def attach(self, moments: Mapping[str, Moments], slot: int | None) -> None:
+        """Use these estimates; to be called before the first reset.
+
+        Args:
+            moments: By name, of the sizes in ``self.moments``.
+            slot: Where to add what is seen; None to leave the estimates as they are.
+        """
+        self._moments = moments
+        self._slot = slot
 
     def reset(self, seeds: list[int]) -> NDArray[Any]:
         """Start B episodes and return their first observations [B, ...], valid until the first step.
@@ -84,8 +127,9 @@ class Envs:
         assert len(seeds) == self.num_envs
         packed: Any = np.asarray(seeds) if self._atari else seeds
         obs, _ = self._env.reset(seed=packed)
-        layout.copy_to(self._obs, obs)
-        return self._obs
+        layout.copy_to(self._raw, obs)
+        self._discounted[:] = 0
+        return self._normalized()  # not counted: a session that goes on where it was resets, too
 
     def step(self, action: NDArray[Any]) -> Step:
         """Step every environment; those whose episode ends start a new one.
@@ -94,14 +138,45 @@ class Envs:
             action: [B] int64 or [B, A] float32.
         """
         obs, reward, terminated, truncated, info = self._env.step(action)
-        layout.copy_to(self._obs, obs)
+        layout.copy_to(self._raw, obs)
         truncated = truncated & ~terminated
-        final_obs = {int(b): info["final_obs"][b].astype(self._obs.dtype) for b in np.flatnonzero(truncated)}
+        self._add("obs", self._raw)
+        obs = self._normalized()
+        final = {int(b): info["final_obs"][b].astype(obs.dtype) for b in np.flatnonzero(truncated)}
+        final_obs = {b: self._normalize(x) for b, x in final.items()}
+        if self._scale_reward is not None:
+            reward = self._scaled(reward, terminated | truncated)
         episodes = []
         if (ended := info.get("_episode")) is not None:
             returns, lengths = info["episode"]["r"], info["episode"]["l"]
             episodes = [Episode(int(b), float(returns[b]), int(lengths[b])) for b in np.flatnonzero(ended)]
-        return Step(self._obs, reward.astype(np.float32), terminated.copy(), truncated, final_obs, episodes)
+        return Step(obs, reward.astype(np.float32), terminated.copy(), truncated, final_obs, episodes)
+
+    def _add(self, name: str, samples: NDArray[Any]) -> None:
+        if name in self._moments and self._slot is not None:
+            self._moments[name].add(self._slot, samples.reshape(self.num_envs, -1))
+
+    def _normalized(self) -> NDArray[Any]:
+        """Return the present observations [B, ...] as the agent sees them."""
+        if "obs" in self._moments:
+            self._obs[...] = self._normalize(self._raw)
+        return self._obs
+
+    def _normalize(self, obs: NDArray[Any]) -> NDArray[Any]:
+        """Return observations [..., *shape] with mean 0 and variance 1."""
+        if "obs" not in self._moments:
+            return obs
+        mean, var = (x.reshape(self.obs_space.shape) for x in self._moments["obs"].mean_var())
+        return np.clip((obs - mean) / np.sqrt(var + EPSILON), -CLIP, CLIP).astype(obs.dtype)
+
+    def _scaled(self, reward: NDArray[Any], done: NDArray[np.bool_]) -> NDArray[Any]:
+        """Return rewards [B] in units of the standard deviation of the discounted return (Engstrom et al., 2020)."""
+        assert self._scale_reward is not None
+        self._discounted = self._scale_reward * self._discounted + reward
+        self._add("return", self._discounted)
+        self._discounted[done] = 0
+        _, var = self._moments["return"].mean_var()
+        return np.clip(reward / np.sqrt(var + EPSILON), -CLIP, CLIP)
 
     def state_dict(self) -> dict[str, Any]:
         """Return how the present episodes came about: tensors and plain Python only.
@@ -112,7 +187,8 @@ class Envs:
             return {}
         episodes = [traced.state_dict() for traced in self._traced()]
         statistics = [(float(r), int(n)) for r, n in zip(*self._so_far(), strict=True)]
-        return {"episodes": episodes, "obs": torch.from_numpy(self._obs.copy()), "statistics": statistics}
+        obs, discounted = (torch.from_numpy(x.copy()) for x in (self._raw, self._discounted))
+        return {"episodes": episodes, "obs": obs, "discounted": discounted, "statistics": statistics}
 
     def retrace(self, state: Mapping[str, Any]) -> NDArray[Any] | None:
         """Bring every environment to where it was by taking its episode's actions again, and return the observations.
@@ -126,17 +202,18 @@ class Envs:
         """
         if not state or len(state["episodes"]) != self.num_envs:
             return None
-        self.reset([0] * self.num_envs)
+        self._env.reset(seed=0)
         seen = [traced.retrace(episode) for traced, episode in zip(self._traced(), state["episodes"], strict=True)]
         if any(obs is None for obs in seen):
             return None
-        layout.copy_to(self._obs, np.stack(seen).astype(self._obs.dtype))
-        if not np.array_equal(self._obs, state["obs"].numpy(), equal_nan=self._obs.dtype != np.uint8):
+        layout.copy_to(self._raw, np.stack(seen).astype(self._raw.dtype))
+        if not np.array_equal(self._raw, state["obs"].numpy(), equal_nan=self._raw.dtype != np.uint8):
             return None
+        self._discounted[:] = state["discounted"].numpy()
         returns, lengths = self._so_far()
         for b, (ret, length) in enumerate(state["statistics"]):
             returns[b], lengths[b] = ret, length
-        return self._obs
+        return self._normalized()
 
     def _traced(self) -> list["Traced"]:
         vector: Any = self._env.unwrapped
@@ -151,19 +228,31 @@ class Envs:
         self._env.close()
 
 
-def make_envs(id: str, num_envs: int, clip_reward: bool = False, **kwargs: Any) -> Envs:
+def make_envs(
+    id: str,
+    num_envs: int,
+    clip_reward: bool = False,
+    normalize_obs: bool = False,
+    scale_reward: float | None = None,
+    **kwargs: Any,
+) -> Envs:
     """Make B copies of a registered environment: natively vectorised for Atari, gymnasium's SyncVectorEnv otherwise.
 
     Args:
         id: Gymnasium id, e.g. ``ALE/Pong-v5``.
         num_envs: B.
         clip_reward: Train on the sign of the reward, as usual for Atari (Mnih et al., 2015); episode returns stay raw.
+        normalize_obs: Give observations a mean of 0 and a variance of 1, over all that the sessions have seen.
+        scale_reward: Discount of the returns by whose standard deviation rewards are divided, as usual for PPO on
+            MuJoCo; None to leave them.  Episode returns stay raw.
         kwargs: For the environment's own constructor.
 
     Raises:
         ValueError: The id is unknown, the environment cannot be made, or its actions are of an unsupported kind.
     """
     check.count("env.num_envs", num_envs)
+    if scale_reward is not None:
+        check.fraction("env.make.scale_reward", scale_reward)
     atari = id.startswith("ALE/")
     if atari:
         import ale_py
@@ -194,7 +283,7 @@ def make_envs(id: str, num_envs: int, clip_reward: bool = False, **kwargs: Any) 
         env = TransformReward(env, np.sign)
     if isinstance(space, Box) and space.is_bounded():
         env = _unit_actions(env, space)
-    return Envs(env, statistics, atari)
+    return Envs(env, statistics, atari, normalize_obs, scale_reward)
 
 
 class Traced(gym.Wrapper):

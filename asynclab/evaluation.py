@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from asynclab import check, checkpoint, flat, targets
 from asynclab.agents import Agent
 from asynclab.envs import Envs
+from asynclab.moments import Moments
 from asynclab.session import Seeds
 
 
@@ -47,6 +48,11 @@ def load(run: Path, session: int = 0, num_envs: int | None = None, name: str = "
     if theta.shape != (flat.size(agent.nets),):
         raise ValueError(f"run={run} has a checkpoint of {theta.numel():,} weights, its config another network")
     agent.bind(flat.Vector(theta), flat.Vector(torch.zeros_like(theta)))
+    agent.start(envs.num_envs, session)
+    moments = {name: Moments(size) for name, size in envs.moments.items()}
+    for name, estimate in moments.items():
+        estimate.slots = stores[session]["moments"][name]
+    envs.attach(moments, None)
     return agent, envs
 
 
@@ -83,6 +89,7 @@ def evaluate(
     while any(len(r) < q for r, q in zip(returns, quota, strict=True)):
         step = envs.step(agent.act(torch.from_numpy(obs), deterministic).numpy())
         obs = step.obs
+        agent.on_step(torch.from_numpy(step.done))
         for episode in step.episodes:
             returns[episode.env].append(episode.ret)
     envs.close()

@@ -57,19 +57,24 @@ class Learner:
         self._staleness: Counter[int] = Counter()
         self.weights = mode.weights(store, device, bf16)
         self.grad = flat.Vector.make(torch.zeros_like(self.weights.full), bf16)
-        agent.bind(self.weights, self.grad)
+        agent.bind(self.weights, self.grad, store.target)
         assert flat.is_bound(agent.nets, self.weights, self.grad)
         self._sums: dict[str, Tensor | float] = defaultdict(float)
         self._counts: Counter[str] = Counter()
 
+    def learn(self, batch: Any) -> None:
+        """Learn from what the memory hands out, in as many updates as the agent makes of it."""
+        self.mode.follow(self.weights)
+        for minibatch in self.profile.each("forward", self.agent.minibatches(_to(batch, self.agent.device))):
+            self.update(minibatch)
+
     def update(self, batch: Any) -> None:
-        """Learn from one batch; drop the update if its loss or gradient is not finite.
+        """Take one step on one batch; drop it if its loss or gradient is not finite.
 
         Raises:
             FatalError: More than ``max_dropped`` updates in a row were dropped.
         """
         phase = self.profile.phase
-        batch = _to(batch, self.agent.device)
         sampled = self.mode.diagnostics and int(self.store.updates[self.slot]) % AGREEMENT_EVERY == 0
         rng = torch.get_rng_state() if sampled else None
         with phase("forward"):
@@ -94,7 +99,7 @@ class Learner:
             self.mode.pull(self.weights, self.store)
             if finite:
                 self._dropped_in_row = 0
-                self.agent.on_update()
+                self.agent.on_update(self.store.total_frames())
                 self._remember({f"loss/{k}": v.detach() for k, v in losses.items()} | norms | metrics)
 
     def _differentiate(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -128,7 +133,8 @@ class Learner:
         """Return actions for observations [B, ...] with the weights as they are now."""
         with self.profile.phase("act"):
             self.mode.follow(self.weights)
-            return self.agent.act(torch.from_numpy(obs).to(self.agent.device)).cpu().numpy()
+            tensor = torch.from_numpy(obs).to(self.agent.device)
+            return self.agent.act(tensor, progress=self.store.progress()).cpu().numpy()
 
     def staleness(self) -> Counter[int]:
         """Return how often each staleness occurred since the last call.

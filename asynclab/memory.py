@@ -30,6 +30,7 @@ class RolloutBatch(NamedTuple):
         done: [T, B] bool; the next row belongs to another episode.
         final_index: [K] int64 places t * B + b of truncated steps.
         final_obs: [K, ...] their true successors.
+        state: [2, B, H] what a recurrent policy remembered before the first step, filled in by the agent; else empty.
     """
 
     obs: Tensor
@@ -39,6 +40,7 @@ class RolloutBatch(NamedTuple):
     done: Tensor
     final_index: Tensor
     final_obs: Tensor
+    state: Tensor = torch.empty(2, 0, 0)
 
 
 class ReplayBatch(NamedTuple):
@@ -170,7 +172,7 @@ class Rollout:
         self._action[t] = action
         self._reward[t] = step.reward
         self._terminated[t] = step.terminated
-        self._done[t] = step.terminated | step.truncated
+        self._done[t] = step.done
         self._obs[t + 1] = step.obs
         self._final.update({(t, b): obs for b, obs in step.final_obs.items()})
         self._t += 1

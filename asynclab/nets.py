@@ -170,6 +170,25 @@ class ConvTorso(TorsoModule):
         return self.dense.join(encoded, action)
 
 
+class LSTM(nn.Module):
+    """A layer that remembers (Hochreiter & Schmidhuber, 1997).  H: cells.
+
+    Args:
+        features: F.
+        cells: H.
+    """
+
+    def __init__(self, features: int, cells: int) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(features, cells)
+        for name, p in self.cell.named_parameters():
+            nn.init.zeros_(p) if "bias" in name else nn.init.orthogonal_(p)
+
+    def forward(self, features: Tensor, state: Tensor) -> Tensor:
+        """Return the state [2, B, H] after features [B, F]; its first half is the output."""
+        return torch.stack(self.cell(features, (state[0], state[1])))
+
+
 def auto_torso(space: Box, action_dim: int = 0, *, conv: Sequence[Sequence[int]], hidden: Sequence[int]) -> TorsoModule:
     """Return the torso that fits the observation: convolutions for images [C, H, W] of bytes, else dense layers."""
     if is_image(space):

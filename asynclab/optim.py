@@ -4,6 +4,7 @@ Torch creates an optimizer's state at its first step; every process would create
 silently not be shared.  Here the state exists before any process does.  The arithmetic is torch's.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,7 +17,24 @@ Groups = list[dict[str, Any]]  # one group {"params": [vector], "name": network}
 
 
 class GlobalOptimizer(torch.optim.Optimizer):
-    """Marks the optimizers whose state every process shares."""
+    """Marks the optimizers that are meant for several processes.
+
+    Attributes:
+        shared: Whether their state is in shared memory; else each process has one of its own.
+    """
+
+    shared = True
+
+    def own_state_dict(self) -> dict[str, Any]:
+        """Return copies of what this process does not share with others."""
+        return {} if self.shared else copy.deepcopy(self.state_dict()["state"])
+
+    def load_own_state_dict(self, state: Mapping[Any, Any]) -> None:
+        """Take over such a state."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        for i, roles in state.items():
+            for role, value in roles.items():
+                self.state[params[i]][role].copy_(value)
 
 
 class GlobalAdam(GlobalOptimizer, torch.optim.Adam):
@@ -45,7 +63,7 @@ class GlobalAdam(GlobalOptimizer, torch.optim.Adam):
 
 
 class GlobalRMSprop(GlobalOptimizer, torch.optim.RMSprop):
-    """RMSprop with shared statistics, "Shared RMSProp" of Mnih et al. (2016), section 4.
+    """RMSprop with statistics shared by all sessions or not, "Shared RMSProp" and "RMSProp" of Mnih et al. (2016).
 
     The paper's eps of 0.1 fits its summed, unclipped gradients; with means and clipping it would drown them.
 
@@ -56,6 +74,7 @@ class GlobalRMSprop(GlobalOptimizer, torch.optim.RMSprop):
         eps: Added to its root.
         momentum: 0 for none.
         weight_decay: As in ``GlobalAdam``.
+        shared: One set of statistics for all sessions; else each session has its own (section 4 compares them).
     """
 
     def __init__(
@@ -66,12 +85,25 @@ class GlobalRMSprop(GlobalOptimizer, torch.optim.RMSprop):
         eps: float = 1e-5,
         momentum: float = 0.0,
         weight_decay: float | Mapping[str, float] = 0.0,
+        shared: bool = True,
     ) -> None:
         check.positive("algo.optimizer.lr", lr)
         groups = _with_weight_decay(groups, weight_decay)
         super().__init__(groups, lr=lr, alpha=alpha, eps=eps, momentum=momentum, foreach=True)
         roles = {"step": _scalar, "square_avg": _vector}
         share_state(self, roles | ({"momentum_buffer": _vector} if momentum else {}))
+        self.shared = shared
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Keep, unlike torch, what is not a part of its own state."""
+        return super().__getstate__() | {"shared": self.shared}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrive in another process; statistics that are not shared are the process's own from here on."""
+        super().__setstate__(state)
+        if not self.shared:
+            for roles in self.state.values():
+                roles.update({role: value.clone() for role, value in roles.items()})
 
 
 def share_state(optimizer: torch.optim.Optimizer, roles: Mapping[str, Callable[[Tensor], Tensor]]) -> None:

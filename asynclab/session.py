@@ -117,6 +117,7 @@ class Parts(NamedTuple):
         state = {
             "agent": self.learner.agent.state_dict(),
             "envs": self.envs.state_dict(),
+            "optimizer": self.learner.store.own_state_dict(),
             "torch": torch.get_rng_state(),
         }
         files = {tensors: snapshot.write_tensors(folder / tensors, state)}
@@ -137,11 +138,15 @@ class Parts(NamedTuple):
             return self
         state = snapshot.read_tensors(start.checkpoint / tensors)
         self.learner.agent.load_state_dict(state["agent"])
+        self.learner.store.load_own_state_dict(state["optimizer"])
         going_on = self.envs.retrace(state["envs"])
         obs = self.envs.reset(self.seeds) if going_on is None else going_on
+        if going_on is None:
+            self.learner.agent.on_step(torch.ones(self.envs.num_envs, dtype=torch.bool))
         if arrays not in start.files:
             self.memory.reset(obs)
             self.memory.refill()
+            self.learner.agent.start(self.envs.num_envs, rank)
         else:
             self.memory.load_state_dict(snapshot.read_arrays(start.checkpoint / arrays))
             if going_on is None:
@@ -199,6 +204,7 @@ class Session:
             life: Of the session; each has random numbers of its own.
         """
         envs = self.make_envs()
+        envs.attach(store.moments, self.mode.slot(rank))
         seeds = Seeds(self.seed, rank, life)
         env_seeds = seeds.envs(envs.num_envs)
         agent = self.make_agent(envs.obs_space, envs.action_space)
@@ -211,6 +217,7 @@ class Session:
         torch.manual_seed(seeds.torch)  # not before: building networks that the pull overwrites also draws numbers
         obs = envs.reset(env_seeds)
         memory.reset(obs)
+        agent.start(envs.num_envs, rank)
         return Parts(envs, learner, memory, obs, env_seeds)
 
     def run(self, rank: int, store: Store, control: Control, start: Start = Start()) -> Iterator[Record | Saved]:
@@ -278,10 +285,11 @@ class Session:
                 frames += envs.num_envs
                 store.frames[slot] = frames
                 obs = step.obs
+                learner.agent.on_step(torch.from_numpy(step.done))
                 total_frames = store.total_frames()
                 episodes += [Return(frames, total_frames, time.monotonic(), e.ret, e.length) for e in step.episodes]
                 for batch in profile.each("sample", memory.batches(total_frames)):
-                    learner.update(batch)
+                    learner.learn(batch)
                 if time.monotonic() >= next_record:
                     yield record()
 

@@ -123,7 +123,8 @@ class Trial:
             )
         save_memory = memories <= 1e9 * check.number("checkpoint_memory", checkpoint_memory)
         resources.check_descriptors(mode.max_session, mode.num_stores)
-        nets = make_agent(envs.obs_space, envs.action_space).nets
+        probe = make_agent(envs.obs_space, envs.action_space)
+        nets = probe.nets
         self._layout = flat.signature(nets)
         weights = 4 * flat.size(nets) * mode.num_stores
         resources.check_shared_memory(5 * weights)  # theta, two moments, the probe, and a margin
@@ -140,7 +141,7 @@ class Trial:
             parts = flat.slices(nets)
             return Store(
                 flat.flatten(nets), parts, make_optimizer, max_frame, lr_schedule,
-                mode.writers, mode.lock, mode.diagnostics,
+                mode.writers, mode.lock, mode.diagnostics, probe.target_part, envs.moments,
             )  # fmt: skip
 
         self.stores = [make_store(rank) for rank in range(mode.num_stores)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from asynclab.agents import A3C, SAC
+from asynclab.agents import A3C, PPO, SAC, DiscreteSAC, NStepQ
 from asynclab.distributed import Control, Failure, Off, Started, launch
 from asynclab.envs import make_envs
 from asynclab.memory import Replay, Rollout
@@ -22,6 +22,21 @@ from asynclab.trial import Trial
 
 ROOT = Path(__file__).parent.parent
 TORSO = partial(MLPTorso, hidden=[16, 16])
+ROLLOUT = partial(Rollout, horizon=10)
+REPLAY = partial(Replay, capacity=1_000, batch_size=32, start=100)
+ALGOS = {  # agent, memory, environment
+    "a3c": (A3C, ROLLOUT, partial(make_envs, "CartPole-v1")),
+    "lstm": (partial(A3C, lstm=8), ROLLOUT, partial(make_envs, "CartPole-v1")),
+    "ppo": (partial(PPO, epochs=2, minibatch_size=8), ROLLOUT, partial(make_envs, "CartPole-v1")),
+    "ppo_normalized": (
+        partial(PPO, epochs=2, minibatch_size=8, shared=False),
+        ROLLOUT,
+        partial(make_envs, "Pendulum-v1", normalize_obs=True, scale_reward=0.9),
+    ),
+    "nstep_q": (partial(NStepQ, target_every=100), ROLLOUT, partial(make_envs, "CartPole-v1")),
+    "sac": (SAC, REPLAY, partial(make_envs, "Pendulum-v1")),
+    "discrete_sac": (DiscreteSAC, REPLAY, partial(make_envs, "CartPole-v1")),
+}
 
 torch.set_num_threads(1)
 
@@ -48,19 +63,14 @@ def items(runs, control=None):
 
 @pytest.fixture
 def make_trial(tmp_path):
-    """Return a function that makes a small trial: A3C on CartPole or SAC on Pendulum."""
+    """Return a function that makes a small trial of one of ``ALGOS``."""
 
     def make(algo="a3c", mode=None, max_frame=2_000, seed=0, optimizer=GlobalAdam, precision="fp32",
              checkpoint=None, **agent):  # fmt: skip
-        if algo == "a3c":
-            make_agent = partial(A3C, **({"torso": TORSO} | agent))
-            make_memory, env = partial(Rollout, horizon=10), "CartPole-v1"
-        else:
-            make_agent = partial(SAC, **({"torso": TORSO} | agent))
-            make_memory, env = partial(Replay, capacity=1_000, batch_size=32, start=100), "Pendulum-v1"
+        make_agent, make_memory, make = ALGOS[algo]
         return Trial(
-            make_envs=partial(make_envs, env, 2),
-            make_agent=make_agent,
+            make_envs=partial(make, num_envs=2),
+            make_agent=partial(make_agent, **({"torso": TORSO} | agent)),
             make_memory=make_memory,
             make_optimizer=partial(optimizer, lr=1e-3),
             lr_schedule=Constant(),

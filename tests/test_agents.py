@@ -4,56 +4,24 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from batches import BOX, OBS, B, T, bound, replayed, rollout
 from conftest import TORSO
 from gymnasium.spaces import Box, Discrete
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 from torch.nn.functional import conv2d
 
 from asynclab import flat
-from asynclab.agents import A3C, SAC
+from asynclab.agents import A3C, SAC, make_sac
 from asynclab.distributions import SquashedNormal
 from asynclab.flat import Vector
-from asynclab.memory import ReplayBatch, RolloutBatch
 from asynclab.nets import ConvTorso, MLPTorso, auto_torso
 from asynclab.precision import Precision
 from asynclab.schedules import Linear
 
-OBS = Box(-np.inf, np.inf, (5,), np.float32)
-BOX = Box(-1.0, 1.0, (2,), np.float32)
-T, B = 6, 4
 
-
-def bound(agent, bf16=False):
-    """Bind the agent to vectors of its own; return weights and gradient [P], and how to complete the gradient."""
-    weights = Vector.make(flat.flatten(agent.nets), bf16)
-    grad = Vector.make(torch.zeros_like(weights.full), bf16)
-    agent.bind(weights, grad)
-    return weights.full, grad.full, grad.gather_
-
-
-def rollout(action_space):
-    g = torch.Generator().manual_seed(0)
-    done, terminated = torch.zeros(T, B, dtype=torch.bool), torch.zeros(T, B, dtype=torch.bool)
-    done[2, 1] = terminated[2, 1] = True
-    done[3, 2] = True  # truncated
-    discrete = isinstance(action_space, Discrete)
-    return RolloutBatch(
-        obs=torch.randn(T + 1, B, 5, generator=g),
-        action=torch.randint(3, (T, B), generator=g) if discrete else torch.randn(T, B, 2, generator=g),
-        reward=torch.randn(T, B, generator=g),
-        terminated=terminated,
-        done=done,
-        final_index=torch.tensor([3 * B + 2]),
-        final_obs=torch.randn(1, 5, generator=g),
-    )
-
-
-def replayed(n=32):
-    g = torch.Generator().manual_seed(0)
-    obs, next_obs = torch.randn(2, n, 5, generator=g)
-    return ReplayBatch(
-        obs, torch.rand(n, 2, generator=g) * 2 - 1, torch.randn(n, generator=g), next_obs, torch.arange(n) % 4 == 0
-    )
+def heads(agent, obs):
+    """Return pi and V of a policy without memory, for observations [N, ...]."""
+    return agent.policy(agent.actor_torso(obs)), agent.value(agent.critic_torso(obs)).squeeze(-1)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -65,9 +33,9 @@ def test_a3c_loss_is_the_papers(action_space, shared):
     losses, _ = agent.loss(batch, 0.0)
     # written again by hand, step by step
     policy_loss = value_loss = entropy = 0.0
-    policy, v = agent._forward(batch.obs[:-1].flatten(0, 1))
-    _, v_end = agent._forward(batch.obs[-1])
-    _, v_cut = agent._forward(batch.final_obs)
+    policy, v = heads(agent, batch.obs[:-1].flatten(0, 1))
+    _, v_end = heads(agent, batch.obs[-1])
+    _, v_cut = heads(agent, batch.final_obs)
     v = v.view(T, B)
     log_prob = policy.log_prob(batch.action.flatten(0, 1)).view(T, B)
     for b in range(B):
@@ -144,14 +112,14 @@ def test_sac_targets_start_as_the_pulled_critics_and_follow_slowly():
     assert not any(torch.equal(p, q) for p, q in zip(discarded, targets, strict=True))
     before = copy.deepcopy(targets)
     weights += 1.0
-    agent.on_update()
+    agent.on_update(0)
     for p, q in zip(before, targets, strict=True):
         torch.testing.assert_close(q, p + 0.1)
 
 
-def test_sac_refuses_discrete_actions():
-    with pytest.raises(ValueError, match=r"algo=sac needs bounded continuous actions.*Discrete\(3\).*use algo=a3c"):
-        SAC(OBS, Discrete(3), TORSO)
+def test_sac_refuses_unbounded_actions():
+    with pytest.raises(ValueError, match=r"algo=sac needs bounded continuous or discrete actions.*use algo=a3c"):
+        make_sac(OBS, Box(-np.inf, np.inf, (2,), np.float32), TORSO)
 
 
 def test_squashed_normal_has_torchs_log_prob():

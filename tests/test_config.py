@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from asynclab import config
-from asynclab.agents import A3C, SAC
+from asynclab.agents import A3C, PPO, make_sac
 from asynclab.distributed import Off, Shared, Synced
 from asynclab.optim import GlobalAdam, GlobalRMSprop
 
@@ -25,10 +25,11 @@ def load(*overrides):
 @pytest.mark.parametrize(("algo", "env"), list(itertools.product(CHOICES["algo"], CHOICES["env"])))
 def test_every_algo_and_env_compose_and_instantiate(algo, env):
     ids = {"gym": ["env.id=Acrobot-v1"], "atari": ["env.id=ALE/Qbert-v5"]}
-    parts = instantiate(load(f"algo={algo}", f"env={env}", *ids.get(env, [])), _convert_="object")
+    cfg = load(f"algo={algo}", f"env={env}", *ids.get(env, []))
+    parts = instantiate(cfg, _convert_="object")
     envs = parts.env.make(num_envs=1)
     torso = parts.algo.agent.keywords["torso"](envs.obs_space)
-    assert torso.features == (64 if env in ("cartpole", "pendulum") else 512 if env in ("pong", "atari") else 256)
+    assert torso.features == cfg.env.torso.hidden[-1]
     envs.close()
 
 
@@ -65,7 +66,7 @@ def test_a3c_pong_has_the_reference_numbers():
 def test_async_sac_humanoid_has_the_reference_numbers():
     cfg = load("+experiment=async_sac_humanoid")
     agent, memory, optimizer = cfg.algo.agent, cfg.algo.memory, cfg.algo.optimizer
-    assert instantiate(agent).func is SAC
+    assert instantiate(agent).func is make_sac
     assert (cfg.env.id, cfg.env.num_envs, cfg.env.max_frame) == ("Humanoid-v5", 8, 50_000_000)
     assert (cfg.distributed._target_, cfg.distributed.max_session) == ("asynclab.distributed.Shared", 16)
     assert (agent.gamma, agent.polyak, cfg.algo.max_grad_norm) == (0.99, 0.005, 0.5)
@@ -73,6 +74,20 @@ def test_async_sac_humanoid_has_the_reference_numbers():
     assert (memory.updates_per_frame, memory.combined) == (1.0, True)
     assert (instantiate(optimizer).func, optimizer.lr) == (GlobalAdam, 5e-5)
     assert list(cfg.env.torso.hidden) == [256, 256]
+
+
+def test_ppo_pong_has_the_reference_numbers():
+    cfg = load("+experiment=ppo_pong")
+    agent, optimizer = cfg.algo.agent, cfg.algo.optimizer
+    assert instantiate(agent).func is PPO
+    assert (cfg.env.id, cfg.env.num_envs, cfg.env.max_frame) == ("ALE/Pong-v5", 16, 10_000_000)
+    assert (cfg.distributed._target_, cfg.distributed.max_session) == ("asynclab.distributed.Off", 1)
+    assert (cfg.algo.memory.horizon, agent.minibatch_size, agent.epochs) == (128, 256, 4)
+    assert (agent.clip, agent.clip_value, agent.entropy_coef, agent.value_coef) == (0.1, True, 0.01, 0.5)
+    assert (agent.gamma, agent.lam, agent.shared, agent.normalize_advantage) == (0.99, 0.95, True, True)
+    assert (instantiate(optimizer).func, optimizer.lr, optimizer.eps) == (GlobalAdam, 2.5e-4, 1e-5)
+    schedule = instantiate(cfg.algo.lr_schedule)
+    assert (schedule(0.0), schedule(1.0)) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize("typo", ["algo.agent.gama=0.9", "env.num_env=4", "distributed.sessions=2", "sed=1"])

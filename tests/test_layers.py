@@ -14,6 +14,7 @@ LAYERS = [
         "schedules",
         "flat",
         "layout",
+        "moments",
         "precision",
         "preload",
         "profile",

@@ -53,7 +53,13 @@ def final_weights(trial, updates):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize(("algo", "max_frame"), [("a3c", 1_000), ("sac", 152)])
+@pytest.mark.parametrize(
+    ("algo", "max_frame"),
+    [
+        ("a3c", 1_000), ("lstm", 1_000), ("ppo", 200), ("ppo_normalized", 200), ("nstep_q", 1_000),
+        ("sac", 152), ("discrete_sac", 152),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("mode", [Synced, Shared])
 def test_one_session_equals_off_bit_for_bit_after_50_updates(make_trial, algo, max_frame, mode, precision):
     settings = {"algo": algo, "max_frame": max_frame, "precision": precision}
@@ -62,7 +68,9 @@ def test_one_session_equals_off_bit_for_bit_after_50_updates(make_trial, algo, m
     assert not torch.equal(alone, make_trial(**settings).stores[0].theta)  # it has learned something
 
 
-@pytest.mark.parametrize(("algo", "max_frame"), [("a3c", 500), ("sac", 130)])
+@pytest.mark.parametrize(
+    ("algo", "max_frame"), [("a3c", 500), ("lstm", 500), ("ppo", 100), ("nstep_q", 500), ("sac", 130)]
+)
 def test_the_same_seed_gives_the_same_weights(make_trial, algo, max_frame):
     first, again, other = (final_weights(make_trial(algo, max_frame=max_frame, seed=s), 20) for s in (3, 3, 4))
     assert torch.equal(first, again)
@@ -109,9 +117,9 @@ def test_the_first_pull_precedes_the_first_rollout(make_trial, mode):
     seen = []
 
     class Spy(A3C):
-        def act(self, obs, deterministic=False):
+        def act(self, obs, *args, **kwargs):
             seen.append(flat.flatten(self.nets))
-            return super().act(obs, deterministic)
+            return super().act(obs, *args, **kwargs)
 
     trial = make_trial(mode=mode(1), max_frame=20)
     theta = trial.stores[0].theta.normal_().clone()

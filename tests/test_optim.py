@@ -3,6 +3,7 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import items
 from torch import nn
 
 from asynclab.distributed import Store
@@ -84,6 +85,38 @@ def test_another_process_changes_the_state_seen_here(optimizer, moment):
     for values in store.optimizer.state.values():
         assert values["step"] == 1
         assert (values[moment] > 0).all()
+
+
+def push_and_tell(store, pushes):
+    for _ in range(pushes):
+        store.apply(torch.ones(70))
+    (values, _) = store.optimizer.state.values()
+    yield float(values["step"]), float(values["square_avg"][0])
+
+
+def test_statistics_that_are_not_shared_are_each_sessions_own():
+    told = {}
+    for shared in (True, False):
+        store = make_store(GlobalRMSprop, alpha=0.5, shared=shared)
+        before = store.theta.clone()
+        told[shared] = sorted(items([partial(push_and_tell, store, pushes) for pushes in (1, 3)]))
+        assert not torch.equal(store.theta, before)  # theta is everybody's in any case
+        assert store.is_global
+        (values, _) = store.optimizer.state.values()
+        assert values["step"] == (4 if shared else 0)
+        assert store.step_error() == (4 if shared else None)  # nobody has counted these updates
+    assert told[True][-1][0] == 4
+    assert told[False] == [(1, 0.5), (3, 0.875)]
+
+
+def test_statistics_of_ones_own_are_saved_apart():
+    store, other = (make_store(GlobalRMSprop, shared=False) for _ in range(2))
+    store.apply(torch.ones(70))
+    other.load_own_state_dict(store.own_state_dict())
+    for mine, theirs in zip(store.optimizer.state.values(), other.optimizer.state.values(), strict=True):
+        assert all(torch.equal(mine[role], theirs[role]) for role in mine)
+        assert mine["step"] == 1
+    assert make_store(GlobalRMSprop).own_state_dict() == {}
 
 
 def test_the_learning_rate_follows_the_global_clock_of_all_writers():

@@ -2,6 +2,8 @@
 
 from asynclab.agents.a3c import A3C
 from asynclab.agents.base import Agent
-from asynclab.agents.sac import SAC
+from asynclab.agents.nstep_q import NStepQ
+from asynclab.agents.ppo import PPO
+from asynclab.agents.sac import SAC, DiscreteSAC, make_sac
 
-__all__ = ["A3C", "SAC", "Agent"]
+__all__ = ["A3C", "PPO", "SAC", "Agent", "DiscreteSAC", "NStepQ", "make_sac"]

@@ -1,7 +1,7 @@
 """The contract between an algorithm and everything that runs it.  N: batch, P: parameters."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,25 +18,39 @@ class Agent(ABC):
 
     Attributes:
         nets: The trained networks by name; gradients are clipped for each of them.
+        target_part: The part of theta of which all sessions share a lagging copy; None for none.
         device: Where they are.
     """
 
     nets: nn.ModuleDict
+    target_part: slice | None = None
     device = torch.device("cpu")
 
-    def bind(self, weights: flat.Vector, grad: flat.Vector) -> None:
+    def bind(self, weights: flat.Vector, grad: flat.Vector, target: Tensor | None = None) -> None:
         """Let the networks' parameters be views of ``weights``, on its device; called before the first rollout.
 
         Args:
             weights: Hold theta's values, so what is copied from the networks (targets) is copied here.  If they come
                 in bfloat16 too, the torsos compute in it.
             grad: Backward accumulates into it.
+            target: The lagging copy of ``target_part``, in the CPU's memory, which others read and write at any time;
+                None where there are no other sessions to share it with.
         """
         self.device = weights.full.device
         nets.bind(self.nets, weights, grad)
 
-    def on_update(self) -> None:  # noqa: B027 - optional
-        """Follow the new weights; called after every pull."""
+    def start(self, num_envs: int, rank: int = 0) -> None:  # noqa: B027 - optional
+        """Begin ``num_envs`` episodes; called after ``bind``, with the session's rank."""
+
+    def on_step(self, done: Tensor) -> None:  # noqa: B027 - optional
+        """Take note of the episodes [B] bool that ended with the last action."""
+
+    def minibatches(self, batch: Any) -> Iterator[Any]:
+        """Yield what is learned from, one update each, of what the memory hands out."""
+        yield batch
+
+    def on_update(self, frames: int) -> None:  # noqa: B027 - optional
+        """Follow the new weights; called after every pull with the frames on the global clock."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies of what the agent has that theta does not hold, such as target networks."""
@@ -46,14 +60,20 @@ class Agent(ABC):
         """Take over such a state; called after ``bind``."""
 
     @abstractmethod
-    def act(self, obs: Tensor, deterministic: bool = False) -> Tensor:
-        """Return actions [N] int64 or [N, A] float32 for observations [N, ...] on the agent's device."""
+    def act(self, obs: Tensor, deterministic: bool = False, progress: float = 1.0) -> Tensor:
+        """Return actions [N] int64 or [N, A] float32 for observations [N, ...] on the agent's device.
+
+        Args:
+            obs: Of the environments that were started, in their order.
+            deterministic: Take the best action instead of exploring.
+            progress: Used fraction of the frame budget, for schedules.
+        """
 
     @abstractmethod
     def loss(self, batch: Any, progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the scalar losses, whose sum is differentiated, and scalars to be logged.
 
         Args:
-            batch: What the algorithm's memory yields, on the agent's device.
+            batch: What ``minibatches`` yields.
             progress: Used fraction of the frame budget, for schedules.
         """

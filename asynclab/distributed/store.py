@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from asynclab.distributed.lock import ProcessLock
+from asynclab.moments import Moments
 from asynclab.optim import GlobalOptimizer, Groups
 
 
@@ -23,6 +24,8 @@ class Store:
         frames: [W] int64, shared; each writer counts in its own slot, because ``+=`` on shared memory is not atomic.
         updates: [W] int64, shared, likewise.
         dropped: [W] int64, shared; updates that were not applied because they were not finite.
+        target: A lagging copy of a part of theta, shared; the sessions move it.  None for none.
+        moments: By name what the sessions have seen of observations and returns, shared.
 
     Args:
         theta: [P] float32 initial weights; copied.
@@ -33,6 +36,8 @@ class Store:
         writers: W.
         lock: ``none`` lets writers step at the same time, ``update`` one after the other.
         diagnostics: Measure how many writes are lost when they step at the same time.
+        target_part: The part of theta that has a lagging copy.
+        moments: How many numbers there are to each estimate of mean and variance, by name.
     """
 
     def __init__(
@@ -45,6 +50,8 @@ class Store:
         writers: int = 1,
         lock: str = "none",
         diagnostics: bool = False,
+        target_part: slice | None = None,
+        moments: Mapping[str, int] | None = None,
     ) -> None:
         self.theta = theta.detach().clone().share_memory_()
         self.frames = torch.zeros(writers, dtype=torch.int64).share_memory_()
@@ -56,6 +63,8 @@ class Store:
         # As many numbers as theta has, to which every step adds 1, right after theta and in the same way.
         self._probe = torch.zeros_like(self.theta, dtype=torch.int32).share_memory_() if diagnostics else None
         self._first_update = 0
+        self.target = None if target_part is None else self.theta[target_part].clone().share_memory_()
+        self.moments = {name: Moments(size, writers) for name, size in (moments or {}).items()}
         self.networks = dict(networks)
         self.max_frame = max_frame
         self.lr_schedule = lr_schedule
@@ -139,7 +148,19 @@ class Store:
     def step_error(self) -> float | None:
         """Return by how much the optimizer's shared step count is off the exact one; None if it has none."""
         state = self.optimizer.state.get(next(iter(self._params.values())), {})
-        return None if "step" not in state else float(state["step"]) - self.total_updates()
+        if "step" not in state or (isinstance(self.optimizer, GlobalOptimizer) and not self.optimizer.shared):
+            return None
+        return float(state["step"]) - self.total_updates()
+
+    def own_state_dict(self) -> dict[str, Any]:
+        """Return what of the optimizer's state this process does not share with others."""
+        return self.optimizer.own_state_dict() if isinstance(self.optimizer, GlobalOptimizer) else {}
+
+    def load_own_state_dict(self, state: Mapping[Any, Any]) -> None:
+        """Take over such a state."""
+        if state:
+            assert isinstance(self.optimizer, GlobalOptimizer)
+            self.optimizer.load_own_state_dict(state)
 
     def is_finite(self) -> bool:
         """Return whether all of theta is."""
@@ -153,6 +174,8 @@ class Store:
             "frames": self.frames.tolist(),
             "updates": self.updates.tolist(),
             "dropped": self.dropped.tolist(),
+            "target": None if self.target is None else self.target.clone(),
+            "moments": {name: moments.slots.clone() for name, moments in self.moments.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -170,5 +193,9 @@ class Store:
             self.optimizer.load_state_dict(state["optimizer"])
         for name in ("frames", "updates", "dropped"):
             getattr(self, name).copy_(torch.tensor(state[name]))
+        if self.target is not None:
+            self.target.copy_(state["target"])
+        for name, moments in self.moments.items():
+            moments.slots.copy_(state["moments"][name])
         self._claimed.copy_(self.frames)
         self._first_update = self.total_updates()

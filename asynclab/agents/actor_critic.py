@@ -1,0 +1,198 @@
+"""What A3C and PPO share: a policy and a value on one torso or two, with or without a memory.
+
+T: horizon, B: environments, N: T B, F: features, H: cells, A: numbers of an action.
+"""
+
+from collections.abc import Mapping
+from math import prod
+
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from asynclab import check
+from asynclab.agents.base import Agent
+from asynclab.distributions import categorical, diagonal_normal
+from asynclab.memory import RolloutBatch
+from asynclab.nets import LSTM, Torso, linear
+from asynclab.returns import gae
+from asynclab.schedules import Constant, Schedule
+
+
+class PolicyHead(nn.Module):
+    """Features [N, F] -> pi(.|s); continuous actions have a standard deviation that does not depend on s."""
+
+    def __init__(self, features: int, action_space: Box | Discrete) -> None:
+        super().__init__()
+        self.discrete = isinstance(action_space, Discrete)
+        actions = int(action_space.n) if isinstance(action_space, Discrete) else prod(action_space.shape)
+        self.linear = linear(features, actions, gain=0.01)
+        self.log_std = None if self.discrete else nn.Parameter(torch.zeros(actions))
+
+    def forward(self, features: Tensor) -> Distribution:
+        """Return the distribution of actions [N] or [N, A]."""
+        out = self.linear(features)
+        return categorical(out) if self.log_std is None else diagonal_normal(out, self.log_std)
+
+
+class ActorCritic(Agent):
+    """Actor-critic with generalised advantages, for discrete and continuous actions.
+
+    Args:
+        obs_space: Space of one observation.
+        action_space: Space of one action.
+        torso: Makes the torso.
+        shared: One torso for actor and critic, or one for each.
+        lstm: H, cells of an LSTM between the torso and the heads; 0 for none.  Each environment has a state of its own,
+            which is forgotten when an episode ends.
+        gamma: Discount.
+        lam: GAE's lambda; 1 gives the n-step returns of the A3C paper.
+        value_coef: Weight of the squared value error.
+        entropy_coef: Weight of the policy's entropy.
+        entropy_schedule: Factor on ``entropy_coef`` by progress on the global clock.
+        normalize_advantage: Standardise the advantages of each batch.
+
+    Raises:
+        ValueError: A setting is out of range, or ``lstm`` is asked for with separate torsos.
+    """
+
+    def __init__(
+        self,
+        obs_space: Box,
+        action_space: Box | Discrete,
+        torso: Torso,
+        shared: bool = True,
+        lstm: int = 0,
+        gamma: float = 0.99,
+        lam: float = 0.95,
+        value_coef: float = 0.5,
+        entropy_coef: float = 0.01,
+        entropy_schedule: Schedule = Constant(),
+        normalize_advantage: bool = False,
+    ) -> None:
+        torsos = [torso(obs_space) for _ in range(1 if shared else 2)]
+        self.actor_torso, self.critic_torso = torsos[0], torsos[-1]
+        self.lstm = None
+        if check.whole("algo.agent.lstm", lstm):
+            if not shared:
+                raise ValueError(
+                    f"algo.agent.lstm={lstm} needs one torso for actor and critic; set algo.agent.shared=true"
+                )
+            self.lstm = LSTM(self.actor_torso.features, lstm)
+        features = lstm or self.actor_torso.features
+        self.policy = PolicyHead(features, action_space)
+        self.value = linear(lstm or self.critic_torso.features, 1, gain=1.0)
+        if shared:
+            parts = [torsos[0], *([] if self.lstm is None else [self.lstm]), self.policy, self.value]
+            nets = {"actor_critic": nn.ModuleList(parts)}
+        else:
+            nets = {
+                "actor": nn.ModuleList([self.actor_torso, self.policy]),
+                "critic": nn.ModuleList([self.critic_torso, self.value]),
+            }
+        self.nets = nn.ModuleDict(nets)
+        self.gamma = check.fraction("algo.agent.gamma", gamma)
+        self.lam = check.fraction("algo.agent.lam", lam)
+        self.value_coef = check.number("algo.agent.value_coef", value_coef)
+        self.entropy_coef = check.number("algo.agent.entropy_coef", entropy_coef)
+        self.entropy_schedule = entropy_schedule
+        self.normalize_advantage = normalize_advantage
+        self._state = self._first_state = torch.zeros(2, 0, lstm)
+
+    def start(self, num_envs: int, rank: int = 0) -> None:
+        """Begin B episodes with nothing remembered."""
+        cells = self._state.shape[-1]
+        self._state = self._first_state = torch.zeros(2, num_envs, cells, device=self.device)
+
+    def on_step(self, done: Tensor) -> None:
+        """Forget the episodes that have ended."""
+        if self.lstm is not None and done.any():
+            self._state = forget(self._state, done.to(self.device))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what the LSTM remembers of the present episodes, now and at the beginning of the rollout."""
+        return {} if self.lstm is None else {"state": self._state.clone(), "first_state": self._first_state.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over such a state."""
+        if self.lstm is not None:
+            self._state = state["state"].to(self.device)
+            self._first_state = state["first_state"].to(self.device)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, deterministic: bool = False, progress: float = 1.0) -> Tensor:
+        """Sample actions, or return the likeliest ones."""
+        features = self.actor_torso(obs)
+        if self.lstm is not None:
+            self._state = self.lstm(features, self._state)
+            features = self._state[0]
+        policy = self.policy(features)
+        return policy.mode if deterministic else policy.sample()
+
+    def _take_state(self, batch: RolloutBatch) -> RolloutBatch:
+        """Put the state that the rollout began with into it; the next one begins with the present state."""
+        batch = batch._replace(state=self._first_state)
+        self._first_state = self._state
+        return batch
+
+    def _forward(self, obs: Tensor, done: Tensor, state: Tensor) -> tuple[Distribution, Tensor, Tensor]:
+        """Return pi(.|s) and V(s) for T steps of B environments, and what the LSTM remembers after each of them.
+
+        Args:
+            obs: [T, B, ...].
+            done: [T, B] bool; nothing is remembered beyond these steps.
+            state: [2, B, H] before the first step.
+
+        Returns:
+            pi and V [N] and states [2, N, H], which are empty without an LSTM.
+        """
+        features = self.actor_torso(obs.flatten(0, 1))
+        if self.lstm is not None:
+            states = []
+            for x, ended in zip(features.unflatten(0, done.shape), done, strict=True):
+                state = self.lstm(x, state)
+                states.append(state)
+                state = forget(state, ended)
+            after = torch.stack(states, 1).flatten(1, 2)
+            return self.policy(after[0]), self.value(after[0]).squeeze(-1), after
+        critic = features
+        if self.critic_torso is not self.actor_torso:
+            critic = self.critic_torso(obs.flatten(0, 1))
+        return self.policy(features), self.value(critic).squeeze(-1), features.new_empty(2, len(features), 0)
+
+    @torch.no_grad()
+    def _v_next(self, batch: RolloutBatch, value: Tensor, states: Tensor) -> Tensor:
+        """Return V of the true successors [T, B]: the next row's, the last row's own, a cut episode's final one.
+
+        Args:
+            batch: A rollout.
+            value: [T, B] V of its observations.
+            states: [2, N, H] what was remembered after each of them.
+        """
+        features = self.critic_torso(torch.cat([batch.obs[-1], batch.final_obs]))
+        if self.lstm is not None:
+            last = forget(states[:, -value.shape[1] :], batch.done[-1])
+            features = self.lstm(features, torch.cat([last, states[:, batch.final_index]], 1))[0]
+        v = self.value(features).squeeze(-1)
+        v_last, v_final = v[: value.shape[1]], v[value.shape[1] :]
+        v_next = torch.cat([value[1:], v_last[None]])
+        return v_next.flatten().index_copy_(0, batch.final_index, v_final).view_as(value)
+
+    def _evaluate(self, batch: RolloutBatch) -> tuple[Distribution, Tensor, Tensor]:
+        """Return pi(.|s) and V(s) [N] of a rollout's steps, and the advantages [N], which have no gradient."""
+        policy, value, states = self._forward(batch.obs[:-1], batch.done, batch.state)
+        v = value.detach().view_as(batch.reward)
+        v_next = self._v_next(batch, v, states.detach())
+        advantage = gae(batch.reward, v, v_next, batch.terminated, batch.done, self.gamma, self.lam)
+        return policy, value, advantage.flatten()
+
+
+def forget(state: Tensor, done: Tensor) -> Tensor:
+    """Return the states [2, B, H] of which those whose episode is done [B] are zero."""
+    return state * ~done[:, None]
+
+
+def standardize(advantage: Tensor) -> Tensor:
+    """Return advantages with mean 0 and standard deviation 1; a single one has none."""
+    return (advantage - advantage.mean()) / (advantage.std() + 1e-8) if advantage.numel() > 1 else advantage

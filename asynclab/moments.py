@@ -1,0 +1,47 @@
+"""Running mean and variance, estimated by several processes at once.  W: writers, D: numbers of a sample."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+class Moments:
+    """Every writer adds to a slot of its own in shared memory; what is read is the estimate of all.
+
+    Made by the parent and sent to the sessions, like the counters of a store: what a session that has died had seen is
+    kept, and no lock is needed.
+
+    Args:
+        size: D.
+        writers: W.
+    """
+
+    def __init__(self, size: int, writers: int = 1) -> None:
+        # [W, 1 + 2 D]: number of samples, mean and sum of squared deviations
+        self.slots = torch.zeros(writers, 1 + 2 * size, dtype=torch.float64).share_memory_()
+
+    def add(self, slot: int, samples: NDArray) -> None:
+        """Take samples [N, D] into account.
+
+        Args:
+            slot: Of the writer.
+            samples: Finite numbers.
+        """
+        mine = self.slots[slot : slot + 1].numpy()
+        new = np.concatenate([[len(samples)], samples.mean(0), samples.var(0) * len(samples)])
+        mine[0] = _merge(np.stack([mine[0], new]))
+
+    def mean_var(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return mean and variance [D] of all samples; 0 and 1 before there are any."""
+        merged = _merge(self.slots.numpy())
+        mean, squares = np.split(merged[1:], 2)
+        return mean, squares / merged[0] if merged[0] else np.ones_like(mean)
+
+
+def _merge(slots: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return one slot for several (Chan et al., 1979): it has what all their samples together would have given."""
+    counts = slots[:, :1]
+    means, squares = np.split(slots[:, 1:], 2, axis=1)
+    total = counts.sum()
+    mean = (counts * means).sum(0) / max(total, 1.0)
+    return np.concatenate([[total], mean, (squares + counts * (means - mean) ** 2).sum(0)])
