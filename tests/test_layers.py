@@ -37,6 +37,7 @@ LAYERS = [
         "build",
         "resources",
         "resume",
+        "study",
     },
     {"train", "scripts"},
 ]
@@ -45,7 +46,7 @@ FORBIDDEN = {
     "agents": {"asynclab.distributed", "multiprocessing", "hydra"},
     "distributed": {"asynclab.agents", "asynclab.envs", "gymnasium", "hydra"},
 }
-HYDRA = {"train", "build", "config", "scripts", "evaluation", "provenance", "resume", "targets"}
+HYDRA = {"train", "build", "config", "scripts", "evaluation", "provenance", "resume", "study", "targets"}
 FILES = [ROOT / "train.py", *ROOT.glob("scripts/*.py"), *ROOT.glob("asynclab/**/*.py")]
 
 
