@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from scipy import stats
 from yaml import YAMLError
 
-from asynclab import curves
+from asynclab import check, curves
 from asynclab.resume import CHANGEABLE, key_of, settings
 
 # what may differ between the runs of an arm: it changes neither what is learned nor how fast
@@ -133,7 +133,7 @@ class Study(NamedTuple):
 def iqm(values: ArrayLike, axis: int = 0) -> Any:
     """Return the interquartile mean: of what is left without the lowest and the highest quarter.
 
-    Of n values, the whole part of n/4 is cut at each end: nothing of 3, one each of 5.  With a nan among them it is nan.
+    Of n values, the whole part of n/4 is cut at each end: nothing of 3, one each of 5.  Of a nan it is nan.
     """
     middle = stats.trim_mean(values, 0.25, axis=axis)
     return np.where(np.isnan(values).any(axis=axis), math.nan, middle)[()]  # trimming would cut a nan off
@@ -142,8 +142,8 @@ def iqm(values: ArrayLike, axis: int = 0) -> Any:
 def interval(values: ArrayLike, resamples: int = RESAMPLES) -> tuple[Any, Any]:
     """Return both ends of the percentile bootstrap's confidence interval of the interquartile mean over axis 0.
 
-    Resampling is seeded, so the same runs give the same table.  Of fewer than two values, or with a nan among them, both
-    ends are nan.
+    Resampling is seeded, so the same runs give the same table.  Of fewer than two values, or with a nan among them,
+    both ends are nan.
     """
     values = np.asarray(values, float)
     ends = np.full((2, *values.shape[1:]), math.nan)
@@ -217,10 +217,10 @@ def _read(folder: Path) -> Run:
     if not (folder / "run.json").is_file():
         raise ValueError("it has no run.json, so no run began here")
     if not (folder / "summary.json").is_file():
-        raise ValueError("it has no summary.json; the run goes on still, or was killed (resume=auto continues it)")
+        raise ValueError("it has no summary.json, so it still runs or was killed (resume=auto continues it)")
     made, summary = _json(folder / "run.json"), _json(folder / "summary.json")
     if summary.get("status") != "finished":
-        raise ValueError(f"the run {summary.get('status', 'has no status')} (resume=auto continues it)")
+        raise ValueError(f"its status is {summary.get('status')} (resume=auto continues it)")
     frames, returns = curves.read(folder, "total_frames")
     seconds, _ = curves.read(folder, "seconds")
     try:
@@ -298,11 +298,16 @@ def analyse(sweep: Path, threshold: float | None = None, seconds: float | None =
     Args:
         sweep: Its folder.
         threshold: A return; the table says when it was reached.
-        seconds: Wall-clock time at which arms are compared; None: when the first run ended.
+        seconds: Wall-clock time at which arms are compared, a run that has ended with its last return; None: when the
+            first run ended.
 
     Raises:
         ValueError: There is nothing to evaluate, or a setting makes no sense.
     """
+    if threshold is not None:
+        threshold = check.number("threshold", threshold)
+    if seconds is not None:
+        seconds = check.positive("seconds", check.number("seconds", seconds))
     runs, notes = load(sweep)
     runs, more = comparable(runs)
     arms = group(runs)
@@ -320,8 +325,6 @@ def analyse(sweep: Path, threshold: float | None = None, seconds: float | None =
             more.append(f"{run.folder.name} had sessions that failed and were started again.")
     if seconds is None:
         seconds = min(run.seconds[-1] for run in runs)
-    elif seconds <= 0:
-        raise ValueError(f"seconds={seconds} must be a number above 0")
     env, budget = runs[0].budget
     rows = [_arm(label, members, seconds, threshold) for label, members in arms.items()]
     return Study(rows, env, budget, float(seconds), threshold, notes + more)
