@@ -12,8 +12,8 @@ AXES = {
     "seconds": "wall-clock time (s)",
 }
 # Okabe & Ito (2008): told apart by colour-blind readers too; line styles tell them apart without any colour
-COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000"]
-LINES = ["-", "--", "-.", (0, (1, 1.5))]
+COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000", "#D55E00", "#56B4E9"]
+LINES = ["-", "--", "-.", (0, (1, 1))]
 
 
 def read(run: Path, x: str) -> tuple[list[float], list[float]]:
@@ -76,7 +76,7 @@ def panels(xs: Sequence[str], size: tuple[float, float]) -> tuple[Any, Sequence[
     for panel, x in zip(axes, xs, strict=True):
         panel.set(xlabel=AXES.get(x, x))
         panel.xaxis.set_major_formatter("{x:,.0f}")
-        panel.locator_params(axis="x", integer=True)
+        panel.locator_params(axis="x", integer=True, nbins=6)
         panel.grid(alpha=0.3)
     axes[0].set(ylabel="mean return of the last 100 episodes")
     return figure, axes

@@ -481,7 +481,7 @@ def draw(study: Study, outs: Sequence[Path]) -> None:
     for panel, x in zip(axes, ("frames", "seconds"), strict=True):
         for arm in study.arms:
             grid, middle, low, high = band(arm.runs, x)
-            (line,) = panel.plot(grid, middle, label=f"{arm.label} ({len(arm.runs)} seeds)")
+            (line,) = panel.plot(grid, middle, label=arm.label)
             panel.fill_between(grid, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
         if study.threshold is not None:
             panel.axhline(study.threshold, color="grey", linewidth=0.8)
@@ -490,8 +490,9 @@ def draw(study: Study, outs: Sequence[Path]) -> None:
     axes[0].set(title=f"{study.env}: equal frames")
     axes[1].set(title=f"equal time (the table: at {study.seconds:,.1f} s)")
     handles, labels = axes[0].get_legend_handles_labels()
+    columns = max(1, 120 // (12 + max(map(len, labels))))
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=6, frameon=False, handlelength=3,
+        handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3,
         title=f"interquartile mean over seeds; bands: {CONFIDENCE:.0%} bootstrap interval",
     )  # fmt: skip
     curves.save(figure, outs)

