@@ -21,7 +21,7 @@ from asynclab import config, study
 config.register()
 ARMS = sorted(p.stem for p in (ROOT / "conf" / "arm").glob("*.yaml"))
 STUDIES = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("study_*.yaml"))
-SMALL = ["+experiment=study_cartpole", "env.max_frame=20_000", "log_every=0.2"]
+SMALL = ["+experiment=study_cartpole", "env.max_frame=10_000", "log_every=0.1"]
 
 
 def write_run(sweep, arm, seed, points, *, sessions=1, threads=1, env="CartPole-v1", max_frame=1_000, status="finished",
@@ -338,16 +338,16 @@ def test_a_sweep_that_was_stopped_goes_on_and_becomes_a_table_and_a_figure(tmp_p
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in text.splitlines()[:4]]
     a3c, a2c = (dict(zip(rows[0], row, strict=True)) for row in rows[2:])
     assert (a3c["arm"], a3c["sessions"], a3c["environments"], a3c["seeds"]) == ("a3c_2", "2", "16", "2")
-    assert (a2c["arm"], a2c["sessions"], a2c["environments"], a2c["frames"]) == ("a2c", "1", "16", "20,000")
-    assert re.fullmatch(r"\d+\.\d \[\d+\.\d, \d+\.\d\]", a2c["return at 20,000 frames"])
+    assert (a2c["arm"], a2c["sessions"], a2c["environments"], a2c["frames"]) == ("a2c", "1", "16", "10,000")
+    assert re.fullmatch(r"\d+\.\d \[\d+\.\d, \d+\.\d\]", a2c["return at 10,000 frames"])
     assert a2c["reached 15"] == "2 of 2"
     assert float(a2c["mean staleness"]) == 0 < float(a3c["mean staleness"])
     assert "a3c_2_seed_0 was interrupted and resumed" in text
     with (tmp_path / "new" / "study_table.csv").open() as file:
         numbers = {row["arm"]: row for row in csv.DictReader(file)}
-    assert (numbers["a2c"]["seeds"], float(numbers["a2c"]["frames"])) == ("0 1", 20_000)
+    assert (numbers["a2c"]["seeds"], float(numbers["a2c"]["frames"])) == ("0 1", 10_000)
     assert float(numbers["a2c"]["return_at_frames"]) == pytest.approx(
-        float(a2c["return at 20,000 frames"].split()[0]), abs=0.06
+        float(a2c["return at 10,000 frames"].split()[0]), abs=0.06
     )
     import matplotlib.image
 
