@@ -64,7 +64,7 @@ def plan(cfg: DictConfig, folder: Path) -> Plan:
     Raises:
         ValueError: There is nothing to resume, or a setting differs that must not.
     """
-    typed = [o for o in HydraConfig.get().overrides.task if _key(o) != "resume"]
+    typed = [o for o in HydraConfig.get().overrides.task if key_of(o) != "resume"]
     if cfg.resume is None or (cfg.resume == AUTO and not checkpoint.exists(folder)):
         return Plan(cfg, typed)
     found = checkpoint.load(folder)
@@ -100,25 +100,27 @@ def _saved_overrides(folder: Path) -> list[str]:
 
 def _merge(saved: Sequence[str], typed: Sequence[str]) -> list[str]:
     """Return the overrides that made a run, but for those that were typed anew."""
-    keys = {_key(override) for override in typed}
-    return [override for override in saved if _key(override) not in keys] + list(typed)
+    keys = {key_of(override) for override in typed}
+    return [override for override in saved if key_of(override) not in keys] + list(typed)
 
 
-def _key(override: str) -> str:
+def key_of(override: str) -> str:
+    """Return the setting or the group that an override is about."""
     return OverridesParser.create().parse_override(override).key_or_group
 
 
 def _compare(before: Any, now: Any) -> dict[str, tuple[Any, Any]]:
     """Return what differs between two configs, setting by setting."""
-    old, new = dict(_settings(before)), dict(_settings(now))
+    old, new = dict(settings(before)), dict(settings(now))
     keys = dict.fromkeys([*old, *new])
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
 
-def _settings(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def settings(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and the value of every setting in a config."""
     if isinstance(content, dict) and content:
         for key, value in content.items():
-            yield from _settings(value, f"{path}.{key}" if path else str(key))
+            yield from settings(value, f"{path}.{key}" if path else str(key))
     else:
         yield path, content
 

@@ -38,6 +38,7 @@ LAYERS = [
         "build",
         "resources",
         "resume",
+        "study",
     },
     {"train", "scripts"},
 ]
@@ -46,7 +47,7 @@ FORBIDDEN = {
     "agents": {"asynclab.distributed", "multiprocessing", "hydra"},
     "distributed": {"asynclab.agents", "asynclab.envs", "gymnasium", "hydra"},
 }
-HYDRA = {"train", "build", "config", "scripts", "evaluation", "provenance", "resume", "targets"}
+HYDRA = {"train", "build", "config", "scripts", "evaluation", "provenance", "resume", "study", "targets"}
 FILES = [ROOT / "train.py", *ROOT.glob("scripts/*.py"), *ROOT.glob("asynclab/**/*.py")]
 
 

@@ -1,0 +1,33 @@
+"""Turn a sweep into a table and a figure: interquartile means over seeds, with bootstrap intervals.
+
+Example: ``python scripts/study.py sweep=outputs/study_cartpole threshold=475 out=docs/study``
+"""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="study")
+def main(cfg: DictConfig) -> None:
+    """Write the files and print the table."""
+    from hydra.errors import CompactHydraException
+
+    if OmegaConf.is_missing(cfg, "sweep"):
+        raise CompactHydraException("sweep is missing: set sweep=<folder of a sweep>")
+    try:
+        from asynclab import study
+
+        result = study.analyse(Path(cfg.sweep), cfg.threshold, cfg.seconds)
+        files = study.write(result, Path(cfg.out))
+    except ImportError as error:
+        raise CompactHydraException(f"{error.name} is not installed: pip install 'asynclab[plot]'") from None
+    except ValueError as error:
+        raise CompactHydraException(str(error)) from error
+    print(study.table(result))
+    print(f"wrote {', '.join(map(str, files))}")
+
+
+if __name__ == "__main__":
+    main()

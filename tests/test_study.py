@@ -1,0 +1,357 @@
+"""The study: statistics against literal numbers, sweeps that are not as they should be, and a real one."""
+
+import csv
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+
+from asynclab import config, study
+
+config.register()
+ARMS = sorted(p.stem for p in (ROOT / "conf" / "arm").glob("*.yaml"))
+STUDIES = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("study_*.yaml"))
+SMALL = ["+experiment=study_cartpole", "env.max_frame=10_000", "log_every=0.1"]
+
+
+def write_run(sweep, arm, seed, points, *, sessions=1, threads=1, env="CartPole-v1", max_frame=1_000, status="finished",
+              staleness=None, overrides=None, made=(), summary=(), **algo):  # fmt: skip
+    """Write the files of a run whose progress lines are ``points``: (frames, seconds, return or None)."""
+    folder = sweep / f"{arm}_seed_{seed}"
+    folder.mkdir(parents=True)
+    mode = "Synced" if sessions > 1 else "Off"
+    settings = {
+        "algo": {"memory": {"horizon": 16}} | algo,
+        "env": {"id": env, "num_envs": 8, "max_frame": max_frame},
+        "distributed": {"_target_": f"asynclab.distributed.{mode}", "max_session": sessions, "num_threads": threads},
+        "seed": seed,
+        "resume": None,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    provenance = {
+        "max_session": sessions,
+        "started": f"2026-11-22T12:00:{len(list(sweep.iterdir())):02d}+00:00",
+        "git": {"revision": "0123456789" * 4, "dirty": False},
+        "machine": {"processor": "a processor", "cores": 2, "memory_gib": 8.0, "platform": "Linux-6"},
+        "packages": {"python": "3.11.7", "torch": "2.13.0"},
+        "resumes": [],
+        "overrides": overrides or [f"seed={seed}", f"arm={arm}", "+experiment=study_cartpole"],
+    }
+    (folder / "run.json").write_text(json.dumps(provenance | dict(made)))
+    lines = [{"kind": "session", "rank": rank} for rank in range(sessions)] + [
+        {"kind": "trial", "total_frames": frames, "seconds": seconds}
+        | {"metrics": {} if ret is None else {"train/return_100": ret}}
+        for frames, seconds, ret in points
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    frames, seconds, _ = points[-1]
+    ending = {"status": status, "frames": frames, "seconds": seconds, "restarts": 0, "lost_updates": None}
+    ending |= {"staleness": None if staleness is None else {"mean": staleness}}
+    (folder / "summary.json").write_text(json.dumps(ending | dict(summary)))
+    return folder
+
+
+def line(last, seconds=10.0, max_frame=1_000):
+    """Return points that rise to ``last`` in ten equal steps; there is no episode yet in the first."""
+    return [(max_frame * i // 10, seconds * i / 10, last * i / 10 if i > 1 else None) for i in range(1, 11)]
+
+
+def script(*overrides):
+    command = [sys.executable, ROOT / "scripts" / "study.py", *overrides]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_iqm_leaves_out_the_lowest_and_the_highest_quarter():
+    assert study.iqm([1, 2, 3, 4, 100]) == 3
+    assert study.iqm([8, 7, 6, 5, 4, 3, 2, -50]) == 4.5
+    assert study.iqm([0, 10]) == 5
+    assert study.iqm([0, 1, 8]) == 3  # nothing to cut: the mean
+    assert study.iqm([[1, 10], [3, 30]]).tolist() == [2, 20]
+    assert math.isnan(study.iqm([1, 2, 3, 4, math.nan]))
+
+
+def test_interval_is_the_percentiles_of_what_resampling_gives():
+    assert study.interval([0, 10]) == (0, 10)  # 0 in a quarter of the resamples, 5 in half, 10 in a quarter
+    assert study.interval([7, 7, 7, 7, 7]) == (7, 7)
+    low, high = study.interval([1, 2, 3, 4, 100])
+    assert 1 <= low < 3 < high <= 100
+    assert study.interval([1, 2, 3, 4, 100]) == (low, high)  # seeded
+    assert all(map(math.isnan, study.interval([7])))
+    low, high = study.interval([[0, 1], [10, math.nan]])
+    assert (low[0], high[0]) == (0, 10)
+    assert math.isnan(low[1])
+    assert math.isnan(high[1])
+
+
+def test_a_curve_keeps_its_last_value_and_has_none_before_its_first():
+    values = study.step([10, 20, 40], [1, 2, 3], [5, 10, 19.9, 20, 39, 40, 99])
+    assert np.isnan(values[0])
+    assert values[1:].tolist() == [1, 1, 2, 2, 3, 3]
+    assert study.step([10, 20, 20], [1, 2, 3], 20) == 3  # the last line of a run can have the frames of the one before
+
+
+def test_a_band_is_where_all_seeds_have_a_value(tmp_path):
+    write_run(tmp_path, "a2c", 0, [(100, 1.0, 10.0), (900, 9.0, 20.0)])
+    write_run(tmp_path, "a2c", 1, [(300, 2.0, 30.0), (700, 8.0, 50.0)])
+    runs, _ = study.load(tmp_path)
+    grid, middle, low, high = study.band(runs, "frames", points=3)
+    assert grid.tolist() == [300, 500, 700]
+    assert middle.tolist() == [20, 20, 30]
+    assert (low.tolist(), high.tolist()) == ([10, 10, 10], [30, 30, 50])
+    assert study.band(runs, "seconds", points=2)[0].tolist() == [2, 8]
+
+
+def test_the_numbers_of_a_study(tmp_path):
+    for seed, last in enumerate((100, 200, 300, 400, 1_000)):
+        write_run(tmp_path, "a3c_4", seed, line(last, seconds=20.0), sessions=4, staleness=3.0 + seed)
+        write_run(tmp_path, "a2c", seed, line(100, seconds=10.0))
+    result = study.analyse(tmp_path, threshold=250)
+    a3c, a2c = result.arms
+    assert (result.env, result.budget, result.seconds, result.notes) == ("CartPole-v1", 1_000, 10.0, [])
+    assert (a3c.label, a3c.sessions, a3c.envs, a3c.cores, len(a3c.runs)) == ("a3c_4", 4, 32, 2, 5)
+    assert (a2c.label, a2c.sessions, a2c.envs, a2c.cores) == ("a2c", 1, 8, 1)
+    assert (a3c.frames, a3c.seconds, a3c.fps, a3c.staleness) == (1_000, 20, 50, 5)
+    assert (a2c.fps, a2c.staleness, a2c.lost) == (100, None, None)
+    assert a3c.at_frames.iqm == 300
+    assert 100 <= a3c.at_frames.low < 300 < a3c.at_frames.high <= 1_000
+    assert a3c.at_seconds.iqm == 150  # half of its time, and half of the rise
+    assert a2c.at_seconds == a2c.at_frames == (100, 100, 100)
+    assert (a3c.reached, a3c.frames_to, a3c.seconds_to) == (3, 900, 18)  # 300 came to 270 then
+    assert (a2c.reached, a2c.frames_to) == (0, math.inf)
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in study.table(result).splitlines()[:4]]
+    assert dict(zip(rows[0], rows[3], strict=True)) == {
+        "arm": "a2c", "sessions": "1", "environments": "8", "seeds": "5", "frames": "1,000", "seconds": "10.0",
+        "return at 1,000 frames": "100.0 [100.0, 100.0]", "return at 10.0 s": "100.0 [100.0, 100.0]",
+        "reached 250": "0 of 5", "frames to 250": "-", "seconds to 250": "-",
+        "frames/s": "100", "frames/s per core": "100", "mean staleness": "-",
+    }  # fmt: skip
+    assert rows[2][-3:] == ["50", "25", "5.00"]
+
+
+def test_the_time_of_the_comparison_can_be_set(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path, "a2c", seed, line(100, seconds=10.0))
+    assert study.analyse(tmp_path, seconds=5).arms[0].at_seconds.iqm == 50
+    assert study.analyse(tmp_path, seconds=99).arms[0].at_seconds.iqm == 100
+    early = study.analyse(tmp_path, seconds=1.5).arms[0].at_seconds
+    assert all(map(math.isnan, early))
+
+
+def test_lost_updates_are_shown_if_they_were_measured(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path, "a3c_2", seed, line(100), sessions=2, summary={"lost_updates": [0.01 * (seed + 1)]})
+        write_run(tmp_path, "a2c", seed, line(100))
+    result = study.analyse(tmp_path)
+    assert [arm.lost for arm in result.arms] == [0.015, None]
+    head, _, a3c, a2c = study.table(result).splitlines()[:4]
+    assert head.endswith("| lost updates |")
+    assert a3c.endswith("| 1.50% |")
+    assert a2c.endswith("| - |")
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    write_run(tmp_path, "a2c", 0, line(100))
+    result = study.analyse(tmp_path)
+    assert result.arms[0].at_frames.iqm == 100
+    assert "| 100.0 |" in study.table(result)
+    assert result.notes == ["a2c has one run, so no interval."]
+    assert [p.name for p in study.write(result, tmp_path / "x")] == ["x_table.md", "x_table.csv", "x.png", "x.svg"]
+
+
+def test_arms_are_what_differs_except_the_seed(tmp_path):
+    for i, (algo, lr, seed) in enumerate([(a, r, s) for a in ("a3c", "a2c") for r in ("1e-3", "1e-2") for s in (1, 0)]):
+        overrides = [f"algo={algo}", f"algo.optimizer.lr={lr}", f"seed={seed}", f"log_every={i}", "env=cartpole"]
+        write_run(tmp_path, f"{i}", seed, line(100), overrides=overrides, agent=algo, optimizer={"lr": float(lr)})
+    arms = study.group(study.load(tmp_path)[0])
+    assert list(arms) == [f"algo={a}, algo.optimizer.lr={r}" for a in ("a3c", "a2c") for r in ("1e-3", "1e-2")]
+    assert [[run.settings["seed"] for run in runs] for runs in arms.values()] == [[0, 1]] * 4
+
+
+def test_arms_of_one_name_that_differ_are_told_apart(tmp_path):
+    write_run(tmp_path, "a2c", 0, line(100))
+    changed = write_run(tmp_path, "a2c", 1, line(100), optimizer={"lr": 0.1})
+    other = write_run(tmp_path, "a3c_2", 0, line(100), sessions=2)
+    arms = study.group(study.load(tmp_path)[0])
+    assert list(arms) == ["a2c", "a2c, algo.optimizer.lr=0.1", "a3c_2"]
+    assert [runs[0].folder for runs in arms.values()][1:] == [changed, other]
+
+
+def test_what_is_wrong_with_a_sweep_is_said_and_the_rest_is_evaluated(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path, "a2c", seed, line(100))
+    write_run(tmp_path, "a3c_2", 1, line(100), sessions=2, made={"resumes": [{}]}, summary={"restarts": 2})
+    write_run(tmp_path, "pong", 0, line(100), env="ALE/Pong-v5")
+    write_run(tmp_path, "long", 0, line(100, max_frame=5_000), max_frame=5_000)
+    write_run(tmp_path, "stopped", 0, line(100), status="interrupted")
+    write_run(tmp_path, "failed", 0, line(100), status="failed")
+    (write_run(tmp_path, "killed", 0, line(100)) / "summary.json").unlink()
+    (write_run(tmp_path, "silent", 0, [(1_000, 9.0, None)])).touch()
+    (write_run(tmp_path, "broken", 0, line(100)) / "summary.json").write_text('{"status": "fin')
+    (write_run(tmp_path, "torn", 0, line(100)) / "metrics.jsonl").write_text('{"kind"\n')
+    (write_run(tmp_path, "old", 0, line(100)) / "config.yaml").write_text("seed: 0\n")
+    (write_run(tmp_path, "garbled", 0, line(100)) / "config.yaml").write_text("{")
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "run.json").write_text("[")
+    (tmp_path / "never").mkdir()
+    (tmp_path / "multirun.yaml").touch()
+    repeated = write_run(tmp_path, "zz", 0, line(100), overrides=["arm=a2c"])
+    result = study.analyse(tmp_path)
+    assert [(arm.label, len(arm.runs)) for arm in result.arms] == [("a2c", 2), ("a3c_2", 1)]
+    for sentence in (
+        r"pong_seed_0 is left out: it is ALE/Pong-v5 with 1,000 frames, and most others are CartPole-v1 with 1,000 fr",
+        r"long_seed_0 is left out: it is CartPole-v1 with 5,000 frames, and most others are",
+        r"stopped_seed_0 is left out: its status is interrupted \(resume=auto continues it\)\.",
+        r"failed_seed_0 is left out: its status is failed",
+        r"killed_seed_0 is left out: it has no summary\.json, so it still runs or was killed",
+        r"silent_seed_0 is left out: .* has no finished episode yet\.",
+        r"broken_seed_0 is left out: summary\.json is damaged\.",
+        r"torn_seed_0 is left out: .*metrics\.jsonl is damaged",
+        r"old_seed_0 is left out: config\.yaml, run\.json or summary\.json is damaged or of another version",
+        r"garbled_seed_0 is left out: config\.yaml, run\.json or summary\.json is damaged",
+        r"again is left out: it has no summary\.json",
+        r"never is left out: it has no run\.json, so no run began here\.",
+        rf"{repeated.name} is left out: it repeats a2c_seed_0\.",
+        r"a3c_2 has no finished run with seed 0\.",
+        r"a3c_2 has one run, so no interval\.",
+        r"a3c_2_seed_1 was interrupted and resumed; its seconds have two starts\.",
+        r"a3c_2_seed_1 had sessions that failed and were started again\.",
+    ):
+        assert [note for note in result.notes if re.match(sentence, note)], (sentence, result.notes)
+    assert len(result.notes) == 17
+    assert f"- {result.notes[0]}" in study.table(result)
+
+
+def test_runs_of_several_revisions_are_named(tmp_path):
+    write_run(tmp_path, "a2c", 0, line(100))
+    write_run(tmp_path, "a2c", 1, line(100), made={"git": {"revision": "f" * 40, "dirty": True}})
+    lines = study.table(study.analyse(tmp_path)).splitlines()
+    assert [line for line in lines if line.startswith("- commit fffffff with changes; ") and line.endswith("seed_1")]
+    assert [line for line in lines if line.startswith("- commit 0123456; a processor, 2 cores, ")]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], r"sweep is missing: set sweep=<folder of a sweep>"),
+        (["sweep={0}"], r"sweep=\S+ has no finished run to evaluate\. empty is left out: it has no run\.json"),
+    ],
+    ids=["no-sweep", "no-run"],
+)
+@pytest.mark.medium
+def test_bad_input_is_one_clear_message(tmp_path, overrides, message):
+    (tmp_path / "empty").mkdir()
+    process = script(*[o.format(tmp_path) for o in overrides])
+    assert process.returncode == 1
+    assert re.search(message, process.stderr), process.stderr
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"threshold": "high"}, r"threshold=high must be a number"),
+        ({"seconds": 0}, r"seconds=0 must be a number above 0"),
+        ({"seconds": math.nan}, r"seconds=nan must be a number"),
+    ],
+    ids=str,
+)
+def test_settings_of_the_study_are_checked(tmp_path, kwargs, message):
+    write_run(tmp_path, "a2c", 0, line(100))
+    with pytest.raises(ValueError, match=message):
+        study.analyse(tmp_path, **kwargs)
+
+
+def test_a_run_is_no_sweep_and_files_need_a_place(tmp_path):
+    run = write_run(tmp_path, "a2c", 0, line(100))
+    with pytest.raises(ValueError, match=r"sweep=\S+ is a run; set sweep to the folder of a sweep, hydra\.sweep\.dir"):
+        study.analyse(run)
+    with pytest.raises(ValueError, match=r"sweep=/nowhere is not a folder"):
+        study.analyse(Path("/nowhere"))
+    with pytest.raises(ValueError, match=r"out=/proc/asynclab/x cannot be written: "):
+        study.write(study.analyse(tmp_path), Path("/proc/asynclab/x"))
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("experiment", STUDIES)
+def test_every_arm_of_a_study_has_what_is_common(experiment, arm):
+    if arm == "ppo" and not (ROOT / "conf" / "algo" / "ppo.yaml").exists():
+        pytest.skip("there is no algo=ppo")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("config", [f"+experiment={experiment}", f"arm={arm}"])
+    config.refuse_unknown_keys(cfg)
+    assert cfg.algo.lr_schedule._target_ == "asynclab.schedules.Linear"
+    assert cfg.distributed._target_.endswith("Synced" if arm.startswith("a3c") else "Off")
+    assert (cfg.algo.memory.horizon, cfg.env.num_envs) == (
+        (128 if arm == "ppo" else 16 if experiment == "study_cartpole" else 5), 8 if arm.startswith("a3c") else 16,
+    )  # fmt: skip
+    if experiment == "study_cartpole":
+        assert (cfg.env.id, cfg.env.max_frame, cfg.algo.optimizer.lr) == ("CartPole-v1", 400_000, 2e-3)
+        assert (cfg.algo.agent.shared, cfg.algo.precision) == (False, "fp32")
+    else:
+        assert (cfg.env.id, cfg.env.max_frame, cfg.algo.optimizer.eps) == ("ALE/Pong-v5", 3_000_000, 1e-5)
+    sessions = int(arm.removeprefix("a3c_")) if arm.startswith("a3c") else 1
+    assert (cfg.distributed.max_session, cfg.distributed.num_threads) == (sessions, 1)
+
+
+@pytest.mark.parametrize("experiment", STUDIES)
+def test_a_study_sweeps_over_arms_that_exist(experiment):
+    params = yaml.safe_load((ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text())["hydra"]["sweeper"]
+    assert set(params["params"]["arm"].split(",")) <= set(ARMS)
+    assert list(params["params"]) == ["seed", "arm"]
+
+
+@pytest.mark.medium
+def test_a_sweep_that_was_stopped_goes_on_and_becomes_a_table_and_a_figure(tmp_path):
+    sweep = tmp_path / "sweep"
+    command = [sys.executable, ROOT / "train.py", "-m", *SMALL, "arm=a3c_2,a2c", "seed=0,1", f"hydra.sweep.dir={sweep}"]
+    env = os.environ | {"PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+    for text in process.stdout:
+        if text.startswith("frames "):
+            process.send_signal(signal.SIGINT)
+            break
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    with pytest.raises(ValueError, match="a3c_2_seed_0 is left out: its status is interrupted"):
+        study.analyse(sweep)
+    again = subprocess.run([*command, "resume=auto"], capture_output=True, text=True, timeout=120, check=False)
+    assert again.returncode == 0, again.stderr
+    assert sorted(p.parent.name for p in sweep.glob("*/summary.json")) == [
+        f"{arm}_seed_{seed}" for arm in ("a2c", "a3c_2") for seed in (0, 1)
+    ]
+    out = tmp_path / "new" / "study"
+    done = script(f"sweep={sweep}", f"out={out}", "threshold=15")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    text = (tmp_path / "new" / "study_table.md").read_text()
+    assert done.stdout.startswith(text)
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in text.splitlines()[:4]]
+    a3c, a2c = (dict(zip(rows[0], row, strict=True)) for row in rows[2:])
+    assert (a3c["arm"], a3c["sessions"], a3c["environments"], a3c["seeds"]) == ("a3c_2", "2", "16", "2")
+    assert (a2c["arm"], a2c["sessions"], a2c["environments"], a2c["frames"]) == ("a2c", "1", "16", "10,000")
+    assert re.fullmatch(r"\d+\.\d \[\d+\.\d, \d+\.\d\]", a2c["return at 10,000 frames"])
+    assert a2c["reached 15"] == "2 of 2"
+    assert float(a2c["mean staleness"]) == 0 < float(a3c["mean staleness"])
+    assert "a3c_2_seed_0 was interrupted and resumed" in text
+    with (tmp_path / "new" / "study_table.csv").open() as file:
+        numbers = {row["arm"]: row for row in csv.DictReader(file)}
+    assert (numbers["a2c"]["seeds"], float(numbers["a2c"]["frames"])) == ("0 1", 10_000)
+    assert float(numbers["a2c"]["return_at_frames"]) == pytest.approx(
+        float(a2c["return at 10,000 frames"].split()[0]), abs=0.06
+    )
+    import matplotlib.image
+
+    picture = matplotlib.image.imread(tmp_path / "new" / "study.png")
+    assert picture.shape == (576, 1320, 4)
+    assert len(np.unique(picture.reshape(-1, 4), axis=0)) > 50  # lines and bands in colours
+    assert "<svg" in (tmp_path / "new" / "study.svg").read_text()
