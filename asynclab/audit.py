@@ -12,6 +12,7 @@ from functools import partial
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+import ale_py
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Discrete, flatten
@@ -24,16 +25,18 @@ from asynclab.memory import Memory, Replay, ReplayBatch, Rollout, RolloutBatch
 
 FRAMESKIP = 4  # of Atari, unless the configuration has another
 
-AUTORESET = "begins at an episode's last observation: the step that only resets became a transition"
-UNKNOWN = "begins where no plain environment was, or acts as it did not"
-TERMINATED = "ends in a truncation that is taken for a termination"
-NOT_TERMINATED = "ends in a termination that is not marked"
-NOT_ENDED = "ends an episode, or goes on, where the plain environment did not"
-NEXT_EPISODE = "has the next episode's first observation as its successor"
-SUCCESSOR = "has a successor that the plain environment did not show"
-REWARD = "has a reward that the plain environment did not give"
-MISSING = "was never handed out"
-RETURN = "ends an episode whose raw return or length is reported wrongly"
+# What can be wrong with transitions, the causes before what follows from them
+AUTORESET = "begin at an episode's last observation: the step that only resets became a transition"
+TERMINATED = "end in a truncation that is taken for a termination"
+NOT_TERMINATED = "end in a termination that is not marked"
+NEXT_EPISODE = "have the next episode's first observation as their successor"
+NOT_ENDED = "end an episode, or go on, where the plain environment did not"
+SUCCESSOR = "have a successor that the plain environment did not show"
+REWARD = "have a reward that the plain environment did not give"
+UNKNOWN = "begin where no plain environment was, or act as it did not"
+RETURN = "end an episode whose raw return or length is reported wrongly"
+MISSING = "were never handed out"
+KINDS = (AUTORESET, TERMINATED, NOT_TERMINATED, NEXT_EPISODE, NOT_ENDED, SUCCESSOR, REWARD, UNKNOWN, RETURN, MISSING)
 
 
 class Audit(NamedTuple):
@@ -54,8 +57,9 @@ class Audit(NamedTuple):
 
     def __str__(self) -> str:
         seen = f"{self.frames:,} frames with {self.terminated} terminations and {self.truncated} truncations"
-        wrong = "; ".join(f"{count:,} times: a transition {kind}" for kind, count in self.bogus.most_common())
-        return f"{wrong} (of {seen})" if wrong else f"0 bogus transitions in {seen}"
+        if not self.bogus:
+            return f"0 bogus transitions in {seen}"
+        return f"of {seen}, " + "; ".join(f"{self.bogus[kind]:,} {kind}" for kind in KINDS if kind in self.bogus)
 
 
 class Transition(NamedTuple):
@@ -92,6 +96,7 @@ class Plain:
         self._vector = id.startswith("ALE/")
         self._env: Any
         if self._vector:
+            gym.register_envs(ale_py)
             # In the emulator's other mode the last observation comes first and then, as a step of its own, the reset.
             forced = {"num_threads": 1, "reward_clipping": False, "autoreset_mode": AutoresetMode.NEXT_STEP}
             self._env = gym.make_vec(id, num_envs=1, **(kwargs | forced))
@@ -295,7 +300,7 @@ class _Auditor:
         genuine = {outcome for outcome, difference in differences.items() if difference is None}
         self.waiting -= {(key, outcome) for outcome in genuine}
         if not genuine:
-            self.bogus[min(filter(None, differences.values()))] += 1
+            self.bogus[min(filter(None, differences.values()), key=KINDS.index)] += 1
 
     def _difference(self, transition: Transition, outcome: _Outcome) -> str | None:
         """Return what is wrong with a transition if this is what should have come of it."""

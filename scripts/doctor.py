@@ -1,7 +1,7 @@
 """Check a configuration in seconds, without training.  The exit status is 0 if nothing is wrong.
 
-Example: ``python scripts/doctor.py algo=sac env=humanoid distributed=shared``; with ``--inject=help`` it lists the known
-errors, and with ``--inject=NAME`` it plants one, which must then be found.
+Example: ``python scripts/doctor.py algo=sac env=humanoid distributed=shared``.  ``--inject=help`` lists the known
+errors, and ``--inject=NAME`` plants one, which must then be found.
 """
 
 import re

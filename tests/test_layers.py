@@ -34,6 +34,10 @@ LAYERS = [
         "evaluation",
         "curves",
         "benchmark",
+        "audit",
+        "doctor",
+        "faults",
+        "probe",
         "build",
         "resources",
         "resume",
@@ -45,7 +49,7 @@ FORBIDDEN = {
     "agents": {"asynclab.distributed", "multiprocessing", "hydra"},
     "distributed": {"asynclab.agents", "asynclab.envs", "gymnasium", "hydra"},
 }
-HYDRA = {"train", "build", "config", "scripts", "evaluation", "provenance", "resume", "targets"}
+HYDRA = {"train", "build", "config", "scripts", "doctor", "evaluation", "provenance", "resume", "targets"}
 FILES = [ROOT / "train.py", *ROOT.glob("scripts/*.py"), *ROOT.glob("asynclab/**/*.py")]
 
 
