@@ -371,7 +371,8 @@ def optimizer_global(subject: Subject) -> str:
     name = type(store.optimizer).__name__
     if not isinstance(store.optimizer, GlobalOptimizer):
         raise Wrong(f"{name} is not global: torch makes its state at the first step, in every process for itself")
-    state = state_of(store)
+    if not (state := state_of(store)):
+        return f"{name}, which has no state before its first step; what becomes of it, optimizer_shared tells"
     if not all(tensor.is_shared() for tensor in state):
         raise Wrong(f"{name} has state outside shared memory")
     return f"{name}: {len(state)} tensors in shared memory"

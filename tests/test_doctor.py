@@ -139,13 +139,14 @@ def test_the_audit_knows_only_what_it_can_compare():
         audit.hands_out_all(list)
 
 
-def test_faults_are_gone_when_they_are_left():
-    before = {fault: list(map(str, FAULTS[fault].plant())) for fault in ("piled_gradients", "next_episode")}
-    zero, step = audit.Envs.step, doctor.Trial.run
-    with planted("next_episode"), planted("next_episode"):
-        assert audit.Envs.step is not zero
-    assert (audit.Envs.step, doctor.Trial.run) == (zero, step)
-    assert before.keys() <= FAULTS.keys()
+def test_a_fault_is_gone_when_it_is_left():
+    step = audit.Envs.step
+    with planted("next_episode"):
+        faulty = audit.Envs.step
+        with planted("next_episode"):
+            assert audit.Envs.step is faulty is not step
+        assert audit.Envs.step is faulty
+    assert audit.Envs.step is step
 
 
 def test_every_fault_has_a_check_and_all_are_documented():
@@ -156,17 +157,12 @@ def test_every_fault_has_a_check_and_all_are_documented():
         assert f"`{name}`" in text, name
 
 
-@pytest.mark.parametrize("fault", ["piled_gradients", "stale_gradients", "no_first_pull", "gae_leak"])
-def test_faults_of_learning_are_found_in_this_process(tmp_path, fault):
-    overrides, reason = CASES[fault]
-    name = FAULTS[fault].check
-    (finding,) = examine(tmp_path, overrides, fault, [name]).values()
-    assert (finding.name, finding.status) == (name, doctor.FAILED)
-    assert re.search(reason, finding.text)
+IN_THIS_PROCESS = {"piled_gradients", "stale_gradients", "no_first_pull", "gae_leak", "next_episode", "random_targets"}
 
 
-@pytest.mark.medium
-@pytest.mark.parametrize("fault", CASES)
+@pytest.mark.parametrize(
+    "fault", [fault if fault in IN_THIS_PROCESS else pytest.param(fault, marks=pytest.mark.medium) for fault in CASES]
+)
 def test_every_planted_error_is_found_for_the_right_reason(tmp_path, fault):
     overrides, reason = CASES[fault]
     name = FAULTS[fault].check
@@ -198,7 +194,11 @@ def test_a_healthy_configuration_passes_and_says_what_does_not_apply(tmp_path, o
         (SAC, {"inject": "gae_leak"}, "does not apply .*: this agent's targets look one step ahead"),
         (A3C, {"inject": "leaky_off"}, "does not apply .*: distributed=synced has one network for all sessions"),
         (A3C, {"inject": "emulator_clips"}, "does not apply .*: CartPole-v1 has no emulator that clips rewards"),
-        (A3C[:1] + ["distributed.max_session=1"], {"inject": "fork"}, "does not apply .*: one session, so there is"),
+        (
+            ["env=cartpole", "distributed.max_session=1"],
+            {"inject": "fork"},
+            "does not apply .*: one session, so there is",
+        ),
         (A3C, {"inject": "nothing"}, "inject=nothing is unknown; use one of piled_gradients, "),
         (A3C, {"names": ["threads", "luck"]}, "checks=luck is unknown; use one of start_method, "),
         (A3C, {"inject": "fork", "names": ["threads"]}, "inject=fork is found by start_method, which checks="),
@@ -224,9 +224,7 @@ def test_the_command_fails_on_a_planted_error_and_explains_it():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["inject=bad_luck"], "inject=bad_luck is unknown; use one of piled_gradients, "),
-        (["--inject=float16_replay", *A3C], "does not apply to this configuration: there is no replay"),
-        (["frames=0"], "frames=0 must be a whole number of 1 or more"),
+        (["--inject=bad_luck"], "inject=bad_luck is unknown; use one of piled_gradients, "),
         (["algo=sac", "env=cartpole"], "algo=sac needs bounded continuous actions"),
     ],
     ids=lambda x: x[0] if isinstance(x, list) else "",
@@ -245,6 +243,7 @@ def test_help_lists_every_fault():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")))
 def test_every_shipped_experiment_is_healthy(experiment):
     process = command(f"+experiment={experiment}")
@@ -253,6 +252,7 @@ def test_every_shipped_experiment_is_healthy(experiment):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("memory", MEMORIES)
 @pytest.mark.parametrize("env", sorted(path.stem for path in (ROOT / "conf" / "env").glob("*.yaml")))
 def test_no_transition_of_20000_frames_of_any_shipped_environment_is_bogus(tmp_path, env, memory):
