@@ -97,7 +97,7 @@ def examine(
     subject = Subject(cfg, folder, frames, inject)
     if inject is not None:
         fault = FAULTS[inject]
-        if reason := fault.needs(subject.real) or CHECKS[fault.check].needs(subject):
+        if reason := fault.needs(subject.real, subject.agent) or CHECKS[fault.check].needs(subject):
             raise ValueError(f"inject={inject} does not apply to this configuration: {reason}")
         if names and fault.check not in names:
             raise ValueError(f"inject={inject} is found by {fault.check}, which checks={list(names)} leaves out")
@@ -239,9 +239,15 @@ def _optimizer_is_seen(subject: Subject) -> str:
     return "" if subject.real.mode.one_store else _several(subject)
 
 
+def _statistics(subject: Subject) -> str:
+    if not getattr(subject.real.stores[0].optimizer, "shared", True):
+        return "algo.optimizer.shared=false asks for statistics of each session's own"
+    return _one_store(subject)
+
+
 def _targets(subject: Subject) -> str:
-    has = hasattr(subject.agent, "critics") and hasattr(subject.agent, "target_critics")
-    return "" if has else "this agent has no target critics"
+    has = hasattr(subject.agent, "target_critics") or getattr(subject.agent, "target_part", None) is not None
+    return "" if has else "this agent has no target network"
 
 
 def _temperature(subject: Subject) -> str:
@@ -381,7 +387,7 @@ def optimizer_global(subject: Subject) -> str:
 @_check(
     "Moments that each process keeps for itself do not fit the weights that all of them step: nothing is learned and"
     " nobody is told. Shared RMSProp shares its statistics for that reason (Mnih et al., 2016, section 4).",
-    _one_store,
+    _statistics,
 )
 def optimizer_shared(subject: Subject) -> str:
     """Keep moments and the step count in the same memory for all processes."""
@@ -476,10 +482,10 @@ def first_pull(subject: Subject) -> str:
     _targets,
 )
 def targets(subject: Subject) -> str:
-    """Start SAC's target critics as copies of the critics that were pulled."""
-    if not subject.rehearsal.targets_are_critics:
-        raise Wrong("the target critics do not start as the critics of theta but as discarded random weights")
-    return "the target critics start as theta's critics"
+    """Start target networks as copies of what was pulled."""
+    if not subject.rehearsal.targets_are_theta:
+        raise Wrong("the target network does not start as a copy of theta but as discarded random weights")
+    return "the target network starts as a copy of theta"
 
 
 @_check("Sessions would train one network towards different objectives, each with its own entropy bonus.", _temperature)
@@ -512,7 +518,8 @@ def reproducible(subject: Subject) -> str:
     """Begin in the same way when the settings are the same."""
     beginnings = []
     for _ in range(2):
-        parts, beginning = begin(subject.trial.session, subject.trial.stores[0], 0)
+        trial = subject.make()
+        parts, beginning = begin(trial.session, trial.stores[0], 0)
         parts.envs.close()
         beginnings.append(beginning)
     if beginnings[0] != beginnings[1]:

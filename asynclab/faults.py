@@ -42,13 +42,13 @@ class Fault(NamedTuple):
         about: What is wrong, in one line.
         check: Name of the doctor's check that finds it.
         plant: () -> replacements.
-        needs: Returns why it cannot be planted in a trial beyond what the check itself needs; empty if it can.
+        needs: (trial, agent) -> why it cannot be planted there, beyond what the check itself needs; empty if it can.
     """
 
     about: str
     check: str
     plant: Callable[[], Replacements]
-    needs: Callable[[Trial], str]
+    needs: Callable[[Trial, Agent], str]
 
 
 FAULTS: dict[str, Fault] = {}
@@ -82,12 +82,12 @@ class Planted:
             yield from self.run()
 
 
-def _anywhere(trial: Trial) -> str:
+def _anywhere(trial: Trial, agent: Agent) -> str:
     return ""
 
 
 def _fault(
-    check: str, needs: Callable[[Trial], str] = _anywhere
+    check: str, needs: Callable[[Trial, Agent], str] = _anywhere
 ) -> Callable[[Callable[[], Replacements]], Callable[[], Replacements]]:
     """Register a fault; its docstring says what is wrong."""
 
@@ -120,11 +120,11 @@ def _before(function: Callable[..., Any], first: Callable[..., Any]) -> Callable
     return method
 
 
-def _not_shared(trial: Trial) -> str:
+def _not_shared(trial: Trial, agent: Agent) -> str:
     return "in distributed=shared the weights are the global network" if trial.mode.is_live else ""
 
 
-def _only_shared(trial: Trial) -> str:
+def _only_shared(trial: Trial, agent: Agent) -> str:
     return "" if trial.mode.is_live else f"in distributed={trial.mode.name} the weights are a copy by design"
 
 
@@ -153,7 +153,7 @@ def stale_gradients() -> Replacements:
 def no_first_pull() -> Replacements:
     """Let a session begin with its own random weights, and pull first after its first update."""
 
-    def keep_own(self: Agent, weights: Vector, grad: Vector) -> None:
+    def keep_own(self: Agent, weights: Vector, *_: Any) -> None:
         weights.full.copy_(flat.flatten(self.nets))
         weights.round_()
 
@@ -225,15 +225,16 @@ def local_clock() -> Replacements:
 # SAC
 
 
-@_fault("targets")
+@_fault("targets", lambda _, agent: "" if isinstance(agent, SAC) else "the agent is no SAC")
 def random_targets() -> Replacements:
     """Start SAC's target critics as the random weights that the first pull has replaced."""
     bind = SAC.bind
 
     def faulty(self: SAC, *args: Any, **kwargs: Any) -> None:
-        own = flat.flatten(self.target_critics)
+        own = [p.detach().clone() for p in self.target_critics.parameters()]
         bind(self, *args, **kwargs)
-        self.load_state_dict(self.state_dict() | {"targets": own})
+        for p, random in zip(self.target_critics.parameters(), own, strict=True):
+            p.data.copy_(random)
 
     yield SAC, "bind", faulty
 
@@ -286,7 +287,7 @@ def _cores() -> int:
 
 @_fault(
     "threads",
-    lambda trial: f"distributed.num_threads is {_cores()} here anyway" * (trial.mode.num_threads == _cores()),
+    lambda trial, _: f"distributed.num_threads is {_cores()} here anyway" * (trial.mode.num_threads == _cores()),
 )
 def all_cores() -> Replacements:
     """Let torch use all cores in every session."""
@@ -380,7 +381,9 @@ def gae_leak() -> Replacements:
 
 @_fault(
     "raw_returns",
-    lambda trial: "" if _env_id(trial).startswith("ALE/") else f"{_env_id(trial)} has no emulator that clips rewards",
+    lambda trial, _: (
+        "" if _env_id(trial).startswith("ALE/") else f"{_env_id(trial)} has no emulator that clips rewards"
+    ),
 )
 def emulator_clips() -> Replacements:
     """Clip rewards in the emulator, before anybody has counted them (the default of AtariVectorEnv)."""

@@ -194,14 +194,14 @@ class Rehearsal(NamedTuple):
     Attributes:
         weights_are_theta: When it acts for the first time.
         theta_is_kept: Likewise: theta is what it was before the session began.
-        targets_are_critics: Likewise; false if there are no target critics.
+        targets_are_theta: Likewise; true if there is no target network.
         second: [P] the gradient that is pushed first of those from its second batch.
         fresh: [P] what a session that has never seen the first batch pushes instead.
     """
 
     weights_are_theta: bool
     theta_is_kept: bool
-    targets_are_critics: bool
+    targets_are_theta: bool
     second: Tensor
     fresh: Tensor
 
@@ -227,12 +227,14 @@ def rehearse(make_trial: Callable[[], Trial]) -> Rehearsal:
     def watch_act(self: Learner, *args: Any, **kwargs: Any) -> Any:
         if not seen:
             agent: Any = self.agent
+            shared, part = getattr(store, "target", None), getattr(agent, "target_part", None)  # a lagging copy
             bound = flat.is_bound(agent.nets, self.weights, self.grad)
             seen["weights_are_theta"] = bound and torch.equal(self.weights.full.cpu(), before)
             seen["theta_is_kept"] = torch.equal(store.theta, before)
-            seen["targets_are_critics"] = hasattr(agent, "target_critics") and torch.equal(
-                flat.flatten(agent.target_critics), flat.flatten(agent.critics)
-            )
+            targets = [] if part is None else [(shared, before[part])]
+            if hasattr(agent, "target_critics"):
+                targets.append((flat.flatten(agent.target_critics), flat.flatten(agent.critics)))
+            seen["targets_are_theta"] = all(torch.equal(target, start) for target, start in targets)
         return act(self, *args, **kwargs)
 
     def watch_learn(self: Learner, batch: Any, *args: Any, **kwargs: Any) -> None:

@@ -33,7 +33,7 @@ CASES = {
     "private_moments": (A3C, "the sessions see different moments or steps"),
     "torch_optimizer": (A3C, "Adam is not global: torch makes its state at the first step"),
     "local_clock": (A3C, "learning rate at 75% in session 0 instead of 50%"),
-    "random_targets": (SAC, "do not start as the critics of theta but as discarded random weights"),
+    "random_targets": (SAC, "does not start as a copy of theta but as discarded random weights"),
     "private_temperature": (SAC, "no part of theta but private to each session"),
     "float16_replay": (SAC, r"comes back from the replay as inf in torch\.float16"),
     "fork": (A3C, "forked from the command's own process, which has run torch operators"),
@@ -193,6 +193,7 @@ def test_a_healthy_configuration_passes_and_says_what_does_not_apply(tmp_path, o
         (SAC, {"inject": "no_first_pull"}, "does not apply .*: in distributed=shared the weights are the global"),
         (SAC, {"inject": "gae_leak"}, "does not apply .*: this agent's targets look one step ahead"),
         (A3C, {"inject": "leaky_off"}, "does not apply .*: distributed=synced has one network for all sessions"),
+        (A3C, {"inject": "random_targets"}, "does not apply .*: the agent is no SAC"),
         (A3C, {"inject": "emulator_clips"}, "does not apply .*: CartPole-v1 has no emulator that clips rewards"),
         (
             ["env=cartpole", "distributed.max_session=1"],
