@@ -227,7 +227,8 @@ def rehearse(make_trial: Callable[[], Trial]) -> Rehearsal:
     def watch_act(self: Learner, *args: Any, **kwargs: Any) -> Any:
         if not seen:
             agent: Any = self.agent
-            shared, part = getattr(store, "target", None), getattr(agent, "target_part", None)  # a lagging copy
+            shared: Any = getattr(store, "target", None)  # a lagging copy of a part of theta
+            part = getattr(agent, "target_part", None)
             bound = flat.is_bound(agent.nets, self.weights, self.grad)
             seen["weights_are_theta"] = bound and torch.equal(self.weights.full.cpu(), before)
             seen["theta_is_kept"] = torch.equal(store.theta, before)

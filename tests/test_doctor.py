@@ -226,7 +226,7 @@ def test_the_command_fails_on_a_planted_error_and_explains_it():
     ("arguments", "message"),
     [
         (["--inject=bad_luck"], "inject=bad_luck is unknown; use one of piled_gradients, "),
-        (["algo=sac", "env=cartpole"], "algo=sac needs bounded continuous actions"),
+        (["env.num_envs=-1"], "env.num_envs=-1 must be a whole number of 1 or more"),
     ],
     ids=lambda x: x[0] if isinstance(x, list) else "",
 )
