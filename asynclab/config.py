@@ -88,6 +88,15 @@ class Sb3Config(Config):
     out: str = MISSING  # its curve, and its circumstances
 
 
+@dataclass
+class DoctorConfig(Config):
+    """A configuration to be checked, and how."""
+
+    inject: str | None = None  # name of a fault to plant, or help
+    frames: int = 2_000  # that the audit of transitions steps
+    checks: list[str] | None = None  # names; null: all
+
+
 def refuse_unknown_keys(cfg: DictConfig, prefix: str = "") -> None:
     """Raise ValueError for keys that nothing reads, which ``+`` on the command line can add to the groups."""
     schema: Any = OmegaConf.get_type(cfg)
@@ -169,3 +178,4 @@ def register() -> None:
     store.store(name="base_config", node=Config)
     store.store(name="base_benchmark", node=BenchmarkConfig)
     store.store(name="base_sb3", node=Sb3Config)
+    store.store(name="base_doctor", node=DoctorConfig)

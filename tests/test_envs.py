@@ -1,11 +1,13 @@
 """Environments: what reaches the agent is what a plain environment, reset by hand, would have given it."""
 
+from functools import partial
+
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
-from gymnasium.vector import AutoresetMode
 
+from asynclab.audit import audit, hands_out_all
 from asynclab.envs import make_envs
 from asynclab.memory import Replay, Rollout
 from asynclab.session import Seeds
@@ -179,69 +181,17 @@ def test_environments_of_different_seeds_differ_and_equal_seeds_repeat(id):
 
 @pytest.mark.medium
 def test_no_transition_crosses_an_episode_in_20000_frames_of_humanoid():
-    """Every transition in the replay is one that a plain Humanoid, reset by hand, makes too."""
-    num_envs, steps = 8, 2_500
-    envs = make_envs("Humanoid-v5", num_envs)
-    replay = Replay(envs.obs_space, envs.action_space, num_envs, capacity=num_envs * steps, batch_size=1)
-    rng = np.random.default_rng(0)
-    actions = rng.uniform(-1, 1, (steps, num_envs, 17)).astype(np.float32)
-    plain = [gym.make("Humanoid-v5") for _ in range(num_envs)]
-    current = [env.reset(seed=b)[0] for b, env in enumerate(plain)]
-    replay.reset(envs.reset(list(range(num_envs))))
-    expected = []
-    ends = 0
-    for action in actions:
-        replay.add(action, envs.step(action))
-        for b, env in enumerate(plain):
-            obs, reward, terminated, truncated, _ = env.step(np.float32(0.4) * action[b])
-            expected.append((current[b], obs, reward, terminated))
-            ends += terminated or truncated
-            current[b] = env.reset()[0] if terminated or truncated else obs
-    obs, next_obs, reward, terminated = (np.array(x) for x in zip(*expected, strict=True))
-    assert len(replay) == len(expected) == 20_000
-    assert ends > 500
-    rows, columns = np.divmod(np.arange(20_000), num_envs)
-    assert np.array_equal(replay._obs[rows, columns], obs.astype(np.float32))
-    assert np.array_equal(replay._reward[rows, columns], reward.astype(np.float32))
-    assert np.array_equal(replay._terminated[rows, columns], terminated)
-    inside = ~terminated & ~replay._truncated[rows, columns]
-    assert np.array_equal(replay._obs[rows + 1, columns][inside], next_obs[inside].astype(np.float32))
+    make_memory = hands_out_all(partial(Replay, capacity=20_000, batch_size=1))
+    result = audit(partial(make_envs, id="Humanoid-v5", num_envs=8), 20_000, make_memory)
+    assert (result.frames, result.bogus) == (20_000, {})
+    assert result.terminated > 500
 
 
 @pytest.mark.medium
 def test_no_transition_crosses_an_episode_in_20000_frames_of_pong():
-    """Against the emulator in gymnasium's other reset mode, which shows the last observation and then a reset."""
-    num_envs, steps = 8, 2_500
-    envs = make_envs("ALE/Pong-v5", num_envs)
-    rollout = Rollout(envs.obs_space, envs.action_space, num_envs, horizon=25)
-    actions = np.random.default_rng(0).integers(6, size=(steps, num_envs))
-    plain = [
-        gym.make_vec(
-            "ALE/Pong-v5", 1, num_threads=1, reward_clipping=False, autoreset_mode=AutoresetMode.NEXT_STEP
-        )
-        for _ in range(num_envs)
-    ]  # fmt: skip
-    current = [env.reset(seed=np.array([b]))[0][0] for b, env in enumerate(plain)]
-    rollout.reset(envs.reset(list(range(num_envs))))
-    ends = frames = 0
-    expected = []
-    for action in actions:
-        rollout.add(action, envs.step(action))
-        for b, env in enumerate(plain):
-            obs, reward, terminated, truncated, _ = env.step(action[b : b + 1])
-            done = bool(terminated[0] or truncated[0])
-            expected.append((current[b], reward[0], done))
-            ends += done
-            current[b] = env.step(action[b : b + 1])[0][0] if done else obs[0]  # the step after an end is the reset
-        for batch in rollout.batches(0):
-            obs, reward, done = (np.array(x) for x in zip(*expected, strict=True))
-            assert np.array_equal(batch.obs[:-1].flatten(0, 1), obs)
-            assert np.array_equal(batch.reward.flatten(), reward)
-            assert np.array_equal(batch.done.flatten(), done)
-            frames += len(expected)
-            expected = []
-    assert frames == 20_000
-    assert ends > 10
+    result = audit(partial(make_envs, id="ALE/Pong-v5", num_envs=8), 20_000, partial(Rollout, horizon=25))
+    assert (result.frames, result.bogus) == (20_000, {})
+    assert result.terminated > 10
 
 
 @pytest.mark.parametrize("id", ["CartPole-v1", "Pendulum-v1", "Humanoid-v5"])

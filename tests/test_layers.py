@@ -35,6 +35,10 @@ LAYERS = [
         "evaluation",
         "curves",
         "benchmark",
+        "audit",
+        "doctor",
+        "faults",
+        "probe",
         "build",
         "resources",
         "resume",
@@ -47,7 +51,7 @@ FORBIDDEN = {
     "agents": {"asynclab.distributed", "multiprocessing", "hydra"},
     "distributed": {"asynclab.agents", "asynclab.envs", "gymnasium", "hydra"},
 }
-HYDRA = {"train", "build", "config", "scripts", "evaluation", "provenance", "resume", "study", "targets"}
+HYDRA = {"train", "build", "config", "scripts", "doctor", "evaluation", "provenance", "resume", "study", "targets"}
 FILES = [ROOT / "train.py", *ROOT.glob("scripts/*.py"), *ROOT.glob("asynclab/**/*.py")]
 
 

@@ -1,0 +1,56 @@
+"""Check a configuration in seconds, without training.  The exit status is 0 if nothing is wrong.
+
+Example: ``python scripts/doctor.py algo=sac env=humanoid distributed=shared``.  ``--inject=help`` lists the known
+errors, and ``--inject=NAME`` plants one, which must then be found.
+"""
+
+import re
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from asynclab import config
+
+config.register()
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="doctor")
+def main(cfg: DictConfig) -> None:
+    """Print one line per check, and a summary."""
+    from asynclab.preload import start_server
+
+    if cfg.distributed.max_session != 1 and cfg.inject != "help":
+        start_server()  # so early that it imports torch while we do
+
+    from hydra.errors import CompactHydraException
+
+    from asynclab import check, doctor, faults
+
+    if cfg.inject == "help":
+        print(faults.table())
+        return
+    start, counts = time.monotonic(), Counter[str]()
+    try:
+        frames = check.count("frames", cfg.frames)
+        with tempfile.TemporaryDirectory(prefix="asynclab_doctor_") as folder:
+            for finding in doctor.examine(cfg, Path(folder), frames, cfg.inject, cfg.checks):
+                print(f"{finding.status:8} {finding.name:17} {finding.text}", flush=True)
+                counts[finding.status] += 1
+    except (ValueError, OSError) as error:
+        raise CompactHydraException(str(error)) from error
+    summary = ", ".join(f"{counts[status]} {status}" for status in (doctor.OK, doctor.FAILED, doctor.SKIPPED))
+    print(f"{summary} in {time.monotonic() - start:.1f} s" + f"; planted: {cfg.inject}" * (cfg.inject is not None))
+    if counts[doctor.FAILED]:
+        sys.exit(1)
+    if cfg.inject is not None:
+        raise CompactHydraException(f"inject={cfg.inject} was planted and not found: a mistake in the doctor")
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = [re.sub(r"^--(?=(inject|frames|checks)=)", "", argument) for argument in sys.argv[1:]]
+    main()

@@ -1,0 +1,266 @@
+"""The doctor finds nothing wrong with what is shipped, and each planted error for the right reason."""
+
+import re
+import subprocess
+import sys
+from collections import Counter
+from functools import partial
+
+import pytest
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+
+from asynclab import audit, config, doctor
+from asynclab.envs import make_envs
+from asynclab.faults import FAULTS, planted
+from asynclab.memory import Replay, Rollout
+
+config.register()
+
+A3C = ["env=cartpole", "distributed.max_session=2"]
+SAC = ["algo=sac", "env=pendulum", "distributed=shared", "distributed.max_session=2"]
+OFF = ["env=cartpole", "distributed=off", "distributed.max_session=2"]
+PONG = ["env=pong", "env.num_envs=2", "distributed.max_session=2"]
+# Where each fault is planted, and what the check that finds it must say.
+CASES = {
+    "piled_gradients": (A3C, r"differs by \d+% from the one of a session that never saw the first batch"),
+    "stale_gradients": (A3C, r"differs by \d+% from the one of a session that never saw the first batch"),
+    "no_first_pull": (A3C, "acts for the first time with other weights than theta"),
+    "private_theta": (A3C, "not every process sees the same new theta"),
+    "live_weights": (A3C, "changed before it pulled: they are no private copy"),
+    "copied_weights": (SAC, "weights that are not the global network, in distributed=shared"),
+    "leaky_off": (OFF, "a push of session 0 reaches session 1"),
+    "private_moments": (A3C, "the sessions see different moments or steps"),
+    "torch_optimizer": (A3C, "Adam is not global: torch makes its state at the first step"),
+    "local_clock": (A3C, "learning rate at 75% in session 0 instead of 50%"),
+    "random_targets": (SAC, "does not start as a copy of theta but as discarded random weights"),
+    "private_temperature": (SAC, "no part of theta but private to each session"),
+    "float16_replay": (SAC, r"comes back from the replay as inf in torch\.float16"),
+    "fork": (A3C, "forked from the command's own process, which has run torch operators"),
+    "ignored_death": (A3C, "was killed and the run ended without an error"),
+    "all_cores": (A3C, r"computes with \d+ threads, and distributed\.num_threads=1"),
+    "same_seeds": (A3C, "different sessions have the same seeds"),
+    "clock_seeds": (A3C, "seed=0 begins differently each time"),
+    "autoreset": (A3C, r"truncations, \d+ begin at an episode's last observation: the step that only resets"),
+    "truncation_as_termination": (A3C, r"truncations, \d+ end in a truncation that is taken for a termination\."),
+    "next_episode": (A3C, r"truncations, \d+ have the next episode's first observation as their successor\."),
+    "gae_leak": (A3C, r"advantages are \[1\.0, 1\.0, 1\.0\] and should be \[0\.0, 0\.0, 1\.0\]"),
+    "emulator_clips": (PONG, r"truncations, \d+ end an episode whose raw return or length is reported wrongly\."),
+}
+CARTPOLE = partial(make_envs, id="CartPole-v1", num_envs=3)
+MEMORIES = {
+    "rollout": partial(Rollout, horizon=10),
+    "replay": audit.hands_out_all(partial(Replay, capacity=9, batch_size=64, start=100, combined=False)),
+}
+
+
+def load(*overrides):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("doctor", list(overrides))
+
+
+def examine(folder, overrides, inject=None, names=None):
+    """Return the findings by name."""
+    found = doctor.examine(load(*overrides), folder, 400, inject, names)
+    return {finding.name: finding for finding in found}
+
+
+def command(*arguments, timeout=240):
+    line = [sys.executable, ROOT / "scripts" / "doctor.py", *arguments]
+    return subprocess.run(line, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_the_audit_finds_nothing_and_sees_both_kinds_of_ends(memory):
+    result = audit.audit(audit.cut_short(CARTPOLE, 16), 600, MEMORIES[memory])
+    assert result.bogus == {}
+    assert result.frames == 600
+    assert min(result.terminated, result.truncated) > 5
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        ("truncation_as_termination", audit.TERMINATED),
+        ("next_episode", audit.NEXT_EPISODE),
+        ("autoreset", audit.AUTORESET),
+    ],
+)
+def test_the_audit_tells_what_is_wrong(memory, fault, kind):
+    with planted(fault):
+        result = audit.audit(audit.cut_short(CARTPOLE, 16), 600, MEMORIES[memory])
+    assert result.bogus[kind] > 0
+    if kind != audit.AUTORESET:  # after a step too many nothing agrees any more
+        assert set(result.bogus) == {kind}
+        assert result.bogus[kind] >= result.truncated
+
+
+class Forgetful(Rollout):
+    """Keeps no last observations."""
+
+    def add(self, action, step):
+        super().add(action, step._replace(final_obs={}))
+
+
+class Endless(Rollout):
+    """Does not know where episodes end."""
+
+    def batches(self, total_frames):
+        for batch in super().batches(total_frames):
+            yield batch._replace(done=batch.terminated)
+
+
+class Selective(Rollout):
+    """Hands out every other batch."""
+
+    given = 0
+
+    def batches(self, total_frames):
+        for batch in super().batches(total_frames):
+            self.given += 1
+            if self.given % 2:
+                yield batch
+
+
+@pytest.mark.parametrize(
+    ("memory", "kind"),
+    [(Forgetful, audit.NEXT_EPISODE), (Endless, audit.NOT_ENDED), (Selective, audit.MISSING)],
+)
+def test_the_audit_looks_through_the_memory(memory, kind):
+    result = audit.audit(audit.cut_short(CARTPOLE, 16), 450, partial(memory, horizon=10))
+    assert set(result.bogus) == {kind}
+
+
+def test_the_audit_knows_only_what_it_can_compare():
+    with pytest.raises(ValueError, match="can compare only environments that asynclab"):
+        audit.audit(lambda: CARTPOLE(), 100, MEMORIES["rollout"])
+    with pytest.raises(ValueError, match="knows rollouts and replays, not"):
+        audit.hands_out_all(list)
+
+
+def test_a_fault_is_gone_when_it_is_left():
+    step = audit.Envs.step
+    with planted("next_episode"):
+        faulty = audit.Envs.step
+        with planted("next_episode"):
+            assert audit.Envs.step is faulty is not step
+        assert audit.Envs.step is faulty
+    assert audit.Envs.step is step
+
+
+def test_every_fault_has_a_check_and_all_are_documented():
+    text = (ROOT / "docs" / "doctor.md").read_text()
+    assert set(CASES) == set(FAULTS)
+    assert {fault.check for fault in FAULTS.values()} <= set(doctor.CHECKS)
+    for name in [*FAULTS, *doctor.CHECKS]:
+        assert f"`{name}`" in text, name
+
+
+IN_THIS_PROCESS = {"piled_gradients", "stale_gradients", "no_first_pull", "gae_leak", "next_episode", "random_targets"}
+
+
+@pytest.mark.parametrize(
+    "fault", [fault if fault in IN_THIS_PROCESS else pytest.param(fault, marks=pytest.mark.medium) for fault in CASES]
+)
+def test_every_planted_error_is_found_for_the_right_reason(tmp_path, fault):
+    overrides, reason = CASES[fault]
+    name = FAULTS[fault].check
+    (finding,) = examine(tmp_path, overrides, fault, [name]).values()
+    assert (finding.name, finding.status) == (name, doctor.FAILED)
+    assert re.search(reason, finding.text), finding.text
+    assert not re.search(r"raised|could not be", finding.text)
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("overrides", [A3C, SAC, OFF, ["algo=a2c", "env=pendulum"]], ids=["a3c", "sac", "off", "a2c"])
+def test_a_healthy_configuration_passes_and_says_what_does_not_apply(tmp_path, overrides):
+    findings = examine(tmp_path, overrides)
+    assert list(findings) == list(doctor.CHECKS)
+    counts = Counter(finding.status for finding in findings.values())
+    assert counts[doctor.FAILED] == 0, findings
+    assert counts[doctor.OK] >= 9
+    assert (findings["replay_precision"].status == doctor.OK) is (overrides is SAC)
+    assert (findings["episode_ends"].status == doctor.SKIPPED) is (overrides is SAC)
+    assert (findings["stores_separate"].status == doctor.OK) is (overrides is OFF)
+    assert (findings["seeds"].status == doctor.OK) is (overrides[0] != "algo=a2c")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "settings", "message"),
+    [
+        (A3C, {"inject": "float16_replay"}, "inject=float16_replay does not apply .*: there is no replay"),
+        (SAC, {"inject": "no_first_pull"}, "does not apply .*: in distributed=shared the weights are the global"),
+        (SAC, {"inject": "gae_leak"}, "does not apply .*: this agent's targets look one step ahead"),
+        (A3C, {"inject": "leaky_off"}, "does not apply .*: distributed=synced has one network for all sessions"),
+        (A3C, {"inject": "random_targets"}, "does not apply .*: the agent is no SAC"),
+        (A3C, {"inject": "emulator_clips"}, "does not apply .*: CartPole-v1 has no emulator that clips rewards"),
+        (
+            ["env=cartpole", "distributed.max_session=1"],
+            {"inject": "fork"},
+            "does not apply .*: one session, so there is",
+        ),
+        (A3C, {"inject": "nothing"}, "inject=nothing is unknown; use one of piled_gradients, "),
+        (A3C, {"names": ["threads", "luck"]}, "checks=luck is unknown; use one of start_method, "),
+        (A3C, {"inject": "fork", "names": ["threads"]}, "inject=fork is found by start_method, which checks="),
+    ],
+)
+def test_what_cannot_be_planted_or_checked_is_refused(tmp_path, overrides, settings, message):
+    with pytest.raises(ValueError, match=message):
+        examine(tmp_path, overrides, **settings)
+
+
+@pytest.mark.medium
+def test_the_command_fails_on_a_planted_error_and_explains_it():
+    process = command("--inject=piled_gradients", "--checks=[fresh_gradient,threads]", "--frames=100", *A3C)
+    assert process.returncode == 1
+    lines = process.stdout.splitlines()
+    assert [line.split()[:2] for line in lines[:2]] == [["ok", "threads"], ["FAILED", "fresh_gradient"]]
+    assert "zero_grad(set_to_none=True)" in lines[1]
+    assert re.fullmatch(r"1 ok, 1 FAILED, 0 skipped in [\d.]+ s; planted: piled_gradients", lines[2])
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--inject=bad_luck"], "inject=bad_luck is unknown; use one of piled_gradients, "),
+        (["env.num_envs=-1"], "env.num_envs=-1 must be a whole number of 1 or more"),
+    ],
+    ids=lambda x: x[0] if isinstance(x, list) else "",
+)
+def test_bad_settings_are_one_sentence(arguments, message):
+    process = command(*arguments, "distributed.max_session=1")
+    assert process.returncode == 1
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+def test_help_lists_every_fault():
+    process = command("--inject=help")
+    assert process.returncode == 0, process.stderr
+    assert [line.split()[0] for line in process.stdout.splitlines()] == list(FAULTS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")))
+def test_every_shipped_experiment_is_healthy(experiment):
+    process = command(f"+experiment={experiment}")
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert " 0 FAILED" in process.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("env", sorted(path.stem for path in (ROOT / "conf" / "env").glob("*.yaml")))
+def test_no_transition_of_20000_frames_of_any_shipped_environment_is_bogus(tmp_path, env, memory):
+    ids = {"gym": ["env.id=Acrobot-v1"], "atari": ["env.id=ALE/MsPacman-v5"]}
+    make_envs = doctor.build.make_trial(load(f"env={env}", *ids.get(env, [])), tmp_path).session.make_envs
+    for make in (make_envs, audit.cut_short(make_envs, 50)):
+        result = audit.audit(make, 20_000, MEMORIES[memory])
+        assert result.bogus == {}
+        assert result.frames >= 20_000
+        assert result.terminated + result.truncated > 5
