@@ -77,7 +77,7 @@ def _parts(session: Session, barrier: Any, seconds: float, store: Store, rank: i
         step = envs.step(action)
         memory.add(action, step)
         for batch in memory.batches(10**9):
-            learner.learn(batch)
+            _all(learner.learn(batch))
             batches += 1
     turn = cycle(actions)
 
@@ -91,9 +91,14 @@ def _parts(session: Session, barrier: Any, seconds: float, store: Store, rank: i
 
     env = rate(lambda: envs.step(next(turn))) * envs.num_envs
     act = rate(lambda: learner.act(obs)) * envs.num_envs
-    update = rate(lambda: learner.learn(batch))
+    update = rate(lambda: _all(learner.learn(batch)))
     envs.close()
     yield Parts(env, act, update, memory.frames_per_batch)
+
+
+def _all(updates: Iterator[None]) -> None:
+    for _ in updates:
+        pass
 
 
 @dataclass

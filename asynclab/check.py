@@ -32,6 +32,22 @@ def fraction(name: str, value: Any) -> float:
     return value
 
 
+def flag(name: str, value: Any) -> bool:
+    """Return ``value`` if it is true or false, else raise ValueError: a text such as "off" would count as true."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value} must be true or false")
+    return value
+
+
+def schedule(name: str, value: Any) -> Any:
+    """Return ``value`` if it returns a number for a progress, else raise ValueError."""
+    if not callable(value) or not isinstance(value(0.0), float):
+        raise ValueError(
+            f"{name}={value} must be a schedule; set {name}._target_=asynclab.schedules.Linear or Constant"
+        )
+    return value
+
+
 def whole(name: str, value: Any) -> int:
     """Return ``value`` if it is a whole number of 0 or more, else raise ValueError."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:

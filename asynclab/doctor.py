@@ -246,8 +246,7 @@ def _statistics(subject: Subject) -> str:
 
 
 def _targets(subject: Subject) -> str:
-    has = hasattr(subject.agent, "target_critics") or getattr(subject.agent, "target_part", None) is not None
-    return "" if has else "this agent has no target network"
+    return "" if subject.agent.targets else "this agent has no target network"
 
 
 def _temperature(subject: Subject) -> str:

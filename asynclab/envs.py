@@ -174,7 +174,7 @@ class Envs:
         assert self._scale_reward is not None
         self._discounted = self._scale_reward * self._discounted + reward
         self._add("return", self._discounted)
-        self._discounted[done] = 0
+        self._discounted[done | ~np.isfinite(self._discounted)] = 0
         _, var = self._moments["return"].mean_var()
         return np.clip(reward / np.sqrt(var + EPSILON), -CLIP, CLIP)
 
@@ -251,6 +251,8 @@ def make_envs(
         ValueError: The id is unknown, the environment cannot be made, or its actions are of an unsupported kind.
     """
     check.count("env.num_envs", num_envs)
+    check.flag("env.make.clip_reward", clip_reward)
+    check.flag("env.make.normalize_obs", normalize_obs)
     if scale_reward is not None:
         check.fraction("env.make.scale_reward", scale_reward)
     atari = id.startswith("ALE/")

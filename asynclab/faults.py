@@ -23,7 +23,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import nn
 
 from asynclab import envs, flat, optim, returns
-from asynclab.agents import SAC, Agent
+from asynclab.agents import SAC, Agent, NStepQ
 from asynclab.distributed import Mode, Off, Shared, Store
 from asynclab.envs import Envs
 from asynclab.flat import Vector
@@ -225,18 +225,22 @@ def local_clock() -> Replacements:
 # SAC
 
 
-@_fault("targets", lambda _, agent: "" if isinstance(agent, SAC) else "the agent is no SAC")
+@_fault("targets")
 def random_targets() -> Replacements:
-    """Start SAC's target critics as the random weights that the first pull has replaced."""
-    bind = SAC.bind
+    """Start target networks as the random weights that the first pull has replaced."""
+    for kind in (SAC, NStepQ):
+        yield kind, "bind", _bind_randomly(kind.bind)
 
-    def faulty(self: SAC, *args: Any, **kwargs: Any) -> None:
-        own = [p.detach().clone() for p in self.target_critics.parameters()]
+
+def _bind_randomly(bind: Callable[..., None]) -> Callable[..., None]:
+    def faulty(self: Any, *args: Any, **kwargs: Any) -> None:
+        (target, _) = self.targets[0]
+        own = [p.detach().clone() for p in target.parameters()]
         bind(self, *args, **kwargs)
-        for p, random in zip(self.target_critics.parameters(), own, strict=True):
+        for p, random in zip(target.parameters(), own, strict=True):
             p.data.copy_(random)
 
-    yield SAC, "bind", faulty
+    return faulty
 
 
 @_fault("temperature")

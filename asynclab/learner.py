@@ -1,7 +1,7 @@
 """Batch -> gradient -> push -> pull: the lines that every mode shares.  P: number of parameters."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -62,14 +62,20 @@ class Learner:
         self._sums: dict[str, Tensor | float] = defaultdict(float)
         self._counts: Counter[str] = Counter()
 
-    def learn(self, batch: Any) -> None:
-        """Learn from what the memory hands out, in as many updates as the agent makes of it."""
+    def learn(self, batch: Any) -> Iterator[None]:
+        """Learn from what the memory hands out, in as many updates as the agent makes of it; yield after each.
+
+        Once one is dropped, so are those that the agent would still have made of the same batch.
+        """
         self.mode.follow(self.weights)
         for minibatch in self.profile.each("forward", self.agent.minibatches(_to(batch, self.agent.device))):
-            self.update(minibatch)
+            applied = self.update(minibatch)
+            yield
+            if not applied:
+                return
 
-    def update(self, batch: Any) -> None:
-        """Take one step on one batch; drop it if its loss or gradient is not finite.
+    def update(self, batch: Any) -> bool:
+        """Take one step on one batch and return True, or drop it because its loss or gradient is not finite.
 
         Raises:
             FatalError: More than ``max_dropped`` updates in a row were dropped.
@@ -101,10 +107,13 @@ class Learner:
                 self._dropped_in_row = 0
                 self.agent.on_update(self.store.total_frames())
                 self._remember({f"loss/{k}": v.detach() for k, v in losses.items()} | norms | metrics)
+        return finite
 
     def _differentiate(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Leave the clipped gradient of the losses' sum in ``grad``; return the norms before, by metric name."""
         self.grad.zero_()  # our own vector: an optimizer's zero_grad would not reach it, and backward accumulates
+        for p in self.agent.own:
+            p.grad = None
         torch.stack(list(losses.values())).sum().backward()
         self.grad.gather_()
         return clip_norm_(self.grad.full, self.store.networks, self.max_grad_norm)
@@ -119,6 +128,7 @@ class Learner:
             rng: State of the random numbers before its loss.
         """
         stale, after = self.grad.full.clone(), torch.get_rng_state()
+        own = [p.grad for p in self.agent.own]
         self.mode.pull(self.weights, self.store)
         self.mode.follow(self.weights)
         torch.set_rng_state(rng)
@@ -126,6 +136,8 @@ class Learner:
         self._differentiate(losses)
         cosine = torch.nn.functional.cosine_similarity(stale, self.grad.full, dim=0)
         self.grad.full.copy_(stale)
+        for p, grad in zip(self.agent.own, own, strict=True):
+            p.grad = grad
         torch.set_rng_state(after)
         return cosine
 

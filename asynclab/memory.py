@@ -72,6 +72,9 @@ class Memory(Protocol):
     def cut(self, obs: NDArray) -> None:
         """Take the first observations [B, ...] of new episodes; those before were truncated where they were."""
 
+    def is_between_batches(self) -> bool:
+        """Return whether the next step is the first one of a batch."""
+
     def refill(self) -> None:
         """Begin with nothing in a run that is past its warm-up: batches wait for a warm-up of this memory's own."""
 
@@ -139,6 +142,10 @@ class Rollout:
                 self._final[t - 1, int(b)] = self._obs[t, b].copy()
             self._done[t - 1] = True
         self._obs[t] = obs
+
+    def is_between_batches(self) -> bool:
+        """Return whether the next step is the first one of a rollout."""
+        return self._t in (0, self.horizon)
 
     def refill(self) -> None:
         """Do nothing: a rollout is used only when complete."""
@@ -223,7 +230,7 @@ class Replay:
             raise ValueError(f"algo.memory.capacity={capacity} must be at least env.num_envs={num_envs}")
         self.batch_size = check.count("algo.memory.batch_size", batch_size)
         self.start = int(check.number("algo.memory.start", start))
-        self.combined = combined
+        self.combined = check.flag("algo.memory.combined", combined)
         self._num_envs = num_envs
         self._updates_per_step = check.positive("algo.memory.updates_per_frame", updates_per_frame) * num_envs
         self._due = 0.0
@@ -270,6 +277,10 @@ class Replay:
                 self._final[row, int(b)] = self._obs[self._head, b].copy()
                 self._truncated[row, b] = True
         self._obs[self._head] = obs
+
+    def is_between_batches(self) -> bool:
+        """Return False: batches are drawn from all that is held."""
+        return False
 
     def refill(self) -> None:
         """Begin with nothing in a run that is past its warm-up: no batch before this memory itself holds ``start``."""

@@ -25,8 +25,11 @@ class Moments:
 
         Args:
             slot: Of the writer.
-            samples: Finite numbers.
+            samples: Those that are not finite are left out: one would spoil the estimate of all sessions, for ever.
         """
+        samples = samples[np.isfinite(samples).all(1)]
+        if not len(samples):
+            return
         mine = self.slots[slot : slot + 1].numpy()
         new = np.concatenate([[len(samples)], samples.mean(0), samples.var(0) * len(samples)])
         mine[0] = _merge(np.stack([mine[0], new]))

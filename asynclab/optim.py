@@ -92,7 +92,7 @@ class GlobalRMSprop(GlobalOptimizer, torch.optim.RMSprop):
         super().__init__(groups, lr=lr, alpha=alpha, eps=eps, momentum=momentum, foreach=True)
         roles = {"step": _scalar, "square_avg": _vector}
         share_state(self, roles | ({"momentum_buffer": _vector} if momentum else {}))
-        self.shared = shared
+        self.shared = check.flag("algo.optimizer.shared", shared)
 
     def __getstate__(self) -> dict[str, Any]:
         """Keep, unlike torch, what is not a part of its own state."""

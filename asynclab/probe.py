@@ -218,38 +218,33 @@ def rehearse(make_trial: Callable[[], Trial]) -> Rehearsal:
     """
     trial = make_trial()
     store, before = trial.stores[0], trial.stores[0].theta.clone()
-    whole = "learn" if hasattr(Learner, "learn") else "update"  # what is done with one batch of the memory
-    act, learn = Learner.act, getattr(Learner, whole)
+    act, learn = Learner.act, Learner.learn
     seen: dict[str, Any] = {}
     saved: dict[str, Any] = {}  # before the second batch
     batches = 0
 
     def watch_act(self: Learner, *args: Any, **kwargs: Any) -> Any:
         if not seen:
-            agent: Any = self.agent
-            shared: Any = getattr(store, "target", None)  # a lagging copy of a part of theta
-            part = getattr(agent, "target_part", None)
+            agent = self.agent
             bound = flat.is_bound(agent.nets, self.weights, self.grad)
             seen["weights_are_theta"] = bound and torch.equal(self.weights.full.cpu(), before)
             seen["theta_is_kept"] = torch.equal(store.theta, before)
-            targets = [] if part is None else [(shared, before[part])]
-            if hasattr(agent, "target_critics"):
-                targets.append((flat.flatten(agent.target_critics), flat.flatten(agent.critics)))
-            seen["targets_are_theta"] = all(torch.equal(target, start) for target, start in targets)
+            networks = [(flat.flatten(target), flat.flatten(source)) for target, source in agent.targets]
+            seen["targets_are_theta"] = all(torch.equal(target, source) for target, source in networks)
         return act(self, *args, **kwargs)
 
-    def watch_learn(self: Learner, batch: Any, *args: Any, **kwargs: Any) -> None:
+    def watch_learn(self: Learner, batch: Any) -> Iterator[None]:
         nonlocal batches
         batches += 1
         if batches == 1:
-            learn(self, batch, *args, **kwargs)
+            yield from learn(self, batch)
             return
         saved.update(batch=copy.deepcopy(batch), store=store.state_dict(), agent=self.agent.state_dict())
-        seen["second"] = _pushed_first(store, lambda: learn(self, batch, *args, **kwargs))
+        seen["second"] = _pushed_first(store, lambda: learn(self, batch))
         raise _Enough
 
     torch.manual_seed(12_345)  # the session's networks are built with other weights than theta's
-    with mock.patch.object(Learner, "act", watch_act), mock.patch.object(Learner, whole, watch_learn):
+    with mock.patch.object(Learner, "act", watch_act), mock.patch.object(Learner, "learn", watch_learn):
         try:
             for _ in trial.session.run(0, store, Control(1)):
                 pass
@@ -260,11 +255,11 @@ def rehearse(make_trial: Callable[[], Trial]) -> Rehearsal:
     parts = twin.session.set_up(0, twin.stores[0], Profile(enabled=False))
     parts.envs.close()
     parts.learner.agent.load_state_dict(saved["agent"])
-    fresh = _pushed_first(twin.stores[0], lambda: getattr(parts.learner, whole)(saved["batch"]))
+    fresh = _pushed_first(twin.stores[0], lambda: parts.learner.learn(saved["batch"]))
     return Rehearsal(**seen, fresh=fresh)
 
 
-def _pushed_first(store: Any, learn: Callable[[], None]) -> Tensor:
+def _pushed_first(store: Any, learn: Callable[[], Iterator[None]]) -> Tensor:
     """Return the first gradient that learning pushes, given always the same random numbers."""
     pushed: list[Tensor] = []
     apply = store.apply
@@ -275,7 +270,8 @@ def _pushed_first(store: Any, learn: Callable[[], None]) -> Tensor:
 
     store.apply = record
     torch.manual_seed(5)
-    learn()
+    for _ in learn():
+        pass
     store.apply = apply
     if not pushed:
         raise ProbeError("the second batch was learned from and nothing was pushed")

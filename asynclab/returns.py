@@ -30,6 +30,7 @@ def gae(
     advantage = torch.empty_like(delta)
     trace = torch.zeros_like(delta[0])
     for t in reversed(range(len(delta))):
-        trace = torch.addcmul(delta[t], decay[t], trace)
+        # masked besides: 0 times what is not finite would not be 0, and would spoil the episodes before
+        trace = torch.addcmul(delta[t], decay[t], trace.masked_fill(done[t], 0.0))
         advantage[t] = trace
     return advantage

@@ -146,11 +146,12 @@ class Parts(NamedTuple):
         if arrays not in start.files:
             self.memory.reset(obs)
             self.memory.refill()
-            self.learner.agent.start(self.envs.num_envs, rank)
         else:
             self.memory.load_state_dict(snapshot.read_arrays(start.checkpoint / arrays))
             if going_on is None:
                 self.memory.cut(obs)
+        if self.memory.is_between_batches():
+            self.learner.agent.begin_batch()
         torch.set_rng_state(state["torch"])
         return self._replace(obs=obs)
 
@@ -289,7 +290,10 @@ class Session:
                 total_frames = store.total_frames()
                 episodes += [Return(frames, total_frames, time.monotonic(), e.ret, e.length) for e in step.episodes]
                 for batch in profile.each("sample", memory.batches(total_frames)):
-                    learner.learn(batch)
+                    for _ in learner.learn(batch):
+                        control.beat(rank)
+                        if control.ending() and control.sessions > 1:
+                            break  # who makes the others wait for the rest of its updates would be killed
                 if time.monotonic() >= next_record:
                     yield record()
 

@@ -1,12 +1,15 @@
 """Train stable-baselines3's PPO with the numbers of one of our configurations, to compare the returns at equal frames.
 
-Example: ``python scripts/sb3_ppo.py algo=ppo env=cartpole algo.agent.shared=false env.max_frame=300_000 seed=0``
+Example: ``python scripts/sb3_ppo.py env=cartpole algo.agent.shared=false algo.precision=fp32 env.max_frame=300_000``
 
-Network, optimizer and all numbers are the configuration's; environments, their wrappers and the rest are theirs.
+Network, optimizer and all numbers are the configuration's; environments, their wrappers and the rest are theirs.  What
+remains different: they clip the gradient of actor and critic together, we each network's own; they start with other
+weights; and where a value is clipped they take the clipped error, we the larger one.
 """
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,25 @@ from asynclab import config
 
 config.register()
 
+COMPARED = {  # what theirs cannot be told, or what ours alone has
+    "algo.agent._target_": "asynclab.agents.PPO",
+    "algo.agent.shared": False,
+    "algo.agent.lstm": 0,
+    "algo.agent.entropy_schedule._target_": "asynclab.schedules.Constant",
+    "algo.optimizer._target_": "asynclab.optim.GlobalAdam",
+    "algo.optimizer.betas": [0.9, 0.999],
+    "algo.optimizer.weight_decay": 0.0,
+    "algo.precision": "fp32",
+    "env.make.clip_reward": False,
+}
+
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="sb3_ppo")
 def main(cfg: DictConfig) -> None:
     """Train, print the mean return of the last 100 episodes now and then, and write it to ``out``."""
     from hydra.errors import CompactHydraException
+
+    from asynclab import build
 
     agent, make = cfg.algo.agent, cfg.env.make
     try:
@@ -31,14 +48,20 @@ def main(cfg: DictConfig) -> None:
         from stable_baselines3.common.vec_env import VecNormalize
     except ImportError:
         raise CompactHydraException("stable-baselines3 is not installed: pip install 'asynclab[bench]'") from None
-    if agent._target_ != "asynclab.agents.PPO" or agent.shared or agent.lstm or cfg.env.id.startswith("ALE/"):
+    with tempfile.TemporaryDirectory() as folder:  # what train.py would refuse, this refuses too
+        build.make_trial(cfg, Path(folder))
+    for key, value in COMPARED.items():
+        if (given := OmegaConf.select(cfg, key)) != value:
+            raise CompactHydraException(f"{key}={given} is not compared; set {key}={str(value).lower()}")
+    if cfg.env.id.startswith("ALE/") or cfg.algo.max_grad_norm is None:
         raise CompactHydraException(
-            f"{agent._target_} with shared={agent.get('shared')}, lstm={agent.get('lstm')} on env.id={cfg.env.id} is"
-            " not compared; use algo=ppo algo.agent.shared=false algo.agent.lstm=0 and an environment without images"
+            f"env.id={cfg.env.id} with algo.max_grad_norm={cfg.algo.max_grad_norm} is not compared; use an environment"
+            " without images and a bound on the gradient"
         )
-    if Path(cfg.out).exists():
-        raise CompactHydraException(f"out={cfg.out} exists; set out to another file")
-    config.check_writable(str(Path(cfg.out).parent), "out")
+    out = Path(str(cfg.out))
+    if out.exists():
+        raise CompactHydraException(f"out={out} exists; set out to another file")
+    config.check_writable(str(out.parent), "out")
 
     import torch
     from torch import nn
@@ -82,8 +105,8 @@ def main(cfg: DictConfig) -> None:
     model.learn(cfg.env.max_frame, callback=note)
     versions = {"stable_baselines3": sb3.__version__, "torch": torch.__version__}
     result = {"curve": curve, "versions": versions, "config": OmegaConf.to_container(cfg, resolve=True)}
-    Path(cfg.out).write_text(json.dumps(result, indent=2) + "\n")
-    print(f"wrote {cfg.out}")
+    out.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":

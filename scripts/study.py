@@ -19,8 +19,8 @@ def main(cfg: DictConfig) -> None:
     try:
         from asynclab import study
 
-        result = study.analyse(Path(cfg.sweep), cfg.threshold, cfg.seconds)
-        files = study.write(result, Path(cfg.out))
+        result = study.analyse(Path(str(cfg.sweep)), cfg.threshold, cfg.seconds)
+        files = study.write(result, Path(str(cfg.out)))
     except ImportError as error:
         raise CompactHydraException(f"{error.name} is not installed: pip install 'asynclab[plot]'") from None
     except ValueError as error:

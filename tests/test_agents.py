@@ -11,7 +11,7 @@ from torch.distributions import Independent, Normal, TanhTransform, TransformedD
 from torch.nn.functional import conv2d
 
 from asynclab import flat
-from asynclab.agents import A3C, SAC, make_sac
+from asynclab.agents import A3C, PPO, SAC, make_sac
 from asynclab.distributions import SquashedNormal
 from asynclab.flat import Vector
 from asynclab.nets import ConvTorso, MLPTorso, auto_torso
@@ -220,3 +220,22 @@ def test_torsos_return_float32_for_any_layout_of_the_pixels(bf16):
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="precision=fp8 is unknown; use one of auto, fp32, bf16"):
         Precision("fp8")
+
+
+@pytest.mark.parametrize(
+    ("agent", "setting", "message"),
+    [
+        (A3C, {"shared": "off"}, "algo.agent.shared=off must be true or false"),
+        (A3C, {"normalize_advantage": 1}, "algo.agent.normalize_advantage=1 must be true or false"),
+        (A3C, {"entropy_schedule": 0.5}, "algo.agent.entropy_schedule=0.5 must be a schedule; set .*Linear"),
+        (A3C, {"entropy_schedule": None}, "algo.agent.entropy_schedule=None must be a schedule"),
+        (PPO, {"clip_value": "no"}, "algo.agent.clip_value=no must be true or false"),
+        (PPO, {"clip_schedule": 0.5}, "algo.agent.clip_schedule=0.5 must be a schedule"),
+        (SAC, {"shared_temperature": "no"}, "algo.agent.shared_temperature=no must be true or false"),
+        (SAC, {"shared_targets": "off"}, "algo.agent.shared_targets=off must be true or false"),
+        (SAC, {"target_entropy": "x"}, "algo.agent.target_entropy=x must be a number"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(agent, setting, message):
+    with pytest.raises(ValueError, match=message):
+        agent(OBS, BOX, TORSO, **setting)

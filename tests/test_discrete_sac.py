@@ -7,9 +7,11 @@ import torch
 from batches import BOX, OBS, bound, replayed
 from conftest import TORSO
 from gymnasium.spaces import Discrete
+from test_learner import learner_of, some_batches
 
 from asynclab import flat
 from asynclab.agents import SAC, DiscreteSAC, make_sac
+from asynclab.distributed import Synced
 from asynclab.flat import Vector
 
 ACTIONS = Discrete(3)
@@ -65,8 +67,24 @@ def test_the_target_entropy_is_a_share_of_the_largest():
 
 def update(agent, grad, space):
     grad.zero_()
+    for p in agent.own:
+        p.grad = None
     sum(agent.loss(replayed(space), 0.0)[0].values()).backward()
     agent.on_update(0)
+
+
+def test_diagnostics_leave_the_gradient_of_a_temperature_of_its_own(make_trial):
+    temperatures = []
+    for diagnostics in (False, True):
+        mode = Synced(1, diagnostics=diagnostics)
+        trial = make_trial("discrete_sac", mode=mode, shared_temperature=False, temperature_lr=0.01)
+        learner, other = learner_of(trial), learner_of(trial)
+        batch, second = some_batches(trial, 2)
+        other.update(second)  # so that a fresh gradient is another one
+        torch.manual_seed(0)
+        learner.update(batch)
+        temperatures.append(float(learner.agent.temperature.log_alpha.grad))
+    assert temperatures[0] == temperatures[1] != 0
 
 
 @pytest.mark.parametrize("space", [ACTIONS, BOX], ids=["discrete", "continuous"])

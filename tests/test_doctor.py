@@ -47,6 +47,12 @@ CASES = {
     "gae_leak": (A3C, r"advantages are \[1\.0, 1\.0, 1\.0\] and should be \[0\.0, 0\.0, 1\.0\]"),
     "emulator_clips": (PONG, r"truncations, \d+ end an episode whose raw return or length is reported wrongly\."),
 }
+ARMS = sorted(path.stem for path in (ROOT / "conf" / "arm").glob("*.yaml"))
+EXPERIMENTS = [
+    f"{path.stem} arm={arm}" if arm else path.stem
+    for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
+    for arm in (ARMS if path.stem.startswith("study_") else [""])
+]
 CARTPOLE = partial(make_envs, id="CartPole-v1", num_envs=3)
 MEMORIES = {
     "rollout": partial(Rollout, horizon=10),
@@ -245,9 +251,9 @@ def test_help_lists_every_fault():
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")))
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_shipped_experiment_is_healthy(experiment):
-    process = command(f"+experiment={experiment}")
+    process = command(*f"+experiment={experiment}".split())
     assert process.returncode == 0, process.stdout + process.stderr
     assert " 0 FAILED" in process.stdout.splitlines()[-1]
 

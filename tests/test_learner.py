@@ -205,6 +205,17 @@ def test_an_update_that_is_not_finite_never_reaches_theta(make_trial, algo, mode
     assert store.is_finite()
 
 
+def test_what_is_left_of_a_rollout_is_dropped_with_its_first_bad_minibatch(make_trial):
+    trial = make_trial("ppo")  # 20 steps in minibatches of 8, twice
+    learner, (store,) = learner_of(trial), trial.stores
+    learner.agent.start(2)
+    good, bad = some_batches(trial, 2)
+    assert len(list(learner.learn(good))) == store.total_updates() == 6
+    bad = bad._replace(reward=torch.full_like(bad.reward, float("nan")))
+    assert len(list(learner.learn(bad))) == 1
+    assert (store.total_updates(), int(store.dropped.sum())) == (6, 1)
+
+
 @pytest.mark.timeout(60)
 def test_a_session_that_begins_when_the_end_has_been_asked_for_saves_and_ends(make_trial):
     trial, control = make_trial(), Control(1)

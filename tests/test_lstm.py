@@ -1,6 +1,5 @@
 """The recurrent policy: what it remembers while it acts is what it remembers when it learns."""
 
-import numpy as np
 import pytest
 import torch
 from batches import OBS, B, T, bound, rollout
@@ -8,9 +7,12 @@ from conftest import TORSO
 from gymnasium.spaces import Discrete
 
 from asynclab.agents import A3C, PPO
-from asynclab.envs import make_envs
+from asynclab.agents.actor_critic import forget
+from asynclab.envs import Envs, make_envs
 from asynclab.memory import Rollout
 from asynclab.nets import LSTM
+from asynclab.profile import Profile
+from asynclab.session import Start
 
 
 def test_the_cell_is_torchs():
@@ -113,6 +115,43 @@ def test_the_memory_is_saved():
     agent, other = (A3C(OBS, Discrete(3), TORSO, lstm=7) for _ in range(2))
     bound(agent), bound(other)
     agent.act(torch.randn(B, 5))
+    agent.begin_batch()
+    agent.act(torch.randn(B, 5))
     other.load_state_dict(agent.state_dict())
     assert torch.equal(other._state, agent._state)
-    assert np.abs(agent._state.numpy()).max() > 0
+    assert torch.equal(other._first_state, agent._first_state)
+    assert not torch.equal(agent._state, agent._first_state)
+    assert agent._first_state.abs().max() > 0
+
+
+def test_what_is_not_finite_is_forgotten_too():
+    assert forget(torch.full((2, 1, 3), torch.nan), torch.tensor([True])).tolist() == [[[0.0] * 3]] * 2
+
+
+@pytest.mark.parametrize(("steps", "with_memory"), [(10, True), (13, True), (13, False)])
+@pytest.mark.parametrize("going_on", [True, False])
+def test_a_resumed_session_remembers_the_episodes_that_go_on_and_no_others(
+    make_trial, tmp_path, monkeypatch, steps, with_memory, going_on
+):
+    trial = make_trial("lstm")  # rollouts of 10 steps
+    first = trial.session.set_up(0, trial.stores[0], Profile(False))
+    obs = first.obs
+    for _ in range(steps):
+        action = first.learner.act(obs)
+        step = first.envs.step(action)
+        first.memory.add(action, step)
+        first.learner.agent.on_step(torch.from_numpy(step.done))
+        obs = step.obs
+        for batch in first.memory.batches(0):
+            list(first.learner.learn(batch))
+    files = first.save(tmp_path, 0, with_memory)
+    if not going_on:
+        monkeypatch.setattr(Envs, "retrace", lambda *_: None)
+    parts = trial.session.set_up(0, trial.stores[0], Profile(False))
+    agent, before = parts.resume(Start(tmp_path, frozenset(files)), 0).learner.agent, first.learner.agent
+    assert before._state.abs().max() > 0 < before._first_state.abs().max()
+    assert torch.equal(agent._state, before._state if going_on else torch.zeros_like(before._state))
+    if steps == 13 and with_memory:  # in the middle of a rollout
+        assert torch.equal(agent._first_state, before._first_state)
+    else:
+        assert torch.equal(agent._first_state, agent._state)

@@ -22,6 +22,22 @@ def test_several_writers_estimate_what_one_would_have():
     assert moments.slots.is_shared()
 
 
+def test_what_is_not_finite_spoils_nothing():
+    moments = Moments(2)
+    moments.add(0, np.array([[1.0, 2.0], [np.nan, 5.0], [np.inf, 5.0], [3.0, 4.0]]))
+    moments.add(0, np.array([[np.nan, np.nan]]))
+    mean, var = moments.mean_var()
+    assert (mean.tolist(), var.tolist(), moments.slots[0, 0]) == ([2.0, 3.0], [1.0, 1.0], 2)
+
+
+def test_one_bad_reward_does_not_stay_in_the_discounted_return():
+    envs = make_envs("Pendulum-v1", 2, scale_reward=0.9)
+    envs.reset([1, 2])
+    envs._scaled(np.array([np.nan, 1.0]), np.array([False, False]))
+    assert np.isfinite(envs._scaled(np.array([1.0, 1.0]), np.array([False, False]))).all()
+    assert envs._discounted.tolist() == [1.0, 1.9]
+
+
 def test_nothing_seen_leaves_samples_as_they_are():
     mean, var = Moments(2).mean_var()
     assert mean.tolist() == [0, 0]
@@ -82,7 +98,9 @@ def test_all_sessions_normalize_with_what_all_have_seen():
         envs.reset([slot, 10 + slot])
         envs.step(np.ones((2, 1), np.float32))
     assert moments["obs"].slots[:, 0].tolist() == [2, 2]
-    assert np.array_equal(second._normalized(), second._normalize(second._raw))
+    seen = np.concatenate([first._raw, second._raw])
+    expected = (second._raw - seen.mean(0)) / np.sqrt(seen.var(0) + 1e-8)
+    np.testing.assert_allclose(second._normalized(), expected, rtol=1e-4, atol=1e-5)
     before = first._normalized().copy()
     second.step(np.ones((2, 1), np.float32))
     assert not np.array_equal(first._normalized(), before)

@@ -89,7 +89,8 @@ def test_actions_are_random_as_often_as_epsilon_says():
     ("space", "setting", "message"),
     [
         (BOX, {}, "algo=nstep_q needs discrete actions"),
-        (Discrete(3), {"epsilons": []}, r"algo.agent.epsilons=\[\] must have at least one"),
+        (Discrete(3), {"epsilons": []}, r"algo.agent.epsilons=\[\] must be a list of one rate of exploration or more"),
+        (Discrete(3), {"epsilons": 0.1}, "algo.agent.epsilons=0.1 must be a list"),
         (Discrete(3), {"epsilons": [1.5]}, "algo.agent.epsilons=1.5 must be a number from 0 to 1"),
         (Discrete(3), {"target_every": 0}, "algo.agent.target_every=0 must be a whole number of 1 or more"),
         (Discrete(3), {"anneal": 0.0}, "algo.agent.anneal=0.0 must be a number above 0"),

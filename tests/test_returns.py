@@ -57,3 +57,13 @@ def test_gae_does_not_leak_across_episodes():
     assert torch.equal(before[:3, 0], after[:3, 0])
     assert torch.equal(before[:5, 1], after[:5, 1])
     assert not torch.equal(before[:5, 2], after[:5, 2])
+
+
+def test_what_is_not_finite_spoils_only_its_own_episode():
+    reward, value, v_next, terminated, done = rollout()
+    before = gae(reward, value, v_next, terminated, done, GAMMA, LAM)
+    reward[5:] = torch.nan
+    after = gae(reward, value, v_next, terminated, done, GAMMA, LAM)
+    assert torch.equal(before[:3, 0], after[:3, 0])
+    assert torch.equal(before[:5, 1], after[:5, 1])
+    assert after[:5, 2].isnan().any()

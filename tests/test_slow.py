@@ -77,16 +77,14 @@ def test_nstep_q_solves_cartpole(train, tmp_path, seed):
 
 
 DISCRETE_SAC = ["env.max_frame=60_000", "env.make.normalize_obs=true", "algo.agent.target_entropy=0.3",
-                "algo.max_grad_norm=null",
-                "algo.optimizer.lr=1e-3", "algo.memory.batch_size=128", "algo.memory.updates_per_frame=0.5"]  # fmt: skip
+                "algo.max_grad_norm=null", "algo.optimizer.lr=1e-3", "algo.memory.batch_size=128",
+                "algo.memory.updates_per_frame=0.5"]  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_discrete_sac_shared_solves_cartpole(train, tmp_path, seed):
-    process = train(
-        "algo=sac", "env=cartpole", "distributed=shared", "distributed.max_session=2", *DISCRETE_SAC, f"seed={seed}",
-        "log_every=1", timeout=1_800,
-    )  # fmt: skip
+    common = ["algo=sac", "env=cartpole", "distributed=shared", "distributed.max_session=2", "log_every=1"]
+    process = train(*common, *DISCRETE_SAC, f"seed={seed}", timeout=1_800)
     assert process.returncode == 0, process.stderr
     assert statistics.fmean(evaluate(tmp_path / "run", episodes=20)) >= 475
 
@@ -94,8 +92,9 @@ def test_discrete_sac_shared_solves_cartpole(train, tmp_path, seed):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("algo", ["a3c", "ppo"])
 def test_an_lstm_solves_what_a_policy_without_memory_cannot(train, tmp_path, algo, seed):
-    common = [f"algo={algo}", "env=gym", "env.id=recall_env:Recall-v0", "env.torso.hidden=[32]", "algo.optimizer.lr=3e-3",
-              "algo.memory.horizon=32", "env.max_frame=100_000", "log_every=1", f"seed={seed}"]  # fmt: skip
+    common = [f"algo={algo}", "env=gym", "env.id=recall_env:Recall-v0", "env.torso.hidden=[32]",
+              "algo.optimizer.lr=3e-3", "algo.memory.horizon=32", "env.max_frame=100_000", "log_every=1",
+              f"seed={seed}"]  # fmt: skip
     if algo == "a3c":
         common += ["distributed.max_session=2"]
     path = {"PYTHONPATH": str(Path(__file__).parent)}

@@ -284,8 +284,6 @@ def test_a_run_is_no_sweep_and_files_need_a_place(tmp_path):
 @pytest.mark.parametrize("arm", ARMS)
 @pytest.mark.parametrize("experiment", STUDIES)
 def test_every_arm_of_a_study_has_what_is_common(experiment, arm):
-    if arm == "ppo" and not (ROOT / "conf" / "algo" / "ppo.yaml").exists():
-        pytest.skip("there is no algo=ppo")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("config", [f"+experiment={experiment}", f"arm={arm}"])
     config.refuse_unknown_keys(cfg)

@@ -71,6 +71,7 @@ class ActorCritic(Agent):
         entropy_schedule: Schedule = Constant(),
         normalize_advantage: bool = False,
     ) -> None:
+        check.flag("algo.agent.shared", shared)
         torsos = [torso(obs_space) for _ in range(1 if shared else 2)]
         self.actor_torso, self.critic_torso = torsos[0], torsos[-1]
         self.lstm = None
@@ -96,14 +97,18 @@ class ActorCritic(Agent):
         self.lam = check.fraction("algo.agent.lam", lam)
         self.value_coef = check.number("algo.agent.value_coef", value_coef)
         self.entropy_coef = check.number("algo.agent.entropy_coef", entropy_coef)
-        self.entropy_schedule = entropy_schedule
-        self.normalize_advantage = normalize_advantage
+        self.entropy_schedule = check.schedule("algo.agent.entropy_schedule", entropy_schedule)
+        self.normalize_advantage = check.flag("algo.agent.normalize_advantage", normalize_advantage)
         self._state = self._first_state = torch.zeros(2, 0, lstm)
 
     def start(self, num_envs: int, rank: int = 0) -> None:
         """Begin B episodes with nothing remembered."""
         cells = self._state.shape[-1]
         self._state = self._first_state = torch.zeros(2, num_envs, cells, device=self.device)
+
+    def begin_batch(self) -> None:
+        """Remember with what the LSTM begins the rollout."""
+        self._first_state = self._state
 
     def on_step(self, done: Tensor) -> None:
         """Forget the episodes that have ended."""
@@ -133,7 +138,7 @@ class ActorCritic(Agent):
     def _take_state(self, batch: RolloutBatch) -> RolloutBatch:
         """Put the state that the rollout began with into it; the next one begins with the present state."""
         batch = batch._replace(state=self._first_state)
-        self._first_state = self._state
+        self.begin_batch()
         return batch
 
     def _forward(self, obs: Tensor, done: Tensor, state: Tensor) -> tuple[Distribution, Tensor, Tensor]:
@@ -190,7 +195,7 @@ class ActorCritic(Agent):
 
 def forget(state: Tensor, done: Tensor) -> Tensor:
     """Return the states [2, B, H] of which those whose episode is done [B] are zero."""
-    return state * ~done[:, None]
+    return state.masked_fill(done[:, None], 0.0)  # a product would not forget what is not finite
 
 
 def standardize(advantage: Tensor) -> Tensor:

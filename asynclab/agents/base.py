@@ -1,7 +1,7 @@
 """The contract between an algorithm and everything that runs it.  N: batch, P: parameters."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,11 +19,15 @@ class Agent(ABC):
     Attributes:
         nets: The trained networks by name; gradients are clipped for each of them.
         target_part: The part of theta of which all sessions share a lagging copy; None for none.
+        targets: Target networks, each with the network that it follows.
+        own: Parameters that are no part of theta: the agent itself steps them, in ``on_update``.
         device: Where they are.
     """
 
     nets: nn.ModuleDict
     target_part: slice | None = None
+    targets: Sequence[tuple[nn.Module, nn.Module]] = ()
+    own: Sequence[nn.Parameter] = ()
     device = torch.device("cpu")
 
     def bind(self, weights: flat.Vector, grad: flat.Vector, target: Tensor | None = None) -> None:
@@ -44,6 +48,9 @@ class Agent(ABC):
 
     def on_step(self, done: Tensor) -> None:  # noqa: B027 - optional
         """Take note of the episodes [B] bool that ended with the last action."""
+
+    def begin_batch(self) -> None:  # noqa: B027 - optional
+        """Take note that the next step is the first one of a batch, although the last batch was not learned from."""
 
     def minibatches(self, batch: Any) -> Iterator[Any]:
         """Yield what is learned from, one update each, of what the memory hands out."""

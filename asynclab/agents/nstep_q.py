@@ -59,12 +59,13 @@ class NStepQ(Agent):
             raise ValueError(
                 f"algo=nstep_q needs discrete actions, and this env has {action_space}; use algo=a3c or another env"
             )
-        if not epsilons:
-            raise ValueError("algo.agent.epsilons=[] must have at least one rate of exploration")
+        if not isinstance(epsilons, Sequence) or isinstance(epsilons, str) or not epsilons:
+            raise ValueError(f"algo.agent.epsilons={epsilons} must be a list of one rate of exploration or more")
         self.actions = int(action_space.n)
         self.q = QNetwork(obs_space, self.actions, torso)
         self.target = QNetwork(obs_space, self.actions, torso).requires_grad_(False)
         self.nets = nn.ModuleDict({"q": self.q})
+        self.targets = [(self.target, self.q)]
         self.target_part = slice(0, flat.size(self.nets))
         self.gamma = check.fraction("algo.agent.gamma", gamma)
         self.epsilons = [check.fraction("algo.agent.epsilons", epsilon) for epsilon in epsilons]

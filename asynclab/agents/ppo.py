@@ -66,8 +66,8 @@ class PPO(ActorCritic):
         self.epochs = check.count("algo.agent.epochs", epochs)
         self.minibatch_size = check.count("algo.agent.minibatch_size", minibatch_size)
         self.clip = check.positive("algo.agent.clip", clip)
-        self.clip_schedule = clip_schedule
-        self.clip_value = clip_value
+        self.clip_schedule = check.schedule("algo.agent.clip_schedule", clip_schedule)
+        self.clip_value = check.flag("algo.agent.clip_value", clip_value)
 
     def minibatches(self, batch: RolloutBatch) -> Iterator[PPOBatch]:
         """Yield the rollout in minibatches, several times, each time in another order."""

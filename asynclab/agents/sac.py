@@ -77,7 +77,8 @@ class SAC(Agent):
         polyak: Step of the target critics towards the critics after each update.
         init_alpha: First temperature.
         target_entropy: Per action dimension, in nats; None for the paper's -1.
-        shared_temperature: One temperature, as a part of theta; else every session learns its own, by Adam.
+        shared_temperature: One temperature, as a part of theta; else every session learns its own, by Adam without a
+            schedule or a bound on the gradient, and a session that has failed begins with ``init_alpha`` again.
         temperature_lr: Learning rate of a temperature of its own.
         shared_targets: One pair of target critics, which every session's updates move; else every session has its own,
             and only its own updates move them.
@@ -106,14 +107,16 @@ class SAC(Agent):
         self.temperature = Temperature(check.positive("algo.agent.init_alpha", init_alpha))
         trained = {"temperature": self.temperature} if shared_temperature else {}
         self.nets = nn.ModuleDict({"actor": self.actor, "q1": q1, "q2": q2, **trained})
-        self.shared_temperature = shared_temperature
+        self.shared_temperature = check.flag("algo.agent.shared_temperature", shared_temperature)
+        self.own = () if shared_temperature else tuple(self.temperature.parameters())
         self.temperature_lr = check.positive("algo.agent.temperature_lr", temperature_lr)
         # The same weights without gradients, for the actor's loss; and a slowly following copy, for the critics'.
         self.frozen_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
+        self.targets = [(self.target_critics, self.critics)]
         parts = flat.slices(self.nets)
         self._critics_part = slice(parts["q1"].start, parts["q2"].stop)
-        self.target_part = self._critics_part if shared_targets else None
+        self.target_part = self._critics_part if check.flag("algo.agent.shared_targets", shared_targets) else None
         self.gamma = check.fraction("algo.agent.gamma", gamma)
         self.polyak = check.fraction("algo.agent.polyak", polyak)
 
@@ -204,8 +207,6 @@ class SAC(Agent):
     def loss(self, batch: ReplayBatch, progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the losses of critics, actor and temperature on replayed transitions."""
         log_alpha = self.temperature.log_alpha
-        if not self.shared_temperature:
-            log_alpha.grad = None  # not a part of theta's gradient, which the learner zeroes
         alpha = log_alpha.detach().exp()
         with torch.no_grad():
             encoded = self.target_critics.encode(batch.next_obs)

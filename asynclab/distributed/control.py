@@ -29,6 +29,7 @@ class Control:
         restart_delay: float = 1.0,
         stop_seconds: float = 6.0,
     ) -> None:
+        self.sessions = sessions
         self.max_restarts = max_restarts
         self.hang_after = hang_after
         self.restart_delay = restart_delay

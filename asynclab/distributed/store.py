@@ -163,8 +163,10 @@ class Store:
             self.optimizer.load_own_state_dict(state)
 
     def is_finite(self) -> bool:
-        """Return whether all of theta is."""
-        return bool(self.theta.isfinite().all())
+        """Return whether all of theta is, and what belongs to it."""
+        target = [] if self.target is None else [self.target]
+        parts = [self.theta, *target, *(moments.slots for moments in self.moments.values())]
+        return all(bool(part.isfinite().all()) for part in parts)
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of everything that training has changed: tensors and plain Python only."""
