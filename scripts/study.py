@@ -1,6 +1,6 @@
 """Turn a sweep into a table and a figure: interquartile means over seeds, with bootstrap intervals.
 
-Example: ``python scripts/study.py sweep=outputs/study_cartpole threshold=475 out=docs/study``
+Example: ``python scripts/study.py sweep=outputs/study_cartpole threshold=475 out=docs/images/study``
 """
 
 from pathlib import Path
