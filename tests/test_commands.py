@@ -13,7 +13,12 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.errors import CompactHydraException, ConfigCompositionException
 
+from asynclab import build, config
+
+config.register()
 pytestmark = pytest.mark.medium
 
 SMALL = ["env=cartpole", "env.max_frame=4_000", "algo.memory.horizon=16", "log_every=0.5"]
@@ -87,7 +92,7 @@ def test_a_run_keeps_what_it_was_made_of(train, tmp_path):
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["000000", "000001", "best", "latest"]
 
 
-@pytest.mark.parametrize("lock", ["none", "update"])
+@pytest.mark.parametrize("lock", ["none", pytest.param("update", marks=pytest.mark.slow)])
 def test_lost_updates_are_measured_and_a_lock_ends_them(train, tmp_path, lock):
     process = train(*SMALL, "distributed.max_session=4", "distributed.diagnostics=true", f"distributed.lock={lock}")
     assert process.returncode == 0, process.stderr
@@ -116,7 +121,7 @@ def test_a_run_is_not_overwritten(train, tmp_path):
     [
         (["env=gym", "env.id=Foo-v1"], r"env\.id=Foo-v1 is not a registered environment"),
         (["env=atari", "env.id=ALE/Pongo-v5"], r"env\.id=ALE/Pongo-v5 .*Did you mean: `Pong`"),
-        (["algo=sac", "env=cartpole"], r"algo=sac needs bounded continuous actions, and this env has Discrete\(2\)"),
+        (["algo=nstep_q", "env=pendulum"], r"algo=nstep_q needs discrete actions, and this env has Box"),
         (["distributed.max_session=0"], r"distributed\.max_session=0 must be a whole number of 1 or more"),
         (["distributed.lock=all"], r"distributed\.lock=all is unknown; use one of none, update"),
         (["distributed.max_session=-3"], r"distributed\.max_session=-3 must be"),
@@ -141,12 +146,40 @@ def test_a_run_is_not_overwritten(train, tmp_path):
         (["env.torso.conv=[[32,8]]"], r"env\.torso\.conv=.* must have \[channels, kernel, stride\]"),
         (["env.torso.conv=[[32,90,4]]"], r"env\.torso\.conv=.* does not fit images of \(4, 84, 84\)"),
         (["+algo.agent.gama=1"], r"unexpected keyword argument 'gama'"),
+        (["algo=ppo", "algo.agent.clip_value=no"], r"algo\.agent\.clip_value=no must be true or false"),
+        (["algo=ppo", "algo.agent.clip_schedule=0.5"], r"algo\.agent\.clip_schedule=0\.5 must be a schedule"),
+        (["algo=ppo", "algo.agent.minibatch_size=0"], r"algo\.agent\.minibatch_size=0 must be a whole number of 1"),
+        (["algo.agent.lstm=16", "algo.agent.shared=false"], r"algo\.agent\.lstm=16 needs one torso"),
+        (["algo/optimizer=rmsprop", "algo.optimizer.shared=off"], r"algo\.optimizer\.shared=off must be true or false"),
+        (["env.make.normalize_obs=true"], r"env\.make\.normalize_obs=true is for vectors"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
-def test_bad_input_is_one_clear_message_before_any_process_starts(train, tmp_path, overrides, message):
+def test_bad_input_is_one_clear_message(tmp_path, overrides, message):
     if "device=cuda" in overrides and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
+    with (
+        initialize_config_dir(str(ROOT / "conf"), version_base="1.3"),
+        pytest.raises((CompactHydraException, ConfigCompositionException)) as error,
+    ):
+        build.make_trial(compose("config", overrides), tmp_path)
+    text = f"{error.value}\n{error.value.__cause__}"  # Hydra shows both
+    assert re.search(message, text), text
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["algo=nstep_q", "env=pendulum"], r"algo=nstep_q needs discrete actions, and this env has Box"),
+        (["distributed.max_session=1.5"], r"'1\.5' of type 'float' could not be converted to Integer"),
+        (["algo.optimizer._target_=torch.optim.Adam"], r"Adam is not global.*distributed=synced.*GlobalAdam"),
+        (["algo=a4c"], r"Could not find 'algo/a4c'"),
+        (["env=gym"], r"env\.id"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_the_command_says_it_without_a_traceback_before_any_process_starts(train, tmp_path, overrides, message):
     process = train(*overrides)
     assert process.returncode == 1
     assert re.search(message, process.stderr), process.stderr

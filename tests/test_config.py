@@ -22,14 +22,21 @@ def load(*overrides):
         return compose("config", list(overrides))
 
 
+IDS = {"gym": ["env.id=Acrobot-v1"], "atari": ["env.id=ALE/Seaquest-v5"]}
+
+
 @pytest.mark.parametrize(("algo", "env"), list(itertools.product(CHOICES["algo"], CHOICES["env"])))
 def test_every_algo_and_env_compose_and_instantiate(algo, env):
-    ids = {"gym": ["env.id=Acrobot-v1"], "atari": ["env.id=ALE/Qbert-v5"]}
-    cfg = load(f"algo={algo}", f"env={env}", *ids.get(env, []))
-    parts = instantiate(cfg, _convert_="object")
-    envs = parts.env.make(num_envs=1)
-    torso = parts.algo.agent.keywords["torso"](envs.obs_space)
-    assert torso.features == cfg.env.torso.hidden[-1]
+    cfg = load(f"algo={algo}", f"env={env}", *IDS.get(env, []))
+    config.refuse_unknown_keys(cfg)
+    assert callable(instantiate(cfg, _convert_="object").algo.agent)
+
+
+@pytest.mark.parametrize("env", CHOICES["env"])
+def test_every_env_can_be_made_and_has_a_torso_that_fits(env):
+    cfg = load(f"env={env}", *IDS.get(env, []))
+    envs = instantiate(cfg.env.make, _convert_="object")(num_envs=1)
+    assert instantiate(cfg.env.torso, _convert_="object")(envs.obs_space).features == cfg.env.torso.hidden[-1]
     envs.close()
 
 

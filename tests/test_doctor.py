@@ -260,13 +260,13 @@ def test_every_shipped_experiment_is_healthy(experiment):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("memory", MEMORIES)
 @pytest.mark.parametrize("env", sorted(path.stem for path in (ROOT / "conf" / "env").glob("*.yaml")))
-def test_no_transition_of_20000_frames_of_any_shipped_environment_is_bogus(tmp_path, env, memory):
-    ids = {"gym": ["env.id=Acrobot-v1"], "atari": ["env.id=ALE/MsPacman-v5"]}
+def test_no_transition_of_20000_frames_of_any_shipped_environment_is_bogus(tmp_path, env):
+    ids = {"gym": ["env.id=Acrobot-v1"], "atari": ["env.id=ALE/Seaquest-v5"]}
     make_envs = doctor.build.make_trial(load(f"env={env}", *ids.get(env, [])), tmp_path).session.make_envs
-    for make in (make_envs, audit.cut_short(make_envs, 50)):
-        result = audit.audit(make, 20_000, MEMORIES[memory])
+    short = audit.cut_short(make_envs, 50)  # some environments are never truncated in so few frames
+    for make, memory, frames in ((make_envs, "rollout", 20_000), (short, "replay", 5_000)):
+        result = audit.audit(make, frames, MEMORIES[memory])
         assert result.bogus == {}
-        assert result.frames >= 20_000
+        assert result.frames >= frames
         assert result.terminated + result.truncated > 5

@@ -308,7 +308,7 @@ def test_a_study_sweeps_over_arms_that_exist(experiment):
     assert list(params["params"]) == ["seed", "arm"]
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_sweep_that_was_stopped_goes_on_and_becomes_a_table_and_a_figure(tmp_path):
     sweep = tmp_path / "sweep"
     command = [sys.executable, ROOT / "train.py", "-m", *SMALL, "arm=a3c_2,a2c", "seed=0,1", f"hydra.sweep.dir={sweep}"]

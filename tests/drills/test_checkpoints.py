@@ -104,7 +104,7 @@ def test_a_checkpoint_of_another_format_is_refused(copied):
         sign(path, json.loads(path.read_text()) | {"format": 1})
     process = evaluate(copied)
     assert process.returncode == 1
-    assert "has format 1, and this version of asynclab reads 2" in process.stderr
+    assert f"has format 1, and this version of asynclab reads {checkpoint.FORMAT}" in process.stderr
 
 
 class Malicious:

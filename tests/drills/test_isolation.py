@@ -32,6 +32,7 @@ def test_two_runs_cannot_write_one_folder_and_a_killed_one_leaves_no_lock(tmp_pa
     assert third.wait() == 0, third.text()
 
 
+@pytest.mark.slow
 def test_a_failing_job_is_named_and_the_others_of_its_sweep_finish(tmp_path):
     command = [sys.executable, ROOT / "train.py", "-m", *SMALL, "env.max_frame=4_000", "env.num_envs=2,0,4",
                f"hydra.sweep.dir={tmp_path / 'sweep'}"]  # fmt: skip

@@ -60,7 +60,7 @@ def assert_equal(a, b):
         pytest.param(HUMANOID, 240, marks=pytest.mark.slow),
         pytest.param(Q, 3_000, marks=pytest.mark.slow),
         pytest.param(PPO, 3_000, marks=pytest.mark.slow),
-        (LSTM, 3_000),
+        pytest.param(LSTM, 3_000, marks=pytest.mark.slow),
         pytest.param([*DISCRETE, "distributed=shared"], 700, marks=pytest.mark.slow),
     ],
     ids=["a3c-synced", "sac-shared", "sac-humanoid", "nstep-q", "ppo-normalized", "ppo-lstm", "discrete-sac"],
@@ -213,6 +213,7 @@ def test_the_return_of_sac_does_not_collapse(tmp_path):
     assert sum(e["ret"] for e in later[-16:]) / 16 > before - 150
 
 
+@pytest.mark.slow
 def test_what_must_not_change_is_named_setting_by_setting(tmp_path):
     run = Run(tmp_path / "run", *SMALL, "env.max_frame=3_000")
     assert run.wait() == 0, run.text()
@@ -245,6 +246,7 @@ def test_a_run_with_as_many_sessions_as_cores_is_resumed_twice(tmp_path):
     assert run.summary()["frames"] == 50_000
 
 
+@pytest.mark.slow
 def test_what_there_is_nothing_of_cannot_be_resumed(tmp_path):
     run = Run(tmp_path / "run", *SMALL, "env.max_frame=3_000")
     assert run.wait() == 0, run.text()
