@@ -120,7 +120,8 @@ def test_a_run_is_not_overwritten(train, tmp_path):
         (["distributed.max_session=0"], r"distributed\.max_session=0 must be a whole number of 1 or more"),
         (["distributed.lock=all"], r"distributed\.lock=all is unknown; use one of none, update"),
         (["distributed.max_session=-3"], r"distributed\.max_session=-3 must be"),
-        (["distributed.max_session=1.5"], r"'1\.5' of type 'float' could not be converted to Integer"),
+        (["distributed.max_session=1.5"], r"distributed\.max_session=1\.5 must be a whole number of 1 or more"),
+        (["distributed.diagnostics=1"], r"distributed\.diagnostics=1 must be true or false"),
         (["env.num_envs=-1"], r"env\.num_envs=-1 must be a whole number"),
         (["env=cartpole", "env.max_frame=100"], r"env\.max_frame=100 ends before .* set it to \d+ or more"),
         (["algo.optimizer._target_=torch.optim.Adam"], r"Adam is not global.*distributed=synced.*GlobalAdam"),
@@ -141,6 +142,7 @@ def test_a_run_is_not_overwritten(train, tmp_path):
         (["env.torso.conv=[[32,8]]"], r"env\.torso\.conv=.* must have \[channels, kernel, stride\]"),
         (["env.torso.conv=[[32,90,4]]"], r"env\.torso\.conv=.* does not fit images of \(4, 84, 84\)"),
         (["+algo.agent.gama=1"], r"unexpected keyword argument 'gama'"),
+        (["+distributed.locks=1"], r"unexpected keyword argument 'locks'"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
