@@ -18,7 +18,7 @@ EXPORT = COMMANDS[1].splitlines()[0]  # lasts for the rest of the page
 
 
 def shell(folder, script):
-    """Run a script as a user of the page does, who is in that folder and has asynclab's environment active; return the output."""
+    """Run a script as a user of the page does, in that folder and with asynclab's environment; return the output."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = os.environ | {"PATH": path, "ASYNCLAB": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     # who reads the page has installed asynclab; these tests are about this checkout of it
