@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -157,6 +158,13 @@ def test_a_damaged_checkpoint_is_refused(run, tmp_path):
     (tmp_path / "checkpoints" / "000000" / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match=r"has no checkpoint that can be read: .*manifest\.json is damaged"):
         asynclab.load(tmp_path)
+
+
+def test_the_lines_of_the_readme_run(run):
+    (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names = {}
+    exec(lines.replace("outputs/a3c_cartpole_synced/<time>", str(run("off"))), names)
+    assert names["action"] in (0, 1)
 
 
 def test_importing_asynclab_imports_no_torch():
