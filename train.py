@@ -23,7 +23,7 @@ def main(cfg: DictConfig) -> float:
     """Run one trial and return its final mean return, for sweepers to maximise."""
     from asynclab.preload import start_server
 
-    if cfg.distributed.max_session != 1:
+    if cfg.distributed.get("max_session") != 1:
         start_server()  # so early that it imports torch while we do
 
     from hydra.core.hydra_config import HydraConfig

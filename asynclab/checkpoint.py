@@ -62,7 +62,7 @@ def load(run: Path, name: str = "latest") -> Checkpoint:
         ValueError: There is no such checkpoint, it is damaged, or it is of another format.
     """
     if name != "latest":
-        path = run / FOLDER / name
+        path = run / FOLDER / (f"{int(name):06d}" if name.isdecimal() else name)
         if not path.is_dir():
             raise ValueError(f"{path} does not exist; use latest{_others(run)}")
         return _open(path.resolve())

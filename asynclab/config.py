@@ -40,25 +40,12 @@ class EnvConfig:
 
 
 @dataclass
-class DistributedConfig:
-    """Group ``distributed``: a Mode."""
-
-    _target_: str = MISSING
-    max_session: int | None = None  # processes; None: one per available core
-    num_threads: int = 1  # torch threads of each session
-    max_restarts: int = 3  # of each session, before its next failure ends the trial
-    hang_after: float = 60.0  # seconds without a step after which a session counts as hung
-    lock: str = "none"  # or update: sessions step the global optimizer one after the other
-    diagnostics: bool = False  # measure lost updates and the agreement of stale with fresh gradients
-
-
-@dataclass
 class Config:
     """A whole run."""
 
     algo: AlgoConfig = field(default_factory=AlgoConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
-    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    distributed: Any = MISSING  # a Mode; open, because a mode may have settings of its own
     seed: int = 0
     device: str = "auto"  # of the sessions' networks: auto, cpu, cuda, cuda:N
     log_every: float = 10.0  # seconds between two progress lines

@@ -4,13 +4,14 @@ Nothing above this file knows that gymnasium resets an environment inside ``step
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, flatten, flatten_space
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics, TransformAction, TransformReward
 from numpy.typing import NDArray
@@ -215,6 +216,44 @@ class Envs:
             returns[b], lengths[b] = ret, length
         return self._normalized()
 
+    def observe(self, obs: Any) -> NDArray[Any]:
+        """Return what the agent sees [1, ...] of one observation as the plain environment gives it.
+
+        Args:
+            obs: Of ``gymnasium.make``; for Atari the stack of frames [4, 84, 84] that gymnasium's own wrappers give.
+
+        Raises:
+            ValueError: It is not of the environment's observation space.
+        """
+        boxed = None if self._atari else self._traced()[0].env
+        if isinstance(boxed, Boxed):
+            try:
+                obs = boxed.observation(obs)
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                raise ValueError(f"the observation does not fit {boxed.env.observation_space}: {error!r}") from error
+        array = np.asarray(obs)
+        if array.shape != self.obs_space.shape or (array.dtype != np.uint8 and self.obs_space.dtype == np.uint8):
+            wrap = ""
+            if self._atari:
+                wrap = "; use gymnasium's AtariPreprocessing and FrameStackObservation (help(Policy.act))"
+            raise ValueError(
+                f"an observation of shape {array.shape} and type {array.dtype} was given to an agent that was trained"
+                f" on shape {self.obs_space.shape} and type {self.obs_space.dtype}{wrap}"
+            )
+        ours = layout.zeros((1,), self.obs_space)
+        layout.copy_to(ours, self._normalize(array.astype(ours.dtype)[None]))
+        return ours
+
+    def perform(self, action: NDArray[Any]) -> Any:
+        """Return one action of the agent, [] int64 or [A] float32, as the plain environment takes it."""
+        vector: Any = self._env.unwrapped
+        space = vector.single_action_space
+        if isinstance(space, Discrete):
+            return int(action)
+        if space.is_bounded():
+            action = _from_unit(space)(action)
+        return np.clip(action.astype(space.dtype), space.low, space.high)  # rescaling can round beyond the bounds
+
     def _traced(self) -> list["Traced"]:
         vector: Any = self._env.unwrapped
         return list(vector.envs)
@@ -342,20 +381,26 @@ class Traced(gym.Wrapper):
         return obs
 
 
+class Boxed(gym.wrappers.TransformObservation):
+    """Makes the observation one array; images get their channels first, as torch has them."""
+
+
 def _box_observation(env: gym.Env) -> gym.Env:
-    """Make the observation one array; images get their channels first, as torch has them."""
     space = env.observation_space
     if not isinstance(space, Box):
-        return gym.wrappers.FlattenObservation(env)
+        return Boxed(env, partial(flatten, space), flatten_space(space))
     if space.dtype == np.uint8 and len(space.shape) == 3 and space.shape[-1] in (1, 3, 4):
         low, high = np.moveaxis(space.low, -1, 0), np.moveaxis(space.high, -1, 0)
-        channels_first = Box(low, high, dtype=np.uint8)
-        return gym.wrappers.TransformObservation(env, lambda obs: np.moveaxis(obs, -1, 0), channels_first)
+        return Boxed(env, lambda obs: np.moveaxis(obs, -1, 0), Box(low, high, dtype=np.uint8))
     return env
 
 
 def _unit_actions(env: VectorEnv, space: Box) -> VectorEnv:
     """Let the agent act in [-1, 1] (clipped to it), rescaled to the environment's bounds."""
-    middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2
     unit = Box(-1.0, 1.0, space.shape, np.float32)
-    return TransformAction(env, lambda action: middle + half * np.clip(action, -1.0, 1.0), single_action_space=unit)
+    return TransformAction(env, _from_unit(space), single_action_space=unit)
+
+
+def _from_unit(space: Box) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2
+    return lambda action: middle + half * np.clip(action, -1.0, 1.0)

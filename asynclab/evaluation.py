@@ -6,6 +6,8 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from asynclab import check, checkpoint, flat, targets
 from asynclab.agents import Agent
@@ -13,9 +15,11 @@ from asynclab.envs import Envs
 from asynclab.moments import Moments
 from asynclab.session import Seeds
 
+PARTS = ("env.id", "env.make", "algo.agent")  # of a run's config, that are needed to play
 
-def load(run: Path, session: int = 0, num_envs: int | None = None, name: str = "latest") -> tuple[Agent, Envs]:
-    """Return the agent of a run's checkpoint and its environments.
+
+def load(run: Path, session: int = 0, num_envs: int | None = None, name: str = "latest") -> tuple[Agent, Envs, str]:
+    """Return the agent of a run's checkpoint, environments and their id; the agent acts in that many.
 
     Args:
         run: Output folder.
@@ -30,15 +34,23 @@ def load(run: Path, session: int = 0, num_envs: int | None = None, name: str = "
     config = run / "config.yaml"
     if not config.is_file():
         raise ValueError(f"run={run} is not an output folder: it has no config.yaml")
-    cfg = OmegaConf.load(config)
+    try:
+        cfg = OmegaConf.load(config)
+        OmegaConf.resolve(cfg)
+    except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise ValueError(f"{config} cannot be read ({str(error).splitlines()[0]})") from error
+    parts = [OmegaConf.select(cfg, key) for key in PARTS] if isinstance(cfg, DictConfig) else []
+    if not parts or not all(parts):
+        raise ValueError(f"{config} is not the config of a run: it must have {', '.join(PARTS)}")
     assert isinstance(cfg, DictConfig)
+    env_id, make, agent_config = parts
     targets.check(cfg)
     stores = checkpoint.load(run, name).stores()
     if not 0 <= session < len(stores):
         raise ValueError(f"session={session} has no network of its own; the run has {len(stores)}, numbered from 0")
     try:
-        envs = instantiate(cfg.env.make, _convert_="all")(**({} if num_envs is None else {"num_envs": num_envs}))
-        agent = instantiate(cfg.algo.agent, _convert_="all")(envs.obs_space, envs.action_space)
+        envs = instantiate(make, _convert_="all")(**({} if num_envs is None else {"num_envs": num_envs}))
+        agent = instantiate(agent_config, _convert_="all")(envs.obs_space, envs.action_space)
     except (InstantiationException, TypeError) as error:
         raise ValueError(
             f"run={run} has a config that this version of asynclab does not understand ({error.__cause__ or error});"
@@ -53,7 +65,7 @@ def load(run: Path, session: int = 0, num_envs: int | None = None, name: str = "
     for name, estimate in moments.items():
         estimate.slots = stores[session]["moments"][name]
     envs.attach(moments, None)
-    return agent, envs
+    return agent, envs, env_id
 
 
 def evaluate(
@@ -80,7 +92,7 @@ def evaluate(
     check.count("episodes", episodes)
     if seed < 0:
         raise ValueError(f"seed={seed} must be 0 or more")
-    agent, envs = load(run, session, num_envs=min(episodes, 8), name=name)
+    agent, envs, _ = load(run, session, num_envs=min(episodes, 8), name=name)
     torch.set_num_threads(1)  # batches this small only lose by more
     torch.manual_seed(seed)
     quota = [len(range(b, episodes, envs.num_envs)) for b in range(envs.num_envs)]

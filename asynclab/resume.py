@@ -64,7 +64,9 @@ def plan(cfg: DictConfig, folder: Path) -> Plan:
     Raises:
         ValueError: There is nothing to resume, or a setting differs that must not.
     """
-    typed = [o for o in HydraConfig.get().overrides.task if key_of(o) != "resume"]
+    given = HydraConfig.get().overrides
+    typed = [o for o in given.hydra if key_of(o) == "hydra.searchpath"]  # where the configs are that others name
+    typed += [o for o in given.task if key_of(o) != "resume"]
     if cfg.resume is None or (cfg.resume == AUTO and not checkpoint.exists(folder)):
         return Plan(cfg, typed)
     found = checkpoint.load(folder)
@@ -72,7 +74,7 @@ def plan(cfg: DictConfig, folder: Path) -> Plan:
     if cfg.resume != AUTO:
         typed = _merge(_saved_overrides(folder), typed)
         cfg = compose(HydraConfig.get().job.config_name, typed)
-    if cfg.distributed.max_session is None:  # one per core then, but on which machine?
+    if cfg.distributed.get("max_session") is None:  # one per core then, but on which machine?
         with open_dict(cfg):
             cfg.distributed.max_session = len(saved["recorder"]["session_returns"])
         saved["config"]["distributed"]["max_session"] = cfg.distributed.max_session

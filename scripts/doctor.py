@@ -24,7 +24,7 @@ def main(cfg: DictConfig) -> None:
     """Print one line per check, and a summary."""
     from asynclab.preload import start_server
 
-    if cfg.distributed.max_session != 1 and cfg.inject != "help":
+    if cfg.distributed.get("max_session") != 1 and cfg.inject != "help":
         start_server()  # so early that it imports torch while we do
 
     from hydra.errors import CompactHydraException

@@ -125,7 +125,8 @@ def test_a_run_is_not_overwritten(train, tmp_path):
         (["distributed.max_session=0"], r"distributed\.max_session=0 must be a whole number of 1 or more"),
         (["distributed.lock=all"], r"distributed\.lock=all is unknown; use one of none, update"),
         (["distributed.max_session=-3"], r"distributed\.max_session=-3 must be"),
-        (["distributed.max_session=1.5"], r"'1\.5' of type 'float' could not be converted to Integer"),
+        (["distributed.max_session=1.5"], r"distributed\.max_session=1\.5 must be a whole number of 1 or more"),
+        (["distributed.diagnostics=1"], r"distributed\.diagnostics=1 must be true or false"),
         (["env.num_envs=-1"], r"env\.num_envs=-1 must be a whole number"),
         (["env=cartpole", "env.max_frame=100"], r"env\.max_frame=100 ends before .* set it to \d+ or more"),
         (["algo.optimizer._target_=torch.optim.Adam"], r"Adam is not global.*distributed=synced.*GlobalAdam"),
@@ -152,6 +153,7 @@ def test_a_run_is_not_overwritten(train, tmp_path):
         (["algo.agent.lstm=16", "algo.agent.shared=false"], r"algo\.agent\.lstm=16 needs one torso"),
         (["algo/optimizer=rmsprop", "algo.optimizer.shared=off"], r"algo\.optimizer\.shared=off must be true or false"),
         (["env.make.normalize_obs=true"], r"env\.make\.normalize_obs=true is for vectors"),
+        (["+distributed.locks=1"], r"unexpected keyword argument 'locks'"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
@@ -172,7 +174,7 @@ def test_bad_input_is_one_clear_message(tmp_path, overrides, message):
     ("overrides", "message"),
     [
         (["algo=nstep_q", "env=pendulum"], r"algo=nstep_q needs discrete actions, and this env has Box"),
-        (["distributed.max_session=1.5"], r"'1\.5' of type 'float' could not be converted to Integer"),
+        (["distributed.max_session=1.5"], r"distributed\.max_session=1\.5 must be a whole number"),
         (["algo.optimizer._target_=torch.optim.Adam"], r"Adam is not global.*distributed=synced.*GlobalAdam"),
         (["algo=a4c"], r"Could not find 'algo/a4c'"),
         (["env=gym"], r"env\.id"),

@@ -40,6 +40,7 @@ LAYERS = [
         "faults",
         "probe",
         "build",
+        "policy",
         "resources",
         "resume",
         "study",

@@ -52,7 +52,7 @@ class Mode:
         if lock not in LOCKS:
             raise ValueError(f"distributed.lock={lock} is unknown; use one of {', '.join(LOCKS)}")
         self.lock = lock
-        self.diagnostics = diagnostics
+        self.diagnostics = check.flag("distributed.diagnostics", diagnostics)
 
     @property
     def name(self) -> str:
