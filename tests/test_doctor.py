@@ -199,7 +199,7 @@ def test_a_healthy_configuration_passes_and_says_what_does_not_apply(tmp_path, o
         (SAC, {"inject": "no_first_pull"}, "does not apply .*: in distributed=shared the weights are the global"),
         (SAC, {"inject": "gae_leak"}, "does not apply .*: this agent's targets look one step ahead"),
         (A3C, {"inject": "leaky_off"}, "does not apply .*: distributed=synced has one network for all sessions"),
-        (A3C, {"inject": "random_targets"}, "does not apply .*: the agent is no SAC"),
+        (A3C, {"inject": "random_targets"}, "does not apply .*: this agent has no target network"),
         (A3C, {"inject": "emulator_clips"}, "does not apply .*: CartPole-v1 has no emulator that clips rewards"),
         (
             ["env=cartpole", "distributed.max_session=1"],
@@ -214,6 +214,13 @@ def test_a_healthy_configuration_passes_and_says_what_does_not_apply(tmp_path, o
 def test_what_cannot_be_planted_or_checked_is_refused(tmp_path, overrides, settings, message):
     with pytest.raises(ValueError, match=message):
         examine(tmp_path, overrides, **settings)
+
+
+def test_random_targets_are_found_in_every_agent_that_has_targets(tmp_path):
+    overrides = ["algo=nstep_q", "env=cartpole", "distributed.max_session=1"]
+    assert examine(tmp_path, overrides, names=["targets"])["targets"].status == doctor.OK
+    found = examine(tmp_path, overrides, "random_targets", ["targets"])["targets"]
+    assert (found.status, "discarded random weights" in found.text) == (doctor.FAILED, True)
 
 
 @pytest.mark.medium
