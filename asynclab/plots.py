@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from asynclab import runs
-from asynclab.curves import AXES, WINDOW, Array, Curves, NoEpisodeError, check_axis, moving_average, over_sessions, read
+from asynclab.curves import AXES, WINDOW, Array, Curves, NoEpisodeError, check_axis, moving_average, over_sessions
 from asynclab.runs import Run
 
 log = logging.getLogger(__name__)
@@ -24,8 +24,9 @@ KINDS = ("trial", "sessions", "runs")
 SUFFIXES = (".png", ".svg")
 RETURN = f"mean return of the last {WINDOW} episodes"
 SEEDS = "interquartile mean over seeds; bands: {:.0%} bootstrap interval"
+SESSIONS = f"each session: {RETURN}; bands: standard deviation over the sessions"
 PANELS = 25  # of a session graph; more would be too small to read
-DOTS = 2_000  # of a session's episodes: more would hide each other, and fill an SVG
+DOTS = 1_000  # of a session's episodes; more would hide each other
 
 
 def plot(
@@ -91,15 +92,10 @@ def write_at_end(folder: Path) -> None:
     """
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its font cache
     try:
-        curves = read(folder)
-        title = f"{_env([Run(folder, runs.read_settings(folder, {}), [], {}, {}, curves)])}{folder.name}"
-        figure, _ = draw_sessions(curves, "total_frames", title)
-        save(figure, [folder / "sessions.png"])
-        figure, (axes,) = panels(["total_frames"], (8, 4.8))
-        _add_trial(axes, curves, "total_frames", "mean of the sessions")
-        axes.set(title=title)
-        add_legend(figure, axes, _SPREAD)
-        save(figure, [folder / "curve.png"])
+        run, _ = runs.read(folder)
+        (name,) = runs.short_names([folder])
+        save(draw_sessions(run.curves, "total_frames", f"{_env([run])}{name}")[0], [folder / "sessions.png"])
+        save(draw_trials({name: run}, "total_frames")[0], [folder / "curve.png"])
         log.info("drawn: curve.png and sessions.png in %s", folder, extra={"console": False})
     except NoEpisodeError:
         pass
@@ -107,9 +103,6 @@ def write_at_end(folder: Path) -> None:
         log.info("no curve.png: %s is not installed (pip install 'asynclab[plot]')", error.name)
     except Exception as error:  # a run that has ended well must not fail because of a picture
         log.warning("no curve.png: %s: %s", type(error).__name__, " ".join(str(error).split()))
-
-
-_SPREAD = f"each session: {RETURN}; bands: standard deviation over the sessions"
 
 
 def draw_trials(named: Mapping[str, Run], x: str) -> tuple[Any, list[str]]:
@@ -122,19 +115,17 @@ def draw_trials(named: Mapping[str, Run], x: str) -> tuple[Any, list[str]]:
     notes = []
     for name, run in named.items():
         try:
-            _add_trial(axes, run.curves, x, f"{name} ({_count(len(run.curves.sessions), 'session')})")
+            grid, mean, spread = over_sessions(run.curves, x)
         except ValueError as error:
             notes.append(f"{name} is left out of the trial graph: {error}.")
+            continue
+        label = f"{name} ({_count(len(run.curves.sessions), 'session')})"
+        add_band(axes, label, grid, mean, mean - spread, mean + spread)
     if len(notes) == len(named):
         raise ValueError(" ".join(["there is nothing to draw.", *notes]))
     axes.set(title=_env(list(named.values())).removesuffix(": "))
-    add_legend(figure, axes, _SPREAD)
+    add_legend(figure, axes, SESSIONS)
     return figure, notes
-
-
-def _add_trial(axes: Any, curves: Curves, x: str, label: str) -> None:
-    grid, mean, spread = over_sessions(curves, x)
-    add_band(axes, label, grid, mean, mean - spread, mean + spread)
 
 
 def draw_sessions(curves: Curves, x: str, title: str) -> tuple[Any, list[str]]:
@@ -171,21 +162,25 @@ def draw_sessions(curves: Curves, x: str, title: str) -> tuple[Any, list[str]]:
         xs, returns = curve.along(x)
         some = np.unique(np.linspace(0, len(xs) - 1, DOTS).astype(int))
         axes.plot(
-            xs[some], returns[some], ".", color="#56B4E9", markersize=2.5, alpha=0.5, label="return of an episode"
-        )
-        axes.plot(xs, moving_average(returns), "-", color="#0072B2", label=f"moving average over {WINDOW} episodes")
+            xs[some], returns[some], ".", color="#56B4E9", markersize=2.5, alpha=0.5, rasterized=True,
+            label="return of an episode",
+        )  # fmt: skip
+        average = moving_average(returns)
+        axes.plot(xs[some], average[some], "-", color="#0072B2", label=f"moving average over {WINDOW} episodes")
         if mean is not None:
             axes.plot(*mean, "--", color="#000000", linewidth=0.9, label="mean of all sessions")
         axes.set_title(f"session {rank}", fontsize="medium")
         _style(axes, nbins=6 if columns == 1 else 3)
+        axes.xaxis.set_major_formatter(lambda value, _: _short(value))
     for i, axes in enumerate(grid):
         if i >= len(drawn):
             axes.remove()
-        elif i + columns >= len(drawn):
-            axes.tick_params(labelbottom=True)  # the lowest of its column, though not in the last row
+        elif i + columns >= len(drawn):  # the lowest of its column, though perhaps not in the last row
+            axes.set_xlabel(AXES[x])
+            axes.tick_params(labelbottom=True)
+        if i % columns == 0:
+            axes.set_ylabel("return")
     figure.suptitle(title)
-    figure.supxlabel(AXES[x])
-    figure.supylabel("return")
     add_legend(figure, grid[0])
     return figure, notes
 
@@ -204,24 +199,25 @@ def draw_groups(found: Sequence[Run], x: str, keys: Sequence[str] | None) -> tup
     """
     from asynclab.estimates import CONFIDENCE, band
 
-    several = len({run.settings.get("env.id") for run in found}) > 1
     notes: list[str] = []
+    names = dict(zip((run.folder for run in found), runs.short_names([run.folder for run in found]), strict=True))
+    known = [run for run in found if run.settings]
+    several = len({run.settings.get("env.id") for run in known}) > 1
     if keys is None:
-        groups = runs.group(found)
+        groups = runs.group(known) if known else {}
     else:
-        more = ["env.id"] if several and "env.id" not in keys else []
-        groups, notes = runs.group_by(found, [*keys, *more])
+        groups, notes = runs.group_by(known, [*keys, *["env.id"] * (several and "env.id" not in keys)])
+    groups |= {names[run.folder]: [run] for run in found if not run.settings}  # who knows what they repeat
     if several:
         notes.append("The runs are of several environments, whose returns cannot be compared.")
     figure, (axes,) = panels([x], (8, 4.8))
     nothing = True
     for label, members in groups.items():
-        finished = [run for run in members if run.is_finished]
-        used = finished or members
-        left_out = runs.short_names([run.folder for run in found])
-        for name, run in zip(left_out, found, strict=True):
-            if run in members and run not in used:
-                notes.append(f"{name} is left out of {label}, which has complete runs.")
+        used = [run for run in members if run.is_finished] or members
+        notes += [
+            f"{names[run.folder]} is left out of {label}, which has complete runs."
+            for run in members if run not in used
+        ]  # fmt: skip
         try:
             values = band([run.curve.along(x) for run in used])
         except ValueError as error:
@@ -280,7 +276,7 @@ def add_band(axes: Any, label: str, grid: Array, middle: Array, low: Array, high
 def add_legend(figure: Any, axes: Any, title: str | None = None) -> None:
     """Write the labels of the lines below everything, in as many columns as there is room for."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = max(1, int(11 * figure.get_figwidth()) // (12 + max(map(len, labels))))
+    columns = max(1, int(13 * figure.get_figwidth()) // (10 + max(map(len, labels))))
     figure.legend(
         handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3, title=title
     )
@@ -313,6 +309,14 @@ def _env(found: Sequence[Run]) -> str:
     """Return what a title begins with: the environment, if there is but one."""
     ids = {run.settings.get("env.id") for run in found} - {None}
     return f"{ids.pop()}: " if len(ids) == 1 else ""
+
+
+def _short(value: float) -> str:
+    """Return a number for a narrow axis: 1500000 as 1.5M."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
 
 
 def _count(number: int, what: str) -> str:

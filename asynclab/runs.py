@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from asynclab.curves import Curve, Curves, read
+from asynclab import curves
+from asynclab.curves import Curve, Curves
 from asynclab.resume import CHANGEABLE, key_of, settings
 
 # what may differ between the runs of an arm: it changes neither what is learned nor how fast
@@ -123,15 +124,16 @@ def load(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
         ValueError: There is none.
     """
     found: list[Run] = []
-    notes, paths = [], dict[Path, None]()
+    notes, paths = [], dict[Path, Path]()
     for folder in folders:
         try:
-            paths |= dict.fromkeys(find(folder))
+            for path in find(folder):
+                paths.setdefault(path.resolve(), path)  # each once, by whatever way it is reached
         except ValueError as error:
             notes.append(f"{error}.")
-    for path, name in zip(paths, short_names(list(paths)), strict=True):
+    for path, name in zip(paths.values(), short_names(list(paths)), strict=True):
         try:
-            run, problems = _read(path)
+            run, problems = read(path)
         except (ValueError, OSError) as error:
             notes.append(f"{name} is left out: {error}.")
             continue
@@ -142,9 +144,13 @@ def load(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     return found, notes
 
 
-def _read(folder: Path) -> tuple[Run, list[str]]:
-    """Return a run as far as it is known, and what is not."""
-    curves, problems = read(folder), []
+def read(folder: Path) -> tuple[Run, list[str]]:
+    """Return a run as far as it is known, and what is not.
+
+    Raises:
+        ValueError: It has no curve (``curves.read``).
+    """
+    found, problems = curves.read(folder), []
 
     def known(reader: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         try:
@@ -162,16 +168,19 @@ def _read(folder: Path) -> tuple[Run, list[str]]:
             problems.append(f"its status is {summary.get('status')} (resume=auto continues it)")
     else:
         problems.append("it has no summary.json, so it still runs or was killed (resume=auto continues it)")
-    return Run(folder, config, list(made.get("overrides", [])), made, summary, curves), problems
+    return Run(folder, config, list(made.get("overrides") or []), made, summary, found), problems
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """Return for every path what tells it from the others: the path without the folders that all have in common."""
+    """Return for every path what tells it from the others: the path without the folders that all have in common.
+
+    Of a single one, the last two parts: the name of an output folder is often but a time.
+    """
     parts = [path.resolve().parts for path in paths]
-    common = 0
-    while len(paths) > 1 and len({p[: common + 1] for p in parts}) == 1:
-        common += 1
-    return ["/".join(p[common:]) if len(paths) > 1 else path.name for path, p in zip(paths, parts, strict=True)]
+    common = min((len(p) for p in parts), default=0) - (2 if len(parts) == 1 else 1)
+    while len({p[:common] for p in parts}) > 1:
+        common -= 1
+    return ["/".join(p[common:]) for p in parts]
 
 
 def relevant(run: Run) -> str:
