@@ -5,6 +5,7 @@ matplotlib and scipy are imported where something is drawn: training imports thi
 
 import logging
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -276,7 +277,9 @@ def add_band(axes: Any, label: str, grid: Array, middle: Array, low: Array, high
 def add_legend(figure: Any, axes: Any, title: str | None = None) -> None:
     """Write the labels of the lines below everything, in as many columns as there is room for."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = max(1, int(13 * figure.get_figwidth()) // (10 + max(map(len, labels))))
+    room = int(13 * figure.get_figwidth())  # characters
+    labels = [textwrap.fill(label, room - 12) for label in labels]
+    columns = max(1, room // (10 + max(map(len, labels))))
     figure.legend(
         handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3, title=title
     )

@@ -23,7 +23,7 @@ from asynclab.estimates import band, interval, iqm
 config.register()
 ARMS = sorted(p.stem for p in (ROOT / "conf" / "arm").glob("*.yaml"))
 STUDIES = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("study_*.yaml"))
-SMALL = ["+experiment=study_cartpole", "env.max_frame=10_000", "log_every=0.1"]
+SMALL = ["+experiment=study_cartpole", "env.max_frame=10_000", "log_every=0.1", "plot=false"]
 
 
 def write_run(sweep, arm, seed, points, *, sessions=1, threads=1, env="CartPole-v1", max_frame=1_000, status="finished",
