@@ -101,7 +101,7 @@ def write_at_end(folder: Path) -> None:
     except NoEpisodeError:
         pass
     except ImportError as error:
-        log.info("no curve.png: %s is not installed (pip install 'asynclab[plot]')", error.name)
+        log.info("no curve.png: %s is not installed (pip install 'asynclab[plot]')", str(error.name).split(".")[0])
     except Exception as error:  # a run that has ended well must not fail because of a picture
         log.warning("no curve.png: %s: %s", type(error).__name__, " ".join(str(error).split()))
 

@@ -27,7 +27,8 @@ def main(cfg: DictConfig) -> None:
         folders = [Path(run) for run in texts(cfg.runs)]
         files, notes = plots.plot(folders, Path(str(cfg.out)), cfg.kind, str(cfg.x), group, labels)
     except ImportError as error:
-        raise CompactHydraException(f"{error.name} is not installed: pip install 'asynclab[plot]'") from None
+        package = str(error.name).split(".")[0]
+        raise CompactHydraException(f"{package} is not installed: pip install 'asynclab[plot]'") from None
     except ValueError as error:
         raise CompactHydraException(str(error)) from error
     for note in notes:

@@ -232,7 +232,7 @@ def test_the_end_of_a_run_draws_or_says_in_one_line_why_not(tmp_path, caplog, mo
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     plots.write_at_end(run)
     (message,) = caplog.messages
-    assert message.endswith("is not installed (pip install 'asynclab[plot]')")
+    assert message == "no curve.png: matplotlib is not installed (pip install 'asynclab[plot]')"
 
 
 @pytest.mark.parametrize("name", ["curves", "plots", "recorder", "resume", "runs"])
