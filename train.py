@@ -29,7 +29,7 @@ def main(cfg: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import CompactHydraException
 
-    from asynclab import build, folder, provenance, resume
+    from asynclab import build, folder, plots, provenance, resume
     from asynclab.distributed import SessionError
     from asynclab.trial import TrialError
 
@@ -41,7 +41,11 @@ def main(cfg: DictConfig) -> float:
         if trial.is_complete():
             return trial.report()
         provenance.write(run, plan.cfg, plan.overrides, trial.mode.max_session, trial.session.devices, plan.resumed)
-        return trial.run()
+        try:
+            return trial.run()
+        finally:
+            if plan.cfg.plot:
+                plots.write_at_end(run)
     except (ValueError, OSError, SessionError, TrialError) as error:
         raise CompactHydraException(str(error)) from error
     finally:

@@ -1,95 +1,184 @@
-"""Reading and drawing the curves of runs."""
+"""The curves of a run, read from its metrics.jsonl: of the trial at its progress lines, of sessions by episode."""
 
 import json
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 AXES = {
     "total_frames": "frames of all sessions",
     "session_frames": "frames per session",
     "seconds": "wall-clock time (s)",
 }
-# Okabe & Ito (2008): told apart by colour-blind readers too; line styles tell them apart without any colour
-COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000", "#D55E00", "#56B4E9"]
-LINES = ["-", "--", "-.", (0, (1, 1))]
+WINDOW = 100  # episodes in a moving average
+GRID = 200  # points of a drawn curve
+
+Array = NDArray[np.float64]
 
 
-def read(run: Path, x: str) -> tuple[list[float], list[float]]:
-    """Return x and the trial's mean return over 100 episodes at every progress line.
+class NoEpisodeError(ValueError):
+    """A run in which no episode has ended yet."""
+
+
+class Curve(NamedTuple):
+    """Returns, and where they are on every axis; nan where a return was not finite.
+
+    Attributes:
+        total_frames: [N] of all sessions.
+        session_frames: [N] of the session; in the trial's curve their mean.
+        seconds: [N] since the start of the run.
+        returns: [N] raw.
+    """
+
+    total_frames: Array
+    session_frames: Array
+    seconds: Array
+    returns: Array
+
+    def along(self, x: str) -> tuple[Array, Array]:
+        """Return the values of an axis, a key of ``AXES``, and the returns there."""
+        return getattr(self, check_axis(x)), self.returns
+
+
+class Curves(NamedTuple):
+    """All curves of a run.
+
+    Attributes:
+        trial: Mean return over the last 100 episodes of all sessions, at every progress line.
+        sessions: By rank: the return of every episode.
+    """
+
+    trial: Curve
+    sessions: dict[int, Curve]
+
+
+def check_axis(x: str) -> str:
+    """Return ``x`` if it is a key of ``AXES``, else raise ValueError."""
+    if x not in AXES:
+        raise ValueError(f"x={x} is unknown; use one of {', '.join(AXES)}")
+    return x
+
+
+def read(run: Path) -> Curves:
+    """Return the curves of a run that has ended, still writes or was killed.
 
     Args:
         run: Output folder.
-        x: A key of ``AXES``.
 
     Raises:
-        ValueError: The folder has no metrics, damaged ones, or none with a finished episode.
+        NoEpisodeError: The mean return is in no progress line yet.
+        ValueError: The folder has no metrics, or damaged ones.
     """
-    if x not in AXES:
-        raise ValueError(f"x={x} is unknown; use one of {', '.join(AXES)}")
     file = run / "metrics.jsonl"
     if not file.is_file():
         raise ValueError(f"{run} is not an output folder: it has no metrics.jsonl")
     # of a run that is still writing, or was killed, the last line may be half a line
     text = [line for line in file.read_text().splitlines(True) if line[-1] == "\n"]
     try:
-        lines: list[dict[str, Any]] = [json.loads(line) for line in text]
+        lines = [json.loads(line) for line in text]
     except ValueError as error:
         raise ValueError(f"{file} is damaged: {error}") from None
-    sessions = len({line["rank"] for line in lines if line["kind"] == "session"})
-    points = [line for line in lines if line["kind"] == "trial" and "train/return_100" in line["metrics"]]
+    try:
+        return _curves(lines, run)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is of another version of asynclab ({type(error).__name__}: {error})") from None
+
+
+def _curves(lines: Sequence[dict[str, Any]], run: Path) -> Curves:
+    episodes: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
+    points, clock = [], [(0.0, 0)]
+    for line in lines:
+        if line["kind"] == "session":
+            rows = line.get("episodes", [])
+            episodes[line["rank"]] += [(e["total_frame"], e["frame"], e["seconds"], e["ret"]) for e in rows]
+        elif line["kind"] == "trial":
+            clock.append((line["seconds"], line["total_frames"]))
+            if "train/return_100" in line["metrics"]:
+                points.append((line["total_frames"], line["seconds"], line["metrics"]["train/return_100"]))
     if not points:
-        raise ValueError(f"{run} has no finished episode yet")
-    xs = [line["total_frames"] / sessions if x == "session_frames" else line[x] for line in points]
-    returns = [line["metrics"]["train/return_100"] for line in points]
-    return xs, [math.nan if ret is None else ret for ret in returns]  # null: it was not finite
+        raise NoEpisodeError(f"{run} has no finished episode yet")
+    trial = _curve((total, total / max(len(episodes), 1), seconds, ret) for total, seconds, ret in points)
+    sessions = {rank: _curve(rows) for rank, rows in sorted(episodes.items())}
+    if len(sessions) > 1 and all((c.total_frames == c.session_frames).all() for c in sessions.values()):
+        # distributed=off: each has a clock of its own; the frames of all are known by time
+        seconds, frames = zip(*clock, strict=True)
+        sessions = {r: c._replace(total_frames=np.interp(c.seconds, seconds, frames)) for r, c in sessions.items()}
+    return Curves(trial, sessions)
 
 
-def plot(runs: Sequence[Path], labels: Sequence[str], x: str, out: Path) -> None:
-    """Draw the mean return over 100 episodes of several runs into one figure."""
-    if len(runs) != len(labels):
-        raise ValueError(f"there are {len(runs)} runs and {len(labels)} labels; give one label per run")
-    figure, (axes,) = panels([x], (8, 4.5))
-    for run, label in zip(runs, labels, strict=True):
-        axes.plot(*read(run, x), label=label)
-    axes.legend(frameon=False)
-    save(figure, [out])
+def _curve(rows: Iterable[tuple[Any, ...]]) -> Curve:
+    table = np.array(list(rows), float).reshape(-1, len(Curve._fields))  # None, what JSON has for nan, becomes nan
+    return Curve(*table.T)
 
 
-def panels(xs: Sequence[str], size: tuple[float, float]) -> tuple[Any, Sequence[Any]]:
-    """Return a figure and its axes: the mean return against every x, beside each other.
+def moving_average(returns: ArrayLike, window: int = WINDOW) -> Array:
+    """Return the mean of every return and those before it, ``window`` at most; nan while one of them is nan.
 
     Args:
-        xs: Keys of ``AXES``.
-        size: Inches.
+        returns: [N].
+        window: Episodes.
     """
-    import matplotlib
-
-    matplotlib.use("agg")
-    from cycler import cycler
-    from matplotlib import pyplot as plt
-
-    lines = cycler(linestyle=LINES * len(COLOURS)) + cycler(color=COLOURS * len(LINES))
-    with plt.rc_context({"axes.prop_cycle": lines}):
-        figure, (axes,) = plt.subplots(1, len(xs), figsize=size, sharey=True, squeeze=False, layout="constrained")
-    for panel, x in zip(axes, xs, strict=True):
-        panel.set(xlabel=AXES.get(x, x))
-        panel.xaxis.set_major_formatter("{x:,.0f}")
-        panel.locator_params(axis="x", integer=True, nbins=6)
-        panel.grid(alpha=0.3)
-    axes[0].set(ylabel="mean return of the last 100 episodes")
-    return figure, axes
+    values = np.asarray(returns, float)
+    unknown = np.isnan(values)
+    # sums of all up to each, with a 0 before the first: the difference of two is the sum of a window
+    total, gaps = (np.concatenate([[0], np.cumsum(v)]) for v in (np.where(unknown, 0, values), unknown))
+    end = np.arange(1, len(values) + 1)
+    start = np.maximum(end - window, 0)
+    return np.where(gaps[end] > gaps[start], math.nan, (total[end] - total[start]) / (end - start))
 
 
-def save(figure: Any, outs: Sequence[Path]) -> None:
-    """Write a figure into files.
+def step(x: ArrayLike, y: ArrayLike, at: ArrayLike) -> Array:
+    """Return y as it was last known at each point: nan before the first x.
+
+    Args:
+        x: [N], rising.
+        y: [N].
+        at: [M], or one number.
+    """
+    index = np.searchsorted(np.asarray(x), at, side="right") - 1
+    return np.where(index < 0, math.nan, np.asarray(y, float)[index])
+
+
+def align(curves: Sequence[tuple[Array, Array]], points: int = GRID) -> tuple[Array, Array]:
+    """Return a grid [M] and the values of all curves there [curves, M].
+
+    The grid reaches from where every curve has begun to where the first one ends, so that at every point a mean is over
+    all of them.
+
+    Args:
+        curves: x and y of each; x rises.
+        points: M.
 
     Raises:
-        ValueError: One cannot be written, or has an unknown suffix.
+        ValueError: One ends before another one begins.
     """
-    for out in outs:
-        try:
-            figure.savefig(out, dpi=120)
-        except OSError as error:
-            raise ValueError(f"out={out} cannot be written: {error.strerror}; set out to another file") from error
+    first, last = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
+    if last < first:
+        raise ValueError(f"one curve ends at {last:,.6g}, before another one begins at {first:,.6g}")
+    grid = np.linspace(first, last, points)
+    return grid, np.stack([step(x, y, grid) for x, y in curves])
+
+
+def over_sessions(curves: Curves, x: str) -> tuple[Array, Array, Array]:
+    """Return a grid, the mean over the sessions of their moving averages, and their standard deviation (nan of one).
+
+    Args:
+        curves: Of a run.
+        x: A key of ``AXES``.
+
+    Raises:
+        ValueError: No session has an episode, or they do not overlap.
+    """
+    averages = [
+        (curve.along(x)[0], moving_average(curve.returns)) for curve in curves.sessions.values() if len(curve.returns)
+    ]
+    if not averages:
+        raise ValueError("its metrics have no episodes of single sessions (of another version of asynclab?)")
+    grid, values = align(averages)
+    spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.full(len(grid), math.nan)
+    return grid, values.mean(axis=0), spread

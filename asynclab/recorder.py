@@ -19,12 +19,11 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from asynclab import resources, staleness
+from asynclab.curves import WINDOW
 from asynclab.distributed import Failure, Mode, Store
 from asynclab.session import Record
 
 log = logging.getLogger(__name__)
-
-WINDOW = 100  # episodes in a moving average
 
 
 class Recorder:

@@ -30,6 +30,7 @@ CHANGEABLE = {
     "env.max_frame",
     "log_every",
     "max_dropped",
+    "plot",
     "profile",
     "resume",
 }

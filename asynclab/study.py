@@ -5,72 +5,17 @@ Runs are grouped into *arms*: all that differs between them except the seed.  Ar
 """
 
 import csv
-import json
 import math
 import statistics
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from omegaconf import OmegaConf
-from scipy import stats
-from yaml import YAMLError
-
-from asynclab import check, curves
-from asynclab.resume import CHANGEABLE, key_of, settings
-
-# what may differ between the runs of an arm: it changes neither what is learned nor how fast
-IRRELEVANT = (CHANGEABLE - {"device", "distributed.num_threads", "distributed.diagnostics"}) | {"seed"}
-CONFIDENCE = 0.95
-RESAMPLES = 9_999
-GRID = 200  # points of a drawn curve
-
-
-class Run(NamedTuple):
-    """One finished run.
-
-    Attributes:
-        folder: Its output folder.
-        settings: All that its config sets, by dotted key.
-        overrides: As typed.
-        made: ``run.json``.
-        summary: ``summary.json``.
-        frames: [N] of all sessions at its progress lines.
-        seconds: [N].
-        returns: [N] mean return of the last 100 episodes.
-    """
-
-    folder: Path
-    settings: dict[str, Any]
-    overrides: list[str]
-    made: dict[str, Any]
-    summary: dict[str, Any]
-    frames: NDArray[np.float64]
-    seconds: NDArray[np.float64]
-    returns: NDArray[np.float64]
-
-    @property
-    def budget(self) -> tuple[str, int]:
-        """The environment, and the frames of all sessions together."""
-        repeats = self.made["max_session"] if self.settings["distributed._target_"].endswith(".Off") else 1
-        return self.settings["env.id"], repeats * self.settings["env.max_frame"]
-
-    @property
-    def cores(self) -> int:
-        """How many cores its sessions could keep busy."""
-        threads = self.made["max_session"] * self.settings["distributed.num_threads"]
-        return min(threads, self.made["machine"]["cores"])
-
-
-class Estimate(NamedTuple):
-    """An interquartile mean and its confidence interval, nan without a second value."""
-
-    iqm: float
-    low: float = math.nan
-    high: float = math.nan
+from asynclab import check, curves, plots
+from asynclab.curves import step
+from asynclab.estimates import CONFIDENCE, Estimate, band, estimate, iqm
+from asynclab.runs import Run, group, read_json, read_settings, relevant
 
 
 class Arm(NamedTuple):
@@ -130,67 +75,6 @@ class Study(NamedTuple):
     notes: list[str]
 
 
-def iqm(values: ArrayLike, axis: int = 0) -> Any:
-    """Return the interquartile mean: of what is left without the lowest and the highest quarter.
-
-    Of n values, the whole part of n/4 is cut at each end: nothing of 3, one each of 5.  Of a nan it is nan.
-    """
-    middle = stats.trim_mean(values, 0.25, axis=axis)
-    return np.where(np.isnan(values).any(axis=axis), math.nan, middle)[()]  # trimming would cut a nan off
-
-
-def interval(values: ArrayLike, resamples: int = RESAMPLES) -> tuple[Any, Any]:
-    """Return both ends of the percentile bootstrap's confidence interval of the interquartile mean over axis 0.
-
-    Resampling is seeded, so the same runs give the same table.  Of fewer than two values, or with a nan among them,
-    both ends are nan.
-    """
-    values = np.asarray(values, float)
-    ends = np.full((2, *values.shape[1:]), math.nan)
-    known = ~np.isnan(values).any(axis=0)
-    if len(values) > 1 and known.any():
-        found = stats.bootstrap(
-            (values[:, known],), iqm, axis=0, n_resamples=resamples, confidence_level=CONFIDENCE, method="percentile",
-            batch=100, rng=np.random.default_rng(0),
-        ).confidence_interval  # fmt: skip
-        ends[:, known] = found.low, found.high
-    return ends[0], ends[1]
-
-
-def estimate(values: ArrayLike) -> Estimate:
-    """Return the interquartile mean of one number per run, and its interval."""
-    return Estimate(float(iqm(values)), *map(float, interval(values)))
-
-
-def step(x: ArrayLike, y: ArrayLike, at: ArrayLike) -> NDArray[np.float64]:
-    """Return y as it was last known at each point: nan before the first x.
-
-    Args:
-        x: [N], rising.
-        y: [N].
-        at: [M], or one number.
-    """
-    index = np.searchsorted(np.asarray(x), at, side="right") - 1
-    return np.where(index < 0, math.nan, np.asarray(y, float)[index])
-
-
-def band(runs: Sequence[Run], x: str, points: int = GRID) -> tuple[NDArray[np.float64], ...]:
-    """Return a grid and the interquartile mean, the lower and the upper end of its interval there.
-
-    The grid reaches from where every run has a finished episode to where the first one ends, so that at every point the
-    mean is over all runs.
-
-    Args:
-        runs: Of one arm.
-        x: ``frames`` or ``seconds``.
-        points: Of the grid.
-    """
-    xs = [getattr(run, x) for run in runs]
-    grid = np.linspace(max(x[0] for x in xs), min(x[-1] for x in xs), points)
-    values = np.stack([step(x, run.returns, grid) for x, run in zip(xs, runs, strict=True)])  # [seeds, points]
-    return grid, iqm(values), *interval(values, resamples=2_000)
-
-
 def load(sweep: Path) -> tuple[list[Run], list[str]]:
     """Return the finished runs of a sweep in the order in which they were begun, and a sentence on every other one.
 
@@ -218,26 +102,17 @@ def _read(folder: Path) -> Run:
         raise ValueError("it has no run.json, so no run began here")
     if not (folder / "summary.json").is_file():
         raise ValueError("it has no summary.json, so it still runs or was killed (resume=auto continues it)")
-    made, summary = _json(folder / "run.json"), _json(folder / "summary.json")
+    made, summary = read_json(folder / "run.json"), read_json(folder / "summary.json")
     if summary.get("status") != "finished":
         raise ValueError(f"its status is {summary.get('status')} (resume=auto continues it)")
-    frames, returns = curves.read(folder, "total_frames")
-    seconds, _ = curves.read(folder, "seconds")
+    found = curves.read(folder)
     try:
-        config = dict(settings(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))))
-        config["distributed.max_session"] = made["max_session"]  # one per core, if it was null
-        run = Run(folder, config, made["overrides"], made, summary, *map(np.array, (frames, seconds, returns)))
+        config = read_settings(folder, made)
+        run = Run(folder, config, made["overrides"], made, summary, found)
         _ = run.budget, run.cores, made["started"], config["seed"], summary["seconds"], summary["frames"]
-    except (OSError, KeyError, TypeError, AttributeError, YAMLError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"config.yaml, run.json or summary.json is damaged or of another version ({error})") from None
     return run
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError):
-        raise ValueError(f"{path.name} is damaged") from None
 
 
 def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
@@ -247,7 +122,7 @@ def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     kept: dict[Any, Run] = {}
     notes = []
     for run in runs:
-        key = (_relevant(run), run.settings["seed"])
+        key = (relevant(run), run.settings["seed"])
         if run.budget != most:
             what, than = (f"{name} with {frames:,} frames" for name, frames in (run.budget, most))
             notes.append(f"{run.folder.name} is left out: it is {what}, and most others are {than}.")
@@ -256,40 +131,6 @@ def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
         else:
             kept[key] = run
     return list(kept.values()), notes
-
-
-def _relevant(run: Run) -> str:
-    return json.dumps({key: value for key, value in run.settings.items() if key not in IRRELEVANT}, sort_keys=True)
-
-
-def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Return the runs of each arm by its label, in order of their seeds.
-
-    A label is what was typed for the arm and not for all: ``a3c_4`` of ``arm=a3c_4``, ``algo=a2c`` as it is.  Where
-    that is the same for arms that differ (the YAML was changed in between), the settings that differ are added.
-    """
-    arms: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        arms[_relevant(run)].append(run)
-    members = list(arms.values())
-    typed = [[o for o in arm[0].overrides if key_of(o) not in IRRELEVANT] for arm in members]
-    labels = [
-        ", ".join(o.removeprefix("arm=") for o in mine if not all(o in other for other in typed)) for mine in typed
-    ]
-    if len(members) == 1:
-        labels = [next((o.removeprefix("arm=") for o in typed[0] if o.startswith("arm=")), "all runs")]
-    labelled = {}
-    for label, arm in zip(labels, members, strict=True):
-        alike = [other[0] for name, other in zip(labels, members, strict=True) if name == label]
-        differ = [
-            f"{key}={value}"
-            for key, value in arm[0].settings.items()
-            if key not in IRRELEVANT and any(other.settings.get(key) != value for other in alike)
-        ]
-        labelled[", ".join([label, *differ] if label else differ) or "the rest"] = sorted(
-            arm, key=lambda run: run.settings["seed"]
-        )
-    return labelled
 
 
 def analyse(sweep: Path, threshold: float | None = None, seconds: float | None = None) -> Study:
@@ -324,7 +165,7 @@ def analyse(sweep: Path, threshold: float | None = None, seconds: float | None =
         if run.summary["restarts"]:
             more.append(f"{run.folder.name} had sessions that failed and were started again.")
     if seconds is None:
-        seconds = min(run.seconds[-1] for run in runs)
+        seconds = min(run.curve.seconds[-1] for run in runs)
     env, budget = runs[0].budget
     rows = [_arm(label, members, seconds, threshold) for label, members in arms.items()]
     return Study(rows, env, budget, float(seconds), threshold, notes + more)
@@ -339,9 +180,10 @@ def _arm(label: str, runs: list[Run], seconds: float, threshold: float | None) -
         return float(iqm(list(values)))
 
     def first(x: str) -> list[float]:
-        reached = [run.returns >= (math.inf if threshold is None else threshold) for run in runs]
+        reached = [run.curve.returns >= (math.inf if threshold is None else threshold) for run in runs]
         return [
-            float(getattr(run, x)[hit][0]) if hit.any() else math.inf for run, hit in zip(runs, reached, strict=True)
+            float(getattr(run.curve, x)[hit][0]) if hit.any() else math.inf
+            for run, hit in zip(runs, reached, strict=True)
         ]
 
     made, config, summaries = runs[0].made, runs[0].settings, [run.summary for run in runs]
@@ -353,10 +195,10 @@ def _arm(label: str, runs: list[Run], seconds: float, threshold: float | None) -
         cores=runs[0].cores,
         frames=number(s["frames"] for s in summaries),
         seconds=number(s["seconds"] for s in summaries),
-        at_frames=estimate([run.returns[-1] for run in runs]),
-        at_seconds=estimate([float(step(run.seconds, run.returns, seconds)) for run in runs]),
-        reached=sum(math.isfinite(x) for x in first("frames")),
-        frames_to=statistics.median(first("frames")),
+        at_frames=estimate([run.curve.returns[-1] for run in runs]),
+        at_seconds=estimate([float(step(run.curve.seconds, run.curve.returns, seconds)) for run in runs]),
+        reached=sum(math.isfinite(x) for x in first("total_frames")),
+        frames_to=statistics.median(first("total_frames")),
         seconds_to=statistics.median(first("seconds")),
         fps=number(s["frames"] / s["seconds"] for s in summaries),
         staleness=over_runs((s.get("staleness") or {}).get("mean") for s in summaries),
@@ -403,7 +245,7 @@ def _explain(study: Study) -> list[str]:
     text = [
         f"{study.env}. Return: mean of the last 100 episodes. All numbers are interquartile means over the seeds,"
         f" returns with [{CONFIDENCE:.0%} bootstrap interval]; at {study.seconds:,.1f} s"
-        f"{' the first run ended' if study.seconds == min(run.seconds[-1] for run in runs) else ''}."
+        f"{' the first run ended' if study.seconds == min(run.curve.seconds[-1] for run in runs) else ''}."
         " Seconds include the start of the sessions' processes. A core counts if a session's thread could have it."
     ]
     if study.threshold is not None:
@@ -477,22 +319,16 @@ def _row(arm: Arm, study: Study) -> dict[str, Any]:
 
 def draw(study: Study, outs: Sequence[Path]) -> None:
     """Draw the return of every arm against frames and against seconds, with the band of its interval."""
-    figure, axes = curves.panels(["total_frames", "seconds"], (11, 4.8))
-    for panel, x in zip(axes, ("frames", "seconds"), strict=True):
+    xs = ["total_frames", "seconds"]
+    figure, axes = plots.panels(xs, (11, 4.8))
+    for panel, x in zip(axes, xs, strict=True):
         for arm in study.arms:
-            grid, middle, low, high = band(arm.runs, x)
-            (line,) = panel.plot(grid, middle, label=arm.label)
-            panel.fill_between(grid, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+            plots.add_band(panel, arm.label, *band([run.curve.along(x) for run in arm.runs]))
         if study.threshold is not None:
             panel.axhline(study.threshold, color="grey", linewidth=0.8)
         panel.set_xlim(left=0)
     axes[1].axvline(study.seconds, color="grey", linewidth=0.8)
     axes[0].set(title=f"{study.env}: equal frames")
     axes[1].set(title=f"equal time (the table: at {study.seconds:,.1f} s)")
-    handles, labels = axes[0].get_legend_handles_labels()
-    columns = max(1, 120 // (12 + max(map(len, labels))))
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3,
-        title=f"interquartile mean over seeds; bands: {CONFIDENCE:.0%} bootstrap interval",
-    )  # fmt: skip
-    curves.save(figure, outs)
+    plots.add_legend(figure, axes[0], plots.SEEDS.format(CONFIDENCE))
+    plots.save(figure, outs)

@@ -1,8 +1,9 @@
-"""Draw the learning curves of runs.
+"""Draw the learning curves of runs: sessions, trials, and groups of runs with a band over seeds.
 
-Example: ``python scripts/plot.py runs=[outputs/a3c_pong_synced/2026-11-22_12-00-00] out=curve.png``
+Example: ``python scripts/plot.py runs=[outputs/sweeps/2026-11-22_12-00-00] group=algo.optimizer.lr out=curve``
 """
 
+import sys
 from pathlib import Path
 
 import hydra
@@ -11,21 +12,28 @@ from omegaconf import DictConfig, OmegaConf
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="plot")
 def main(cfg: DictConfig) -> None:
-    """Draw one figure."""
+    """Write the figures, and say what is not in them."""
     from hydra.errors import CompactHydraException
 
-    from asynclab.curves import plot
+    from asynclab import plots
+
+    def texts(value: object) -> list[str]:
+        return [str(v) for v in (value if OmegaConf.is_list(value) else [value])]  # type: ignore[attr-defined]
 
     if OmegaConf.is_missing(cfg, "runs"):
         raise CompactHydraException("runs is missing: set runs=[<output folder>,...]")
-    runs = [Path(run) for run in ([cfg.runs] if isinstance(cfg.runs, str) else cfg.runs)]
+    group, labels = (None if cfg[key] is None else texts(cfg[key]) for key in ("group", "labels"))
     try:
-        plot(runs, cfg.labels or [run.name for run in runs], cfg.x, Path(cfg.out))
-    except ImportError:
-        raise CompactHydraException("matplotlib is not installed: pip install 'asynclab[plot]'") from None
+        folders = [Path(run) for run in texts(cfg.runs)]
+        files, notes = plots.plot(folders, Path(str(cfg.out)), cfg.kind, str(cfg.x), group, labels)
+    except ImportError as error:
+        package = str(error.name).split(".")[0]
+        raise CompactHydraException(f"{package} is not installed: pip install 'asynclab[plot]'") from None
     except ValueError as error:
         raise CompactHydraException(str(error)) from error
-    print(f"wrote {cfg.out}")
+    for note in notes:
+        print(note, file=sys.stderr)
+    print(f"wrote {', '.join(map(str, files))}")
 
 
 if __name__ == "__main__":

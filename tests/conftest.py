@@ -98,7 +98,7 @@ def train(tmp_path):
     """Return a function that runs the real command in an output folder of the test and returns the process."""
 
     def run(*overrides, folder=None, timeout=240, env=None, **kwargs):
-        command = [sys.executable, ROOT / "train.py", *overrides]
+        command = [sys.executable, ROOT / "train.py", "plot=false", *overrides]  # a figure costs a second or two
         if folder is not False:
             command.append(f"hydra.run.dir={folder or tmp_path / 'run'}")
         env = os.environ | {"PYTHONUNBUFFERED": "1"} | (env or {})

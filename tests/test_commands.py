@@ -227,7 +227,16 @@ def test_evaluate_plays_a_checkpoint(train, tmp_path):
 def sweep(tmp_path_factory):
     """Return the folder of a sweep of two algorithms and two seeds."""
     folder = tmp_path_factory.mktemp("sweep")
-    command = [sys.executable, ROOT / "train.py", "-m", "algo=a3c,a2c", "seed=0,1", *SMALL, f"hydra.sweep.dir={folder}"]
+    command = [
+        sys.executable,
+        ROOT / "train.py",
+        "-m",
+        "algo=a3c,a2c",
+        "seed=0,1",
+        "plot=false",
+        *SMALL,
+        f"hydra.sweep.dir={folder}",
+    ]
     process = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert process.returncode == 0, process.stderr
     return folder

@@ -34,6 +34,9 @@ LAYERS = [
         "trial",
         "evaluation",
         "curves",
+        "estimates",
+        "plots",
+        "runs",
         "benchmark",
         "audit",
         "doctor",
@@ -52,7 +55,7 @@ FORBIDDEN = {
     "agents": {"asynclab.distributed", "multiprocessing", "hydra"},
     "distributed": {"asynclab.agents", "asynclab.envs", "gymnasium", "hydra"},
 }
-HYDRA = {"train", "build", "config", "scripts", "doctor", "evaluation", "provenance", "resume", "study", "targets"}
+HYDRA = {"train", "build", "config", "scripts", "doctor", "evaluation", "provenance", "resume", "runs", "targets"}
 FILES = [ROOT / "train.py", *ROOT.glob("scripts/*.py"), *ROOT.glob("asynclab/**/*.py")]
 
 

@@ -62,7 +62,7 @@ def test_a_curve_of_a_killed_run_is_read_without_its_half_line(record, tmp_path)
     record(Off(1), Record(0, 200, 1, episodes(3.0, 2, 0.0), {}, {}))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "tri')
-    assert read(tmp_path, "total_frames")[1] == [3.0]
+    assert read(tmp_path).trial.returns.tolist() == [3.0]
 
 
 class Terminal(io.StringIO):

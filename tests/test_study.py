@@ -16,12 +16,14 @@ import yaml
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
-from asynclab import config, study
+from asynclab import config, runs, study
+from asynclab.curves import step
+from asynclab.estimates import band, interval, iqm
 
 config.register()
 ARMS = sorted(p.stem for p in (ROOT / "conf" / "arm").glob("*.yaml"))
 STUDIES = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("study_*.yaml"))
-SMALL = ["+experiment=study_cartpole", "env.max_frame=10_000", "log_every=0.1"]
+SMALL = ["+experiment=study_cartpole", "env.max_frame=10_000", "log_every=0.1", "plot=false"]
 
 
 def write_run(sweep, arm, seed, points, *, sessions=1, threads=1, env="CartPole-v1", max_frame=1_000, status="finished",
@@ -72,43 +74,43 @@ def script(*overrides):
 
 
 def test_iqm_leaves_out_the_lowest_and_the_highest_quarter():
-    assert study.iqm([1, 2, 3, 4, 100]) == 3
-    assert study.iqm([8, 7, 6, 5, 4, 3, 2, -50]) == 4.5
-    assert study.iqm([0, 10]) == 5
-    assert study.iqm([0, 1, 8]) == 3  # nothing to cut: the mean
-    assert study.iqm([[1, 10], [3, 30]]).tolist() == [2, 20]
-    assert math.isnan(study.iqm([1, 2, 3, 4, math.nan]))
+    assert iqm([1, 2, 3, 4, 100]) == 3
+    assert iqm([8, 7, 6, 5, 4, 3, 2, -50]) == 4.5
+    assert iqm([0, 10]) == 5
+    assert iqm([0, 1, 8]) == 3  # nothing to cut: the mean
+    assert iqm([[1, 10], [3, 30]]).tolist() == [2, 20]
+    assert math.isnan(iqm([1, 2, 3, 4, math.nan]))
 
 
 def test_interval_is_the_percentiles_of_what_resampling_gives():
-    assert study.interval([0, 10]) == (0, 10)  # 0 in a quarter of the resamples, 5 in half, 10 in a quarter
-    assert study.interval([7, 7, 7, 7, 7]) == (7, 7)
-    low, high = study.interval([1, 2, 3, 4, 100])
+    assert interval([0, 10]) == (0, 10)  # 0 in a quarter of the resamples, 5 in half, 10 in a quarter
+    assert interval([7, 7, 7, 7, 7]) == (7, 7)
+    low, high = interval([1, 2, 3, 4, 100])
     assert 1 <= low < 3 < high <= 100
-    assert study.interval([1, 2, 3, 4, 100]) == (low, high)  # seeded
-    assert all(map(math.isnan, study.interval([7])))
-    low, high = study.interval([[0, 1], [10, math.nan]])
+    assert interval([1, 2, 3, 4, 100]) == (low, high)  # seeded
+    assert all(map(math.isnan, interval([7])))
+    low, high = interval([[0, 1], [10, math.nan]])
     assert (low[0], high[0]) == (0, 10)
     assert math.isnan(low[1])
     assert math.isnan(high[1])
 
 
 def test_a_curve_keeps_its_last_value_and_has_none_before_its_first():
-    values = study.step([10, 20, 40], [1, 2, 3], [5, 10, 19.9, 20, 39, 40, 99])
+    values = step([10, 20, 40], [1, 2, 3], [5, 10, 19.9, 20, 39, 40, 99])
     assert np.isnan(values[0])
     assert values[1:].tolist() == [1, 1, 2, 2, 3, 3]
-    assert study.step([10, 20, 20], [1, 2, 3], 20) == 3  # the last line of a run can have the frames of the one before
+    assert step([10, 20, 20], [1, 2, 3], 20) == 3  # the last line of a run can have the frames of the one before
 
 
 def test_a_band_is_where_all_seeds_have_a_value(tmp_path):
     write_run(tmp_path, "a2c", 0, [(100, 1.0, 10.0), (900, 9.0, 20.0)])
     write_run(tmp_path, "a2c", 1, [(300, 2.0, 30.0), (700, 8.0, 50.0)])
-    runs, _ = study.load(tmp_path)
-    grid, middle, low, high = study.band(runs, "frames", points=3)
+    found, _ = study.load(tmp_path)
+    grid, middle, low, high = band([run.curve.along("total_frames") for run in found], points=3)
     assert grid.tolist() == [300, 500, 700]
     assert middle.tolist() == [20, 20, 30]
     assert (low.tolist(), high.tolist()) == ([10, 10, 10], [30, 30, 50])
-    assert study.band(runs, "seconds", points=2)[0].tolist() == [2, 8]
+    assert band([run.curve.along("seconds") for run in found], points=2)[0].tolist() == [2, 8]
 
 
 def test_the_numbers_of_a_study(tmp_path):
@@ -172,18 +174,18 @@ def test_arms_are_what_differs_except_the_seed(tmp_path):
     for i, (algo, lr, seed) in enumerate([(a, r, s) for a in ("a3c", "a2c") for r in ("1e-3", "1e-2") for s in (1, 0)]):
         overrides = [f"algo={algo}", f"algo.optimizer.lr={lr}", f"seed={seed}", f"log_every={i}", "env=cartpole"]
         write_run(tmp_path, f"{i}", seed, line(100), overrides=overrides, agent=algo, optimizer={"lr": float(lr)})
-    arms = study.group(study.load(tmp_path)[0])
+    arms = runs.group(study.load(tmp_path)[0])
     assert list(arms) == [f"algo={a}, algo.optimizer.lr={r}" for a in ("a3c", "a2c") for r in ("1e-3", "1e-2")]
-    assert [[run.settings["seed"] for run in runs] for runs in arms.values()] == [[0, 1]] * 4
+    assert [[run.settings["seed"] for run in arm] for arm in arms.values()] == [[0, 1]] * 4
 
 
 def test_arms_of_one_name_that_differ_are_told_apart(tmp_path):
     write_run(tmp_path, "a2c", 0, line(100))
     changed = write_run(tmp_path, "a2c", 1, line(100), optimizer={"lr": 0.1})
     other = write_run(tmp_path, "a3c_2", 0, line(100), sessions=2)
-    arms = study.group(study.load(tmp_path)[0])
+    arms = runs.group(study.load(tmp_path)[0])
     assert list(arms) == ["a2c", "a2c, algo.optimizer.lr=0.1", "a3c_2"]
-    assert [runs[0].folder for runs in arms.values()][1:] == [changed, other]
+    assert [arm[0].folder for arm in arms.values()][1:] == [changed, other]
 
 
 def test_what_is_wrong_with_a_sweep_is_said_and_the_rest_is_evaluated(tmp_path):

@@ -1,0 +1,326 @@
+"""Figures of runs: the sessions of one, the trials of several, and groups of runs with a band over seeds.
+
+matplotlib and scipy are imported where something is drawn: training imports this module, and must not pay for them.
+"""
+
+import logging
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asynclab import runs
+from asynclab.curves import AXES, WINDOW, Array, Curves, NoEpisodeError, check_axis, moving_average, over_sessions
+from asynclab.runs import Run
+
+log = logging.getLogger(__name__)
+
+# Okabe & Ito (2008): told apart by colour-blind readers too; line styles tell them apart without any colour
+COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000", "#D55E00", "#56B4E9"]
+LINES = ["-", "--", "-.", (0, (1, 1))]
+KINDS = ("trial", "sessions", "runs")
+SUFFIXES = (".png", ".svg")
+RETURN = f"mean return of the last {WINDOW} episodes"
+SEEDS = "interquartile mean over seeds; bands: {:.0%} bootstrap interval"
+SESSIONS = f"each session: {RETURN}; bands: standard deviation over the sessions"
+PANELS = 25  # of a session graph; more would be too small to read
+DOTS = 1_000  # of a session's episodes; more would hide each other
+
+
+def plot(
+    folders: Sequence[Path],
+    out: Path,
+    kind: str | None = None,
+    x: str = "total_frames",
+    group: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
+) -> tuple[list[Path], list[str]]:
+    """Draw all runs in folders and return the files and what a reader has to know about what is not in them.
+
+    Args:
+        folders: Of runs, or with runs in them.
+        out: With .png or .svg this file, without a suffix both.
+        kind: ``sessions`` (every session of each run), ``trial`` (mean over the sessions of each run) or ``runs``
+            (interquartile mean over the runs of each group); None: the first two of one run, the third of several.
+        x: A key of ``AXES``.
+        group: Keys of the config that make groups; None: all that differs except the seed.
+        labels: Of the runs, for ``trial`` and ``sessions``; None: their folders' names.
+
+    Raises:
+        ValueError: Nothing can be drawn, or a setting makes no sense.
+        ImportError: The extra ``plot`` is not installed.
+    """
+    if kind not in (None, *KINDS):
+        raise ValueError(f"kind={kind} is unknown; use one of {', '.join(KINDS)}")
+    check_axis(x)
+    outs = _outs(out)
+    found, notes = runs.load(folders)
+    if labels is not None and len(labels) != len(found):
+        raise ValueError(f"there are {len(found)} runs and {len(labels)} labels; give one label per run")
+    names = list(labels or runs.short_names([run.folder for run in found]))
+    files: list[Path] = []
+    if kind == "runs" or (kind is None and (len(found) > 1 or group)):
+        figure, more = draw_groups(found, x, group)
+        return save(figure, outs), notes + more
+    if kind != "sessions":
+        figure, more = draw_trials(dict(zip(names, found, strict=True)), x)
+        files, notes = files + save(figure, outs), notes + more
+    if kind != "trial":
+        drawn = []
+        for name, run in zip(names, found, strict=True):
+            ending = "_sessions" * (kind is None) + f"_{name.replace('/', '_')}" * (len(found) > 1)
+            try:
+                figure, more = draw_sessions(run.curves, x, f"{_env([run])}{name}")
+            except ValueError as error:
+                notes.append(f"{name} is left out of the session graphs: {error}.")
+                continue
+            drawn += save(figure, [path.with_name(f"{path.stem}{ending}{path.suffix}") for path in outs])
+            notes += [f"{name}: {note}" for note in more]
+        if not drawn and kind == "sessions":
+            raise ValueError(" ".join(["there is nothing to draw.", *notes]))
+        files += drawn
+    return files, notes
+
+
+def write_at_end(folder: Path) -> None:
+    """Draw the trial and the sessions of the run that just ended into its folder; whatever goes wrong is only logged.
+
+    Args:
+        folder: Output folder.
+    """
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its font cache
+    try:
+        run, _ = runs.read(folder)
+        (name,) = runs.short_names([folder])
+        save(draw_sessions(run.curves, "total_frames", f"{_env([run])}{name}")[0], [folder / "sessions.png"])
+        save(draw_trials({name: run}, "total_frames")[0], [folder / "curve.png"])
+        log.info("drawn: curve.png and sessions.png in %s", folder, extra={"console": False})
+    except NoEpisodeError:
+        pass
+    except ImportError as error:
+        log.info("no curve.png: %s is not installed (pip install 'asynclab[plot]')", str(error.name).split(".")[0])
+    except Exception as error:  # a run that has ended well must not fail because of a picture
+        log.warning("no curve.png: %s: %s", type(error).__name__, " ".join(str(error).split()))
+
+
+def draw_trials(named: Mapping[str, Run], x: str) -> tuple[Any, list[str]]:
+    """Return a figure with the mean over the sessions of every run, and sentences on what is left out.
+
+    Raises:
+        ValueError: Nothing can be drawn.
+    """
+    figure, (axes,) = panels([x], (8, 4.8))
+    notes = []
+    for name, run in named.items():
+        try:
+            grid, mean, spread = over_sessions(run.curves, x)
+        except ValueError as error:
+            notes.append(f"{name} is left out of the trial graph: {error}.")
+            continue
+        label = f"{name} ({_count(len(run.curves.sessions), 'session')})"
+        add_band(axes, label, grid, mean, mean - spread, mean + spread)
+    if len(notes) == len(named):
+        raise ValueError(" ".join(["there is nothing to draw.", *notes]))
+    axes.set(title=_env(list(named.values())).removesuffix(": "))
+    add_legend(figure, axes, SESSIONS)
+    return figure, notes
+
+
+def draw_sessions(curves: Curves, x: str, title: str) -> tuple[Any, list[str]]:
+    """Return a figure with a panel for every session: its episodes, their moving average, and the mean of all sessions.
+
+    Args:
+        curves: Of a run.
+        x: A key of ``AXES``.
+        title: Of the figure.
+
+    Returns:
+        The figure, and sentences on what is left out.
+
+    Raises:
+        ValueError: No session has an episode.
+    """
+    known = {rank: curve for rank, curve in curves.sessions.items() if len(curve.returns)}
+    if not known:
+        raise ValueError("its metrics have no episodes of single sessions (of another version of asynclab?)")
+    notes = [f"session {rank} has no finished episode." for rank in curves.sessions if rank not in known]
+    if len(known) > PANELS:
+        notes.append(f"the first {PANELS} of {len(known)} sessions are drawn.")
+    drawn = dict(list(known.items())[:PANELS])
+    columns = min(len(drawn), 4 if len(drawn) <= 16 else 5)
+    rows = math.ceil(len(drawn) / columns)
+    size = (8, 4.8) if rows == columns == 1 else (max(8.0, 2.8 * columns), max(4.2, 2.1 * rows + 1.2))
+    figure = _figure(size)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    try:
+        mean = over_sessions(curves, x)[:2] if len(known) > 1 else None
+    except ValueError:  # the sessions do not overlap: each is drawn alone
+        mean = None
+    for axes, (rank, curve) in zip(grid, drawn.items(), strict=False):
+        xs, returns = curve.along(x)
+        some = np.unique(np.linspace(0, len(xs) - 1, DOTS).astype(int))
+        axes.plot(
+            xs[some], returns[some], ".", color="#56B4E9", markersize=2.5, alpha=0.5, rasterized=True,
+            label="return of an episode",
+        )  # fmt: skip
+        average = moving_average(returns)
+        axes.plot(xs[some], average[some], "-", color="#0072B2", label=f"moving average over {WINDOW} episodes")
+        if mean is not None:
+            axes.plot(*mean, "--", color="#000000", linewidth=0.9, label="mean of all sessions")
+        axes.set_title(f"session {rank}", fontsize="medium")
+        _style(axes, nbins=6 if columns == 1 else 3)
+        axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+    for i, axes in enumerate(grid):
+        if i >= len(drawn):
+            axes.remove()
+        elif i + columns >= len(drawn):  # the lowest of its column, though perhaps not in the last row
+            axes.set_xlabel(AXES[x])
+            axes.tick_params(labelbottom=True)
+        if i % columns == 0:
+            axes.set_ylabel("return")
+    figure.suptitle(title)
+    add_legend(figure, grid[0])
+    return figure, notes
+
+
+def draw_groups(found: Sequence[Run], x: str, keys: Sequence[str] | None) -> tuple[Any, list[str]]:
+    """Return a figure with the interquartile mean over the runs of every group, and sentences on what is left out.
+
+    Args:
+        found: Runs; those of different environments never get into one group, and those that are not finished only if
+            their group has no other.
+        x: A key of ``AXES``.
+        keys: That make the groups; None: all that differs except the seed.
+
+    Raises:
+        ValueError: Nothing can be drawn.
+    """
+    from asynclab.estimates import CONFIDENCE, band
+
+    notes: list[str] = []
+    names = dict(zip((run.folder for run in found), runs.short_names([run.folder for run in found]), strict=True))
+    known = [run for run in found if run.settings]
+    several = len({run.settings.get("env.id") for run in known}) > 1
+    if keys is None:
+        groups = runs.group(known) if known else {}
+    else:
+        groups, notes = runs.group_by(known, [*keys, *["env.id"] * (several and "env.id" not in keys)])
+    groups |= {names[run.folder]: [run] for run in found if not run.settings}  # who knows what they repeat
+    if several:
+        notes.append("The runs are of several environments, whose returns cannot be compared.")
+    figure, (axes,) = panels([x], (8, 4.8))
+    nothing = True
+    for label, members in groups.items():
+        used = [run for run in members if run.is_finished] or members
+        notes += [
+            f"{names[run.folder]} is left out of {label}, which has complete runs."
+            for run in members if run not in used
+        ]  # fmt: skip
+        try:
+            values = band([run.curve.along(x) for run in used])
+        except ValueError as error:
+            notes.append(f"{label} is left out: {error}.")
+            continue
+        add_band(axes, f"{label} ({_count(len(used), 'run')})", *values)
+        nothing = False
+        if len(used) == 1:
+            notes.append(f"{label} has one run, so no band.")
+    if nothing:
+        raise ValueError(" ".join(["there is nothing to draw.", *notes]))
+    axes.set(title=_env(found).removesuffix(": "))
+    add_legend(figure, axes, SEEDS.format(CONFIDENCE))
+    return figure, notes
+
+
+def panels(xs: Sequence[str], size: tuple[float, float]) -> tuple[Any, Sequence[Any]]:
+    """Return a figure and its axes: the mean return against every x, beside each other.
+
+    Args:
+        xs: Keys of ``AXES``.
+        size: Inches.
+    """
+    figure = _figure(size)
+    import matplotlib
+    from cycler import cycler
+
+    lines = cycler(linestyle=LINES * len(COLOURS)) + cycler(color=COLOURS * len(LINES))
+    with matplotlib.rc_context({"axes.prop_cycle": lines}):
+        (axes,) = figure.subplots(1, len(xs), sharey=True, squeeze=False)
+    for panel, x in zip(axes, xs, strict=True):
+        panel.set(xlabel=AXES[check_axis(x)])
+        _style(panel, nbins=6)
+    axes[0].set(ylabel=RETURN)
+    return figure, axes
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    from matplotlib.figure import Figure  # without pyplot: no backend to choose, nothing to close
+
+    return Figure(figsize=size, layout="constrained")
+
+
+def _style(axes: Any, nbins: int) -> None:
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.locator_params(axis="x", integer=True, nbins=nbins)
+    axes.grid(alpha=0.3)
+
+
+def add_band(axes: Any, label: str, grid: Array, middle: Array, low: Array, high: Array) -> None:
+    """Draw a line and the band around it; no band where its ends are nan."""
+    (line,) = axes.plot(grid, middle, label=label)
+    axes.fill_between(grid, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+
+
+def add_legend(figure: Any, axes: Any, title: str | None = None) -> None:
+    """Write the labels of the lines below everything, in as many columns as there is room for."""
+    handles, labels = axes.get_legend_handles_labels()
+    room = int(13 * figure.get_figwidth())  # characters
+    labels = [textwrap.fill(label, room - 12) for label in labels]
+    columns = max(1, room // (10 + max(map(len, labels))))
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3, title=title
+    )
+
+
+def save(figure: Any, outs: Sequence[Path]) -> list[Path]:
+    """Write a figure into files and return them.
+
+    Raises:
+        ValueError: One cannot be written.
+    """
+    for out in outs:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(out, dpi=120)
+        except OSError as error:
+            raise ValueError(f"out={out} cannot be written: {error.strerror}; set out to another file") from error
+    return list(outs)
+
+
+def _outs(out: Path) -> list[Path]:
+    if out.suffix in SUFFIXES:
+        return [out]
+    if out.suffix[1:].isalpha():
+        raise ValueError(f"out={out} must end in {' or '.join(SUFFIXES)}, or have no suffix for both")
+    return [out.with_name(out.name + suffix) for suffix in SUFFIXES]  # not with_suffix: a name can have dots
+
+
+def _env(found: Sequence[Run]) -> str:
+    """Return what a title begins with: the environment, if there is but one."""
+    ids = {run.settings.get("env.id") for run in found} - {None}
+    return f"{ids.pop()}: " if len(ids) == 1 else ""
+
+
+def _short(value: float) -> str:
+    """Return a number for a narrow axis: 1500000 as 1.5M."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
