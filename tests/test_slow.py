@@ -76,9 +76,11 @@ def test_nstep_q_solves_cartpole(train, tmp_path, seed):
     assert returns[1] > 400 > returns[2]  # they explore with 0.01 and 0.5
 
 
-DISCRETE_SAC = ["env.max_frame=60_000", "env.make.normalize_obs=true", "algo.agent.target_entropy=0.3",
-                "algo.max_grad_norm=null", "algo.optimizer.lr=1e-3", "algo.memory.batch_size=128",
-                "algo.memory.updates_per_frame=0.5"]  # fmt: skip
+DISCRETE_SAC = [
+    "env.max_frame=90_000", "env.make.normalize_obs=true", "algo.agent.target_entropy=0.3", "algo.agent.gamma=0.98",
+    "algo.agent.polyak=0.02", "algo.max_grad_norm=null", "algo.optimizer.lr=1e-3", "algo.memory.batch_size=128",
+    "algo.memory.updates_per_frame=0.5", "algo.lr_schedule._target_=asynclab.schedules.Linear",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
