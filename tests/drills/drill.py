@@ -35,7 +35,7 @@ class Run:
         self.folder = folder
         self.output = folder.parent / f"{folder.name}.out"
         resumes = any(o.startswith("resume=") and o != "resume=auto" for o in overrides)
-        command = [*prefix, sys.executable, ROOT / "train.py", *overrides]
+        command = [*prefix, sys.executable, ROOT / "train.py", *overrides, "plot=false"]
         env = os.environ | {
             "PYTHONUNBUFFERED": "1",
             "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
