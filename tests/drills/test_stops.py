@@ -69,6 +69,7 @@ def test_a_closed_terminal_ends_everything(tmp_path):
     leader, follower = pty.openpty()
 
     def take_terminal():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup a closed terminal is to be ignored
         os.setsid()
         fcntl.ioctl(follower, termios.TIOCSCTTY, 0)
 
