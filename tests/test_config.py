@@ -25,6 +25,7 @@ def load(*overrides):
 IDS = {"gym": ["env.id=Acrobot-v1"], "atari": ["env.id=ALE/Seaquest-v5"]}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("algo", "env"), list(itertools.product(CHOICES["algo"], CHOICES["env"])))
 def test_every_algo_and_env_compose_and_instantiate(algo, env):
     cfg = load(f"algo={algo}", f"env={env}", *IDS.get(env, []))
@@ -32,6 +33,7 @@ def test_every_algo_and_env_compose_and_instantiate(algo, env):
     assert callable(instantiate(cfg, _convert_="object").algo.agent)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("env", CHOICES["env"])
 def test_every_env_can_be_made_and_has_a_torso_that_fits(env):
     cfg = load(f"env={env}", *IDS.get(env, []))

@@ -250,6 +250,7 @@ def test_bad_settings_are_one_sentence(arguments, message):
     assert "Traceback" not in process.stderr
 
 
+@pytest.mark.medium
 def test_help_lists_every_fault():
     process = command("--inject=help")
     assert process.returncode == 0, process.stderr

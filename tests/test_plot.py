@@ -15,6 +15,8 @@ from test_study import line, write_run
 
 from asynclab import curves, plots, runs
 
+pytestmark = pytest.mark.medium
+
 
 def write(folder, name="run", sessions=2, seed=0, episodes=150, slope=1.0, **kwargs):
     """Write a run whose session ``rank`` ends an episode of return ``slope * (i + rank)`` every 10 frames."""
