@@ -234,7 +234,7 @@ def random_targets() -> Replacements:
 
 def _bind_randomly(bind: Callable[..., None]) -> Callable[..., None]:
     def faulty(self: Any, *args: Any, **kwargs: Any) -> None:
-        (target, _) = self.targets[0]
+        target = self.targets[0].network
         own = [p.detach().clone() for p in target.parameters()]
         bind(self, *args, **kwargs)
         for p, random in zip(target.parameters(), own, strict=True):

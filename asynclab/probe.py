@@ -229,7 +229,7 @@ def rehearse(make_trial: Callable[[], Trial]) -> Rehearsal:
             bound = flat.is_bound(agent.nets, self.weights, self.grad)
             seen["weights_are_theta"] = bound and torch.equal(self.weights.full.cpu(), before)
             seen["theta_is_kept"] = torch.equal(store.theta, before)
-            networks = [(flat.flatten(target), flat.flatten(source)) for target, source in agent.targets]
+            networks = [(flat.flatten(target.network), flat.flatten(target.source)) for target in agent.targets]
             seen["targets_are_theta"] = all(torch.equal(target, source) for target, source in networks)
         return act(self, *args, **kwargs)
 

@@ -92,7 +92,7 @@ def test_sac_loss_is_the_papers():
     torch.manual_seed(7)
     a_next, log_prob_next = agent._pi(batch.next_obs).rsample()
     a, log_prob = agent._pi(batch.obs).rsample()
-    target_1, target_2 = agent.target_critics(agent.target_critics.encode(batch.next_obs), a_next)
+    target_1, target_2 = agent.target.network(agent.target.network.encode(batch.next_obs), a_next)
     y = batch.reward + 0.9 * ~batch.terminated * (torch.min(target_1, target_2) - 0.3 * log_prob_next)
     q1, q2 = agent.critics(agent.critics.encode(batch.obs), batch.action)
     torch.testing.assert_close(losses["critic"], 0.5 * ((q1 - y) ** 2).mean() + 0.5 * ((q2 - y) ** 2).mean())
@@ -104,10 +104,10 @@ def test_sac_loss_is_the_papers():
 
 def test_sac_targets_start_as_the_pulled_critics_and_follow_slowly():
     agent = SAC(OBS, BOX, TORSO, polyak=0.1)
-    discarded = [p.clone() for p in agent.target_critics.parameters()]
+    discarded = [p.clone() for p in agent.target.network.parameters()]
     weights = torch.randn(flat.size(agent.nets))  # what the store holds, not what the agent was built with
     agent.bind(Vector(weights), Vector(torch.zeros_like(weights)))
-    critics, targets = list(agent.critics.parameters()), list(agent.target_critics.parameters())
+    critics, targets = list(agent.critics.parameters()), list(agent.target.network.parameters())
     assert all(torch.equal(p, q) for p, q in zip(critics, targets, strict=True))
     assert not any(torch.equal(p, q) for p, q in zip(discarded, targets, strict=True))
     before = copy.deepcopy(targets)

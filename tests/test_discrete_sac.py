@@ -32,7 +32,7 @@ def test_the_loss_is_the_papers():
     critic = actor = entropy = 0.0
     pi, pi_next = (agent._logits(obs).softmax(-1) for obs in (batch.obs, batch.next_obs))
     q = torch.stack(agent.critics(agent.critics.encode(batch.obs)))
-    q_next = torch.stack(agent.target_critics(agent.target_critics.encode(batch.next_obs))).amin(0)
+    q_next = torch.stack(agent.target.network(agent.target.network.encode(batch.next_obs))).amin(0)
     for i in range(32):  # one transition and one action at a time
         v = sum(pi_next[i, a] * (q_next[i, a] - 0.3 * pi_next[i, a].log()) for a in range(3))
         y = (batch.reward[i] + 0.9 * (not batch.terminated[i]) * v).detach()
@@ -126,8 +126,8 @@ def test_shared_targets_are_moved_by_every_session_and_others_by_their_own_alone
     for agent in (shared, second, own):
         agent.on_update(0)
     torch.testing.assert_close(target, before + 0.75)
-    torch.testing.assert_close(flat.flatten(second.target_critics), target)
-    torch.testing.assert_close(flat.flatten(own.target_critics), before + 0.5)
+    torch.testing.assert_close(flat.flatten(second.target.network), target)
+    torch.testing.assert_close(flat.flatten(own.target.network), before + 0.5)
 
 
 def test_what_is_a_sessions_own_is_saved():
@@ -137,7 +137,6 @@ def test_what_is_a_sessions_own_is_saved():
     bound(other)
     update(agent, grad, ACTIONS)
     other.load_state_dict(agent.state_dict())
-    other._critic_weights.full.copy_(agent._critic_weights.full)
     assert other.temperature.log_alpha == agent.temperature.log_alpha != 0
-    assert torch.equal(flat.flatten(other.target_critics), flat.flatten(agent.target_critics))
+    assert torch.equal(flat.flatten(other.target.network), flat.flatten(agent.target.network))
     assert other._temperature_optimizer.state_dict()["state"][0]["step"] == 1

@@ -100,10 +100,10 @@ def test_a_second_update_pushes_only_its_own_gradient(make_trial, algo, mode):
     fresh = learner_of(make_trial(algo))
     fresh.weights.full.copy_(at_second)
     if algo == "sac":
-        fresh.agent._target_weights.full.copy_(learner.agent._target_weights.full)
+        fresh.agent.target.weights.copy_(learner.agent.target.weights)
         # the first learner's targets have moved once more since its second gradient
-        critics = learner.agent._critic_weights.full
-        fresh.agent._target_weights.full.lerp_(critics, -0.005 / 0.995)
+        critics = learner.weights.full[learner.agent._critics_part]
+        fresh.agent.target.weights.lerp_(critics, -0.005 / 0.995)
     torch.manual_seed(5)
     losses, _ = fresh.agent.loss(second, 0.0)
     sum(losses.values()).backward()

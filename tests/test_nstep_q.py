@@ -19,12 +19,12 @@ def test_the_loss_is_algorithm_s2():
     batch = rollout(Discrete(3))
     losses, _ = agent.loss(batch, 0.0)
     expected = 0.0
-    q, ahead = agent.q(batch.obs[:-1].flatten(0, 1)).view(T, B, 3), agent.target(batch.obs[-1])
+    q, ahead = agent.q(batch.obs[:-1].flatten(0, 1)).view(T, B, 3), agent.target.network(batch.obs[-1])
     for b in range(B):
         ret = ahead[b].max()
         for t in reversed(range(T)):
             if batch.done[t, b]:
-                ret = 0.0 if batch.terminated[t, b] else agent.target(batch.final_obs)[0].max()
+                ret = 0.0 if batch.terminated[t, b] else agent.target.network(batch.final_obs)[0].max()
             ret = batch.reward[t, b] + 0.9 * ret
             expected += (ret - q[t, b, batch.action[t, b]]) ** 2 / (T * B)
     torch.testing.assert_close(losses["q"], expected)
@@ -42,16 +42,16 @@ def test_the_target_starts_as_theta_and_is_copied_once_a_period():
         agent.on_update(frames)
         seen.append(float((shared - first).mean().round()))
     assert seen == [0, 0, 3, 3, 5, 5, 7]
-    assert torch.equal(flat.flatten(agent.target), shared)
+    assert torch.equal(flat.flatten(agent.target.network), shared)
 
 
 def test_a_session_that_starts_late_does_not_copy():
     agent = NStepQ(OBS, Discrete(3), TORSO, target_every=100)
     weights, _, _ = bound(agent)
-    before = flat.flatten(agent.target)
+    before = flat.flatten(agent.target.network)
     weights += 1.0
     agent.on_update(1_234)
-    assert torch.equal(flat.flatten(agent.target), before)
+    assert torch.equal(flat.flatten(agent.target.network), before)
 
 
 def test_all_sessions_see_a_copy():
@@ -62,7 +62,7 @@ def test_all_sessions_see_a_copy():
         agent.on_update(0)
     weights += 1.0
     agents[0].on_update(100)
-    assert torch.equal(flat.flatten(agents[1].target), weights)
+    assert torch.equal(flat.flatten(agents[1].target.network), weights)
 
 
 def test_sessions_explore_at_different_rates_on_the_global_clock():

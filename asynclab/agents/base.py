@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from asynclab import flat, nets
+from asynclab.agents.target import Target
 
 
 class Agent(ABC):
@@ -19,14 +20,14 @@ class Agent(ABC):
     Attributes:
         nets: The trained networks by name; gradients are clipped for each of them.
         target_part: The part of theta of which all sessions share a lagging copy; None for none.
-        targets: Target networks, each with the network that it follows.
+        targets: Target networks.
         own: Parameters that are no part of theta: the agent itself steps them, in ``on_update``.
         device: Where they are.
     """
 
     nets: nn.ModuleDict
     target_part: slice | None = None
-    targets: Sequence[tuple[nn.Module, nn.Module]] = ()
+    targets: Sequence[Target] = ()
     own: Sequence[nn.Parameter] = ()
     device = torch.device("cpu")
 

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from asynclab import check, flat
 from asynclab.agents.base import Agent
+from asynclab.agents.target import Target
 from asynclab.memory import RolloutBatch
-from asynclab.nets import Torso, bind, linear
+from asynclab.nets import Torso, linear
 from asynclab.returns import gae
 from asynclab.schedules import Linear
 
@@ -63,9 +64,9 @@ class NStepQ(Agent):
             raise ValueError(f"algo.agent.epsilons={epsilons} must be a list of one rate of exploration or more")
         self.actions = int(action_space.n)
         self.q = QNetwork(obs_space, self.actions, torso)
-        self.target = QNetwork(obs_space, self.actions, torso).requires_grad_(False)
+        self.target = Target(self.q)
         self.nets = nn.ModuleDict({"q": self.q})
-        self.targets = [(self.target, self.q)]
+        self.targets = [self.target]
         self.target_part = slice(0, flat.size(self.nets))
         self.gamma = check.fraction("algo.agent.gamma", gamma)
         self.epsilons = [check.fraction("algo.agent.epsilons", epsilon) for epsilon in epsilons]
@@ -75,14 +76,9 @@ class NStepQ(Agent):
         self._period: int | None = None  # on the global clock, of the last copy; unknown before the first update
 
     def bind(self, weights: flat.Vector, grad: flat.Vector, target: Tensor | None = None) -> None:
-        """Bind the network to ``weights``; the target network is the shared copy, or starts as one of ``weights``."""
+        """Bind the network to ``weights``, and the target network to the shared copy."""
         super().bind(weights, grad, target)
-        self._weights = weights
-        if target is None:
-            target = weights.full.clone()
-        self._shared_target = target
-        self._target_weights = flat.Vector.make(target.to(self.device), bf16=weights.low is not None)
-        bind(self.target, self._target_weights)
+        self.target.bind(weights, target)
 
     def start(self, num_envs: int, rank: int = 0) -> None:
         """Take the session's rate of exploration."""
@@ -92,15 +88,9 @@ class NStepQ(Agent):
         """Copy theta into the target network when a period is over."""
         period = frames // self.target_every
         if self._period is not None and period > self._period:
-            self._shared_target.copy_(self._weights.full)
+            self.target.move(1.0)
         self._period = period
-        self._follow_target()
-
-    def _follow_target(self) -> None:
-        """Take what other sessions have copied."""
-        if self._target_weights.full is not self._shared_target:  # on a GPU
-            self._target_weights.full.copy_(self._shared_target)
-        self._target_weights.round_()
+        self.target.follow()  # others may have copied
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return when the last copy was made; the copy itself is shared, like theta."""
@@ -110,7 +100,7 @@ class NStepQ(Agent):
         """Take over such a state."""
         period = int(state["period"])
         self._period = None if period < 0 else period
-        self._follow_target()
+        self.target.follow()
 
     def epsilon(self, progress: float) -> float:
         """Return the session's share of random actions."""
@@ -130,7 +120,7 @@ class NStepQ(Agent):
         q = self.q(batch.obs[:-1].flatten(0, 1)).gather(1, batch.action.view(-1, 1)).squeeze(1)
         with torch.no_grad():
             # Only where the rollout or an episode ends is there a bootstrap: max_a Q(s', a; target).
-            ends = self.target(torch.cat([batch.obs[-1], batch.final_obs])).amax(-1)
+            ends = self.target.network(torch.cat([batch.obs[-1], batch.final_obs])).amax(-1)
             v_next = torch.zeros_like(batch.reward)
             v_next[-1] = ends[: v_next.shape[1]]
             v_next.view(-1).index_copy_(0, batch.final_index, ends[v_next.shape[1] :])

@@ -16,6 +16,7 @@ from torch.nn.functional import mse_loss
 
 from asynclab import check, flat
 from asynclab.agents.base import Agent
+from asynclab.agents.target import Target
 from asynclab.distributions import SquashedNormal, categorical
 from asynclab.memory import ReplayBatch
 from asynclab.nets import Torso, TorsoModule, bind, linear
@@ -112,8 +113,8 @@ class SAC(Agent):
         self.temperature_lr = check.positive("algo.agent.temperature_lr", temperature_lr)
         # The same weights without gradients, for the actor's loss; and a slowly following copy, for the critics'.
         self.frozen_critics = copy.deepcopy(self.critics).requires_grad_(False)
-        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
-        self.targets = [(self.target_critics, self.critics)]
+        self.target = Target(self.critics)
+        self.targets = [self.target]
         parts = flat.slices(self.nets)
         self._critics_part = slice(parts["q1"].start, parts["q2"].stop)
         self.target_part = self._critics_part if check.flag("algo.agent.shared_targets", shared_targets) else None
@@ -138,34 +139,24 @@ class SAC(Agent):
     def bind(self, weights: flat.Vector, grad: flat.Vector, target: Tensor | None = None) -> None:
         """Bind the networks to ``weights``, the frozen critics too; targets of its own start as its critics."""
         super().bind(weights, grad, target)
-        self._critic_weights = weights[self._critics_part]
-        if target is None:
-            target = self._critic_weights.full.clone()
-        self._shared_target = target
-        self._target_weights = flat.Vector.make(target.to(self.device), bf16=weights.low is not None)
-        bind(self.frozen_critics, self._critic_weights)
-        bind(self.target_critics, self._target_weights)
+        critics = weights[self._critics_part]
+        bind(self.frozen_critics, critics)
+        self.target.bind(critics, target)
         if not self.shared_temperature:
             self.temperature.to(self.device)
             self._temperature_optimizer = torch.optim.Adam(self.temperature.parameters(), lr=self.temperature_lr)
 
     def on_update(self, frames: int) -> None:
         """Move the target critics, target <- (1 - polyak) target + polyak theta, and a temperature of its own."""
-        self._shared_target.lerp_(self._critic_weights.full.to(self._shared_target.device), self.polyak)
-        self._follow_target()
+        self.target.move(self.polyak)
         if not self.shared_temperature:
             self._temperature_optimizer.step()
-
-    def _follow_target(self) -> None:
-        if self._target_weights.full is not self._shared_target:  # on a GPU
-            self._target_weights.full.copy_(self._shared_target)
-        self._target_weights.round_()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is the session's own: target critics, temperature."""
         state: dict[str, Any] = {}
         if self.target_part is None:
-            state["targets"] = self._shared_target.clone()
+            state["targets"] = self.target.weights.clone()
         if not self.shared_temperature:
             state["log_alpha"] = self.temperature.log_alpha.detach().clone()
             state["temperature_optimizer"] = copy.deepcopy(self._temperature_optimizer.state_dict())
@@ -174,8 +165,8 @@ class SAC(Agent):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over such a state."""
         if self.target_part is None:
-            self._shared_target.copy_(state["targets"])
-        self._follow_target()
+            self.target.weights.copy_(state["targets"])
+        self.target.follow()
         if not self.shared_temperature:
             self.temperature.load_state_dict({"log_alpha": state["log_alpha"]})
             self._temperature_optimizer.load_state_dict(state["temperature_optimizer"])
@@ -209,8 +200,8 @@ class SAC(Agent):
         log_alpha = self.temperature.log_alpha
         alpha = log_alpha.detach().exp()
         with torch.no_grad():
-            encoded = self.target_critics.encode(batch.next_obs)
-            v_next, _ = self._soft_value(batch.next_obs, self.target_critics, encoded, alpha)
+            encoded = self.target.network.encode(batch.next_obs)
+            v_next, _ = self._soft_value(batch.next_obs, self.target.network, encoded, alpha)
             target = batch.reward + self.gamma * ~batch.terminated * v_next
         encoded = self.critics.encode(batch.obs)
         q1, q2 = self._q(encoded, batch.action)
