@@ -1,56 +1,9 @@
-"""Train: compose -> make the trial -> run it.  ``asynclab.build`` shows how everything is wired.
+"""Train.
 
 Example: ``python train.py algo=a3c env=pong distributed=synced distributed.max_session=16``
 """
 
-import signal
-
-if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends us without a traceback until there is something to save
-
-from pathlib import Path
-
-import hydra
-from omegaconf import DictConfig
-
-from asynclab import config
-
-config.register()
-
-
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(cfg: DictConfig) -> float:
-    """Run one trial and return its final mean return, for sweepers to maximise."""
-    from asynclab.preload import start_server
-
-    if cfg.distributed.get("max_session") != 1:
-        start_server()  # so early that it imports torch while we do
-
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import CompactHydraException
-
-    from asynclab import build, folder, plots, provenance, resume
-    from asynclab.distributed import SessionError
-    from asynclab.trial import TrialError
-
-    run = Path(HydraConfig.get().runtime.output_dir if cfg.resume in (None, config.AUTO) else cfg.resume)
-    try:
-        folder.lock(run)
-        plan = resume.plan(cfg, run)
-        trial = build.make_trial(plan.cfg, run, plan.checkpoint)
-        if trial.is_complete():
-            return trial.report()
-        provenance.write(run, plan.cfg, plan.overrides, trial.mode.max_session, trial.session.devices, plan.resumed)
-        try:
-            return trial.run()
-        finally:
-            if plan.cfg.plot:
-                plots.write_at_end(run)
-    except (ValueError, OSError, SessionError, TrialError) as error:
-        raise CompactHydraException(str(error)) from error
-    finally:
-        folder.unlock(run)
-
+from asynclab.train import main
 
 if __name__ == "__main__":
     main()

@@ -14,6 +14,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from asynclab import folder
 
 AUTO = "auto"  # resume if there is something to resume
+_HERE = Path(__file__).parent
+CONF = str(_HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf")  # the former in an installed wheel
 
 
 @dataclass

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OWN = ("sessions", "repeats", "seconds", "sb3", "out")  # settings that train.py does not have
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="benchmark")
+@hydra.main(version_base="1.3", config_path=config.CONF, config_name="benchmark")
 def main(cfg: DictConfig) -> None:
     """Measure, print a table and write every measurement to a file."""
     from hydra.core.hydra_config import HydraConfig

@@ -19,7 +19,7 @@ from asynclab import config
 config.register()
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="doctor")
+@hydra.main(version_base="1.3", config_path=config.CONF, config_name="doctor")
 def main(cfg: DictConfig) -> None:
     """Print one line per check, and a summary."""
     from asynclab.preload import start_server

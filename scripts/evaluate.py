@@ -9,8 +9,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from asynclab.config import CONF
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="evaluate")
 def main(cfg: DictConfig) -> float:
     """Evaluate one run and return the mean return."""
     from hydra.errors import CompactHydraException

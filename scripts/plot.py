@@ -9,8 +9,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from asynclab.config import CONF
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="plot")
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="plot")
 def main(cfg: DictConfig) -> None:
     """Write the figures, and say what is not in them."""
     from hydra.errors import CompactHydraException

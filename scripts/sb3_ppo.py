@@ -34,7 +34,7 @@ COMPARED = {  # what theirs cannot be told, or what ours alone has
 }
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="sb3_ppo")
+@hydra.main(version_base="1.3", config_path=config.CONF, config_name="sb3_ppo")
 def main(cfg: DictConfig) -> None:
     """Train, print the mean return of the last 100 episodes now and then, and write it to ``out``."""
     from hydra.errors import CompactHydraException

@@ -8,8 +8,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from asynclab.config import CONF
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="study")
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="study")
 def main(cfg: DictConfig) -> None:
     """Write the files and print the table."""
     from hydra.errors import CompactHydraException
