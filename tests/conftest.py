@@ -1,6 +1,7 @@
 """What several tests use: small real environments, agents and stores made as train.py makes them, and the command."""
 
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -59,6 +60,12 @@ def run_session(session, rank, store):
 def items(runs, control=None):
     """Return what sessions yield, without what launch itself says of them."""
     return [e for e in launch(runs, 1, control) if e is not None and not isinstance(e, (Started, Failure))]
+
+
+def copy_checkout(folder):
+    """Copy this checkout, without what git ignores."""
+    ignored = shutil.ignore_patterns(".*", "outputs", "build", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, folder, ignore=ignored)
 
 
 @pytest.fixture

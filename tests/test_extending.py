@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -12,13 +11,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, copy_checkout
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 FILES = dict(re.findall(r"\*\*`([^`]+)`\*\*\n\n```\w+\n(.*?)```", PAGE, re.DOTALL))
 COMMANDS = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
 EXPORT = COMMANDS[1].splitlines()[0]  # lasts for the rest of the page
-IGNORED = shutil.ignore_patterns(".*", "outputs", "build", "*.egg-info", "__pycache__")
 
 
 def shell(folder, script, *paths):
@@ -36,7 +34,7 @@ def shell(folder, script, *paths):
 def wheel(tmp_path_factory):
     """Return the built wheel; it is built of a copy, because a build leaves files that would be in the next one."""
     folder = tmp_path_factory.mktemp("build")
-    shutil.copytree(ROOT, folder / "copy", ignore=IGNORED)
+    copy_checkout(folder / "copy")
     shell(folder, "python -m build --wheel --no-isolation --outdir . copy")
     return next(folder.glob("*.whl"))
 
