@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from asynclab import runs
-from asynclab.curves import AXES, WINDOW, Array, Curves, NoEpisodeError, check_axis, moving_average, over_sessions
+from asynclab.curves import AXES, WINDOW, Array, NoEpisodeError, check_axis, moving_average, over_sessions
+from asynclab.folder import whole
 from asynclab.runs import Run
 
 log = logging.getLogger(__name__)
@@ -63,8 +64,9 @@ def plot(
     names = list(labels or runs.short_names([run.folder for run in found]))
     files: list[Path] = []
     if kind == "runs" or (kind is None and (len(found) > 1 or group)):
-        figure, more = draw_groups(found, x, group)
-        return save(figure, outs), notes + more
+        groups, more = runs.groups_of(found, group)
+        figure, undrawn = draw_groups(groups, x)
+        return save(figure, outs), notes + more + undrawn
     if kind != "sessions":
         figure, more = draw_trials(dict(zip(names, found, strict=True)), x)
         files, notes = files + save(figure, outs), notes + more
@@ -73,7 +75,7 @@ def plot(
         for name, run in zip(names, found, strict=True):
             ending = "_sessions" * (kind is None) + f"_{name.replace('/', '_')}" * (len(found) > 1)
             try:
-                figure, more = draw_sessions(run.curves, x, f"{_env([run])}{name}")
+                figure, more = draw_sessions(run, x, f"{_env([run])}{name}")
             except ValueError as error:
                 notes.append(f"{name} is left out of the session graphs: {error}.")
                 continue
@@ -95,7 +97,7 @@ def write_at_end(folder: Path) -> None:
     try:
         run, _ = runs.read(folder)
         (name,) = runs.short_names([folder])
-        save(draw_sessions(run.curves, "total_frames", f"{_env([run])}{name}")[0], [folder / "sessions.png"])
+        save(draw_sessions(run, "total_frames", f"{_env([run])}{name}")[0], [folder / "sessions.png"])
         save(draw_trials({name: run}, "total_frames")[0], [folder / "curve.png"])
         log.info("drawn: curve.png and sessions.png in %s", folder, extra={"console": False})
     except NoEpisodeError:
@@ -112,7 +114,7 @@ def draw_trials(named: Mapping[str, Run], x: str) -> tuple[Any, list[str]]:
     Raises:
         ValueError: Nothing can be drawn.
     """
-    figure, (axes,) = panels([x], (8, 4.8))
+    figure, (axes,) = panels([x], (8, 4.8), list(named.values()))
     notes = []
     for name, run in named.items():
         try:
@@ -129,11 +131,11 @@ def draw_trials(named: Mapping[str, Run], x: str) -> tuple[Any, list[str]]:
     return figure, notes
 
 
-def draw_sessions(curves: Curves, x: str, title: str) -> tuple[Any, list[str]]:
+def draw_sessions(run: Run, x: str, title: str) -> tuple[Any, list[str]]:
     """Return a figure with a panel for every session: its episodes, their moving average, and the mean of all sessions.
 
     Args:
-        curves: Of a run.
+        run: Whose.
         x: A key of ``AXES``.
         title: Of the figure.
 
@@ -143,10 +145,11 @@ def draw_sessions(curves: Curves, x: str, title: str) -> tuple[Any, list[str]]:
     Raises:
         ValueError: No session has an episode.
     """
-    known = {rank: curve for rank, curve in curves.sessions.items() if len(curve.returns)}
+    sessions = run.curves.sessions
+    known = {rank: curve for rank, curve in sessions.items() if len(curve.returns)}
     if not known:
         raise ValueError("its metrics have no episodes of single sessions (of another version of asynclab?)")
-    notes = [f"session {rank} has no finished episode." for rank in curves.sessions if rank not in known]
+    notes = [f"session {rank} has no finished episode." for rank in sessions if rank not in known]
     if len(known) > PANELS:
         notes.append(f"the first {PANELS} of {len(known)} sessions are drawn.")
     drawn = dict(list(known.items())[:PANELS])
@@ -156,7 +159,7 @@ def draw_sessions(curves: Curves, x: str, title: str) -> tuple[Any, list[str]]:
     figure = _figure(size)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     try:
-        mean = over_sessions(curves, x)[:2] if len(known) > 1 else None
+        mean = over_sessions(run.curves, x)[:2] if len(known) > 1 else None
     except ValueError:  # the sessions do not overlap: each is drawn alone
         mean = None
     for axes, (rank, curve) in zip(grid, drawn.items(), strict=False):
@@ -177,44 +180,34 @@ def draw_sessions(curves: Curves, x: str, title: str) -> tuple[Any, list[str]]:
         if i >= len(drawn):
             axes.remove()
         elif i + columns >= len(drawn):  # the lowest of its column, though perhaps not in the last row
-            axes.set_xlabel(AXES[x])
+            axes.set_xlabel(_axis(x, [run]) if columns == 1 else AXES[x])
             axes.tick_params(labelbottom=True)
         if i % columns == 0:
             axes.set_ylabel("return")
-    figure.suptitle(title)
+    figure.suptitle(title.replace("$", r"\$"))
     add_legend(figure, grid[0])
     return figure, notes
 
 
-def draw_groups(found: Sequence[Run], x: str, keys: Sequence[str] | None) -> tuple[Any, list[str]]:
+def draw_groups(groups: Mapping[str, Sequence[Run]], x: str) -> tuple[Any, list[str]]:
     """Return a figure with the interquartile mean over the runs of every group, and sentences on what is left out.
 
     Args:
-        found: Runs; those of different environments never get into one group, and those that are not finished only if
-            their group has no other.
+        groups: Runs by label; those that are not finished are drawn only if their group has no other.
         x: A key of ``AXES``.
-        keys: That make the groups; None: all that differs except the seed.
 
     Raises:
         ValueError: Nothing can be drawn.
     """
     from asynclab.estimates import CONFIDENCE, band
 
-    notes: list[str] = []
+    found = [run for members in groups.values() for run in members]
     names = dict(zip((run.folder for run in found), runs.short_names([run.folder for run in found]), strict=True))
-    known = [run for run in found if run.settings]
-    several = len({run.settings.get("env.id") for run in known}) > 1
-    if keys is None:
-        groups = runs.group(known) if known else {}
-    else:
-        groups, notes = runs.group_by(known, [*keys, *["env.id"] * (several and "env.id" not in keys)])
-    groups |= {names[run.folder]: [run] for run in found if not run.settings}  # who knows what they repeat
-    if several:
-        notes.append("The runs are of several environments, whose returns cannot be compared.")
-    figure, (axes,) = panels([x], (8, 4.8))
+    figure, (axes,) = panels([x], (8, 4.8), found)
+    notes: list[str] = []
     nothing = True
     for label, members in groups.items():
-        used = [run for run in members if run.is_finished] or members
+        used = runs.complete(members)
         notes += [
             f"{names[run.folder]} is left out of {label}, which has complete runs."
             for run in members if run not in used
@@ -235,12 +228,13 @@ def draw_groups(found: Sequence[Run], x: str, keys: Sequence[str] | None) -> tup
     return figure, notes
 
 
-def panels(xs: Sequence[str], size: tuple[float, float]) -> tuple[Any, Sequence[Any]]:
+def panels(xs: Sequence[str], size: tuple[float, float], found: Sequence[Run]) -> tuple[Any, Sequence[Any]]:
     """Return a figure and its axes: the mean return against every x, beside each other.
 
     Args:
         xs: Keys of ``AXES``.
         size: Inches.
+        found: The runs that will be drawn.
     """
     figure = _figure(size)
     import matplotlib
@@ -250,10 +244,20 @@ def panels(xs: Sequence[str], size: tuple[float, float]) -> tuple[Any, Sequence[
     with matplotlib.rc_context({"axes.prop_cycle": lines}):
         (axes,) = figure.subplots(1, len(xs), sharey=True, squeeze=False)
     for panel, x in zip(axes, xs, strict=True):
-        panel.set(xlabel=AXES[check_axis(x)])
+        panel.set(xlabel=_axis(x, found))
         _style(panel, nbins=6)
     axes[0].set(ylabel=RETURN)
     return figure, axes
+
+
+def _axis(x: str, found: Sequence[Run]) -> str:
+    """Return the label of an axis, with what a frame is where that is not one step of the emulator."""
+    label = AXES[check_axis(x)]
+    games = [run for run in found if str(run.settings.get("env.id")).startswith("ALE/")]
+    skips = {run.settings.get("env.make.frameskip", 4) for run in games}
+    if x == "seconds" or len(games) < len(found) or len(skips) != 1:
+        return label
+    return f"{label} (1 frame = {_count(skips.pop(), 'emulator frame')})"
 
 
 def _figure(size: tuple[float, float]) -> Any:
@@ -270,8 +274,10 @@ def _style(axes: Any, nbins: int) -> None:
 
 def add_band(axes: Any, label: str, grid: Array, middle: Array, low: Array, high: Array) -> None:
     """Draw a line and the band around it; no band where its ends are nan."""
-    (line,) = axes.plot(grid, middle, label=label)
-    axes.fill_between(grid, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    (line,) = axes.plot(grid, middle, label=label.replace("$", r"\$"))  # no mathematics
+    axes.fill_between(grid, low, high, color=line.get_color(), alpha=0.08, linewidth=0)
+    for edge in (low, high):  # so that bands which lie over each other can be told apart
+        axes.plot(grid, edge, color=line.get_color(), alpha=0.5, linewidth=0.5, linestyle="-")
 
 
 def add_legend(figure: Any, axes: Any, title: str | None = None) -> None:
@@ -286,15 +292,15 @@ def add_legend(figure: Any, axes: Any, title: str | None = None) -> None:
 
 
 def save(figure: Any, outs: Sequence[Path]) -> list[Path]:
-    """Write a figure into files and return them.
+    """Write a figure into files, each whole or not at all, and return them.
 
     Raises:
         ValueError: One cannot be written.
     """
     for out in outs:
         try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(out, dpi=120)
+            with whole(out) as new:
+                figure.savefig(new, dpi=120, format=out.suffix[1:])
         except OSError as error:
             raise ValueError(f"out={out} cannot be written: {error.strerror}; set out to another file") from error
     return list(outs)

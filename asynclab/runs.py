@@ -7,17 +7,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from asynclab import curves
 from asynclab.curves import Curve, Curves
+from asynclab.folder import is_locked
 from asynclab.resume import CHANGEABLE, key_of, settings
 
 # what may differ between the runs of an arm: it changes neither what is learned nor how fast
 IRRELEVANT = (CHANGEABLE - {"device", "distributed.num_threads", "distributed.diagnostics"}) | {"seed"}
-MARKS = ("metrics.jsonl", "run.json", "config.yaml", ".hydra")  # any of them makes a folder a run's
+MARKS = ("metrics.jsonl", "run.json", "config.yaml", "failure.json", ".hydra")  # any of them makes a folder a run's
 
 
 class Run(NamedTuple):
@@ -29,7 +31,7 @@ class Run(NamedTuple):
         overrides: As typed.
         made: ``run.json``.
         summary: ``summary.json``; empty while the run goes on, or if it was killed.
-        curves: What its metrics hold.
+        curves: What its metrics hold; empty only in what ``look`` returns.
     """
 
     folder: Path
@@ -123,19 +125,13 @@ def load(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     Raises:
         ValueError: There is none.
     """
+    paths, notes = find_all(folders)
     found: list[Run] = []
-    notes, paths = [], dict[Path, Path]()
-    for folder in folders:
-        try:
-            for path in find(folder):
-                paths.setdefault(path.resolve(), path)  # each once, by whatever way it is reached
-        except ValueError as error:
-            notes.append(f"{error}.")
-    for path, name in zip(paths.values(), short_names(list(paths)), strict=True):
+    for name, path in paths.items():
         try:
             run, problems = read(path)
         except (ValueError, OSError) as error:
-            notes.append(f"{name} is left out: {error}.")
+            notes.append(f"{name} is left out: {_failure(path) or error}.")
             continue
         found.append(run)
         notes += [f"{name}: {problem}." for problem in problems]
@@ -144,13 +140,48 @@ def load(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     return found, notes
 
 
+def find_all(folders: Sequence[Path]) -> tuple[dict[str, Path], list[str]]:
+    """Return the output folders of all runs in folders by a short name, and a sentence on every folder without any."""
+    notes, paths = [], dict[Path, Path]()
+    for folder in folders:
+        try:
+            for path in find(folder):
+                paths.setdefault(path.resolve(), path)  # each once, by whatever way it is reached
+        except ValueError as error:
+            notes.append(f"{error}.")
+        except OSError as error:
+            notes.append(f"{error.filename} cannot be read: {error.strerror}.")
+    return dict(zip(short_names(list(paths)), paths.values(), strict=True)), notes
+
+
+def look(folder: Path) -> tuple[Run, list[str]]:
+    """Return a run of which there may be little more than the folder, and all that is wrong with it."""
+    try:
+        return read(folder)
+    except (ValueError, OSError) as error:
+        run, problems = _read(folder, Curves(Curve(*np.empty((4, 0))), {}))
+        return run, [_failure(folder) or str(error), *problems]
+
+
 def read(folder: Path) -> tuple[Run, list[str]]:
     """Return a run as far as it is known, and what is not.
 
     Raises:
         ValueError: It has no curve (``curves.read``).
     """
-    found, problems = curves.read(folder), []
+    return _read(folder, curves.read(folder))
+
+
+def _failure(folder: Path) -> str | None:
+    """Return why a job of a sweep failed; None if it did not, or left no reason."""
+    try:
+        return f"it failed: {read_json(folder / 'failure.json')['error']}".rstrip(".")
+    except (ValueError, KeyError):
+        return None
+
+
+def _read(folder: Path, found: Curves) -> tuple[Run, list[str]]:
+    problems: list[str] = []
 
     def known(reader: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         try:
@@ -166,8 +197,10 @@ def read(folder: Path) -> tuple[Run, list[str]]:
         summary = known(lambda: read_json(folder / "summary.json"))
         if summary and summary.get("status") != "finished":
             problems.append(f"its status is {summary.get('status')} (resume=auto continues it)")
-    else:
-        problems.append("it has no summary.json, so it still runs or was killed (resume=auto continues it)")
+    elif is_locked(folder):
+        problems.append("it still runs")
+    elif not (folder / "failure.json").exists():
+        problems.append("it has no summary.json, so it was killed (resume=auto continues it)")
     return Run(folder, config, list(made.get("overrides") or []), made, summary, found), problems
 
 
@@ -186,6 +219,11 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 def relevant(run: Run) -> str:
     """Return what two runs must have in common to be repetitions of each other, as text."""
     return json.dumps({key: value for key, value in run.settings.items() if key not in IRRELEVANT}, sort_keys=True)
+
+
+def complete(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs of a group that say most of it: those that are finished or, if none is, all."""
+    return [run for run in runs if run.is_finished] or list(runs)
 
 
 def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -248,6 +286,28 @@ def group_by(runs: Sequence[Run], keys: Sequence[str]) -> tuple[dict[str, list[R
             more = f" and {len(differ) - 3} more" * (len(differ) > 3)
             notes.append(f"The runs of {label} differ in more than their seeds: {', '.join(differ[:3])}{more}.")
     return labelled, notes
+
+
+def groups_of(runs: Sequence[Run], keys: Sequence[str] | None = None) -> tuple[dict[str, list[Run]], list[str]]:
+    """Return the runs by ``keys`` or, without any, in arms, never two environments in one; and sentences on them.
+
+    Raises:
+        ValueError: No run has such a key.
+    """
+    known = [run for run in runs if run.settings]
+    notes: list[str] = []
+    several = len({run.settings.get("env.id") for run in known}) > 1
+    if keys is None:
+        groups = group(known) if known else {}
+    else:
+        groups, notes = group_by(known, [*keys, *["env.id"] * (several and "env.id" not in keys)])
+    names = short_names([run.folder for run in runs])
+    groups |= {  # who knows what they repeat
+        name: [run] for name, run in zip(names, runs, strict=True) if not run.settings
+    }
+    if several:
+        notes.append("The runs are of several environments, whose returns cannot be compared.")
+    return groups, notes
 
 
 def _by_seed(runs: Iterable[Run]) -> list[Run]:

@@ -320,7 +320,7 @@ def _row(arm: Arm, study: Study) -> dict[str, Any]:
 def draw(study: Study, outs: Sequence[Path]) -> None:
     """Draw the return of every arm against frames and against seconds, with the band of its interval."""
     xs = ["total_frames", "seconds"]
-    figure, axes = plots.panels(xs, (11, 4.8))
+    figure, axes = plots.panels(xs, (11, 4.8), [run for arm in study.arms for run in arm.runs])
     for panel, x in zip(axes, xs, strict=True):
         for arm in study.arms:
             plots.add_band(panel, arm.label, *band([run.curve.along(x) for run in arm.runs]))

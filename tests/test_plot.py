@@ -102,8 +102,8 @@ def test_one_run_becomes_a_trial_and_a_session_graph_and_several_become_one(tmp_
 
 @pytest.mark.parametrize("sessions", [1, 3, 5, 16, 30])
 def test_every_session_has_a_panel(tmp_path, sessions):
-    found = curves.read(write(tmp_path, sessions=sessions))
-    figure, notes = plots.draw_sessions(found, "total_frames", "title")
+    run, _ = runs.read(write(tmp_path, sessions=sessions))
+    figure, notes = plots.draw_sessions(run, "total_frames", "title")
     assert [axes.get_title() for axes in figure.axes] == [f"session {rank}" for rank in range(min(sessions, 25))]
     labelled = [axes for axes in figure.axes if axes.get_xlabel() == "frames of all sessions"]
     assert len(labelled) == {1: 1, 3: 3, 5: 4, 16: 4, 30: 5}[sessions]
@@ -133,7 +133,8 @@ def test_runs_are_grouped_by_any_key(tmp_path):
 def test_environments_are_never_averaged(tmp_path):
     for env in ("CartPole-v1", "ALE/Pong-v5"):
         write(tmp_path, env.replace("/", "_"), env=env)
-    figure, notes = plots.draw_groups(runs.load([tmp_path])[0], "seconds", ["seed"])
+    groups, notes = runs.groups_of(runs.load([tmp_path])[0], ["seed"])
+    figure, _ = plots.draw_groups(groups, "seconds")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "seed=0, env.id=ALE/Pong-v5 (1 run)", "seed=0, env.id=CartPole-v1 (1 run)",
     ]  # fmt: skip
@@ -164,14 +165,14 @@ def test_what_is_wrong_is_said_and_the_rest_is_drawn(tmp_path):
         r"silent_seed_0 is left out: .* has no finished episode yet\.",
         r"summed_seed_0 is left out of the trial graph: its metrics have no episodes of single sessions",
         r"good_seed_2: its status is interrupted \(resume=auto continues it\)\.",
-        r"killed_seed_0: it has no summary\.json, so it still runs or was killed",
+        r"killed_seed_0: it has no summary\.json, so it was killed \(resume=auto continues it\)\.",
         r"broken_seed_0: summary\.json is damaged\.",
         r"bare_seed_0: config\.yaml is missing\.",
         r"garbled_seed_0: config\.yaml is damaged",
     ):
         assert [note for note in notes if re.match(sentence, note)], (sentence, notes)
     assert len(notes) == 11
-    figure, notes = plots.draw_groups(runs.load([tmp_path])[0], "seconds", None)
+    figure, notes = plots.draw_groups(runs.groups_of(runs.load([tmp_path])[0])[0], "seconds")
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert {"bare_seed_0 (1 run)", "garbled_seed_0 (1 run)"} < set(labels)  # who knows what they repeat
     assert any(re.match(r"good_seed_2 is left out of .*, which has complete runs\.", note) for note in notes)
@@ -182,7 +183,7 @@ def test_curves_that_do_not_overlap_are_left_out(tmp_path):
     write_run(tmp_path, "a", 1, [(300, 3.0, 1.0), (400, 4.0, 2.0)], status="interrupted")
     found, _ = runs.load([tmp_path])
     with pytest.raises(ValueError, match="one curve ends at 200, before another one begins at 300"):
-        plots.draw_groups(found, "total_frames", ["env.id"])
+        plots.draw_groups(runs.groups_of(found, ["env.id"])[0], "total_frames")
 
 
 @pytest.mark.parametrize(
