@@ -56,7 +56,7 @@ class Config:
     checkpoint_memory: float = 2.0  # GB; checkpoints have the sessions' memories if these are smaller together
     max_dropped: int = 100  # updates in a row whose gradient is not finite before the run ends
     resume: str | None = None  # output folder of a run to go on with, or auto
-    plot: bool = True  # draw the curves at the end
+    plot: bool = True  # draw the curves and write the report at the end
     profile: bool = False  # measure where the sessions' time goes
 
 

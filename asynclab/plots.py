@@ -267,7 +267,7 @@ def _figure(size: tuple[float, float]) -> Any:
 
 
 def _style(axes: Any, nbins: int) -> None:
-    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_major_formatter("{x:,.10g}")
     axes.locator_params(axis="x", integer=True, nbins=nbins)
     axes.grid(alpha=0.3)
 

@@ -15,6 +15,7 @@ import psutil
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from asynclab import __version__
 from asynclab.precision import has_native_bf16
 
 PACKAGES = [
@@ -75,7 +76,8 @@ def circumstances() -> dict[str, Any]:
         "command": [sys.executable, *sys.argv],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": _git(),
-        "packages": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "packages": {"python": platform.python_version(), "asynclab": __version__}
+        | {name: _version(name) for name in PACKAGES},
         "machine": _machine(),
     }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -160,7 +161,11 @@ def look(folder: Path) -> tuple[Run, list[str]]:
         return read(folder)
     except (ValueError, OSError) as error:
         run, problems = _read(folder, Curves(Curve(*np.empty((4, 0))), {}))
-        return run, [_failure(folder) or str(error), *problems]
+        if reason := _failure(folder):
+            return run, [reason]
+        if run.made or (folder / "metrics.jsonl").exists():
+            return run, [str(error).replace(f"{folder} ", "it "), *problems]
+        return run, ["it has not begun to train" if is_locked(folder) else "it ended before training, without a reason"]
 
 
 def read(folder: Path) -> tuple[Run, list[str]]:
@@ -196,12 +201,15 @@ def _read(folder: Path, found: Curves) -> tuple[Run, list[str]]:
     if (folder / "summary.json").exists():
         summary = known(lambda: read_json(folder / "summary.json"))
         if summary and summary.get("status") != "finished":
-            problems.append(f"its status is {summary.get('status')} (resume=auto continues it)")
+            why = _failure(folder) or f"its status is {summary.get('status')}"
+            problems.append(f"{why} (resume=auto continues it)")
     elif is_locked(folder):
         problems.append("it still runs")
     elif not (folder / "failure.json").exists():
         problems.append("it has no summary.json, so it was killed (resume=auto continues it)")
-    return Run(folder, config, list(made.get("overrides") or []), made, summary, found), problems
+    typed = made.get("overrides")
+    overrides = [o for o in typed if isinstance(o, str)] if isinstance(typed, list) else []
+    return Run(folder, config, overrides, made, summary, found), problems
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
@@ -236,7 +244,7 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
     for run in runs:
         arms[relevant(run)].append(run)
     members = list(arms.values())
-    typed = [[o for o in arm[0].overrides if key_of(o) not in IRRELEVANT] for arm in members]
+    typed = [[o for o in arm[0].overrides if _key(o) not in IRRELEVANT] for arm in members]
     labels = [
         ", ".join(o.removeprefix("arm=") for o in mine if not all(o in other for other in typed)) for mine in typed
     ]
@@ -265,7 +273,7 @@ def group_by(runs: Sequence[Run], keys: Sequence[str]) -> tuple[dict[str, list[R
         ValueError: No run has such a key.
     """
     for key in keys:
-        known = dict.fromkeys(k for run in runs for k in [*run.settings, *map(key_of, run.overrides)])
+        known = dict.fromkeys(k for run in runs for k in [*run.settings, *map(_key, run.overrides)])
         if key not in known:
             close = [k for k in known if k.endswith(f".{key}")] or difflib.get_close_matches(key, known)
             advice = f"; use {' or '.join(close[:3])}" * bool(close)
@@ -310,6 +318,14 @@ def groups_of(runs: Sequence[Run], keys: Sequence[str] | None = None) -> tuple[d
     return groups, notes
 
 
+def _key(override: str) -> str:
+    """Return the setting or the group that an override is about; what stands before "=" if Hydra cannot read it."""
+    try:
+        return key_of(override)
+    except HydraException:
+        return override.partition("=")[0]
+
+
 def _by_seed(runs: Iterable[Run]) -> list[Run]:
     return sorted(runs, key=lambda run: run.settings.get("seed", 0))
 
@@ -317,7 +333,7 @@ def _by_seed(runs: Iterable[Run]) -> list[Run]:
 def _value(run: Run, key: str) -> Any:
     if key in run.settings:
         return run.settings[key]
-    typed = [override.partition("=")[2] for override in run.overrides if key_of(override) == key]
+    typed = [override.partition("=")[2] for override in run.overrides if _key(override) == key]
     return typed[-1] if typed else None
 
 

@@ -26,7 +26,7 @@ def main(cfg: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import CompactHydraException
 
-    from asynclab import build, folder, plots, provenance, resume
+    from asynclab import build, folder, plots, provenance, report, resume
     from asynclab.distributed import SessionError
     from asynclab.trial import TrialError
 
@@ -43,6 +43,7 @@ def main(cfg: DictConfig) -> float:
         finally:
             if plan.cfg.plot:
                 plots.write_at_end(run)
+                report.write_at_end(run)
     except (ValueError, OSError, SessionError, TrialError) as error:
         raise CompactHydraException(str(error)) from error
     finally:

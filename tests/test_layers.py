@@ -35,7 +35,11 @@ LAYERS = [
         "evaluation",
         "curves",
         "estimates",
+        "jobs",
+        "page",
         "plots",
+        "ranking",
+        "report",
         "runs",
         "benchmark",
         "audit",
@@ -55,7 +59,19 @@ FORBIDDEN = {
     "agents": {"asynclab.distributed", "multiprocessing", "hydra"},
     "distributed": {"asynclab.agents", "asynclab.envs", "gymnasium", "hydra"},
 }
-HYDRA = {"train", "build", "config", "scripts", "doctor", "evaluation", "provenance", "resume", "runs", "targets"}
+HYDRA = {
+    "train",
+    "build",
+    "config",
+    "scripts",
+    "doctor",
+    "evaluation",
+    "jobs",
+    "provenance",
+    "resume",
+    "runs",
+    "targets",
+}
 FILES = [ROOT / "train.py", *ROOT.glob("scripts/*.py"), *ROOT.glob("asynclab/**/*.py")]
 
 
