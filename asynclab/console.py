@@ -147,7 +147,7 @@ class _Console(Console):
 
     def show_cursor(self, show: bool = True) -> bool:
         """Never hide the cursor: a run that is killed or suspended could not give it back."""
-        return super().show_cursor(True)
+        return show and super().show_cursor()
 
 
 class _Live(Live):

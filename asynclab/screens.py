@@ -48,7 +48,7 @@ def first(trial: Trial, cfg: Any, algo: str | None = None) -> None:
     _row("network", f"{parameters}, {'bf16' if bf16 else 'fp32'}, seed {session.seed}")
     _row("memory", "{} per session, {} in all, {} available".format(*map(resources.size, memories)))
     per = " per session" if len(stores) > 1 else " in all" * (sessions > 1)
-    left_out = "" if session.save_memory else " without the memories, as checkpoint_memory is lower"
+    left_out = "" if session.save_memory else "; without the memories, which exceed checkpoint_memory"
     every = duration(trial.checkpoint_every)
     _row("frames", f"{stores[0].max_frame:,}{per}, a checkpoint every {every}{left_out}")
     if trial.checkpoint is not None:
