@@ -64,7 +64,7 @@ class ConsoleHandler(logging.StreamHandler):
         if hasattr(record, "row"):
             return _row(width, *record.row)
         if hasattr(record, "title"):
-            return Text(textwrap.fill(record.getMessage(), width), record.title)
+            return Text("\n" + textwrap.fill(record.getMessage(), width), record.title)
         return Text(self.format(record), STYLES.get(record.levelno, ""))
 
     def handleError(self, record: logging.LogRecord | None) -> None:  # noqa: N802 - logging's name

@@ -114,6 +114,8 @@ class Table:
         if self.status.note:
             head.append(Text(self.status.note, "yellow"))
         lines = [*head, *self._rows(frames, fps, width, height - len(head))]
+        if len(lines) < height:
+            lines.insert(0, Text())  # between the table and what is above it
         for line in lines:
             line.truncate(width)
         return lines[: max(height, 1)]

@@ -95,14 +95,14 @@ def test_speed_and_time_left_are_those_of_the_last_seconds(monkeypatch):
     s = status()
     s.frames = lambda: list(frames)
     table = Table(s)
-    assert " left ?" in lines(table, 80, 24)[0]
+    assert " left ?" in lines(table, 80, 24)[1]
     for _ in range(60):
         now[0] += 1
         frames[0] += 1000 if now[0] < 1030 else 100
         found = lines(table, 80, 24)
     assert frames == [32_100, 0]
-    assert found[0].startswith("frames 32,100/100,000 ")
-    assert found[0].endswith("32.1%  left 0:11:19")  # 67,900 frames at 100 per second
+    assert found[1].startswith("frames 32,100/100,000 ")
+    assert found[1].endswith("32.1%  left 0:11:19")  # 67,900 frames at 100 per second
     assert found[-2].split() == ["0", "32,100", "100", "20.00", "7", "0.50", "0", "running"]
     assert found[-1].split()[2] == "0"
 
@@ -231,6 +231,7 @@ def test_rows_are_wrapped_between_words_and_commands_not_at_all(terminal):
         "  sessions     2 with 8 environments",
         "               each, on cpu",
         "  TensorBoard  tensorboard --logdir /a/b",
+        "",
         "finished: mean return 1.0 over the last",
         "100 episodes",
     ]
@@ -343,14 +344,14 @@ def test_ctrl_c_leaves_a_clean_terminal_with_the_last_table_and_what_to_do_next(
     assert code == 130
     summary = json.loads((folder / "summary.json").read_text())
     shown = screen(written, 80)
-    assert shown[0] == "a3c on CartPole-v1, distributed=synced"
+    assert shown[1] == "a3c on CartPole-v1, distributed=synced"
     assert "  sessions     2 with 8 environments and 1 thread each, on cpu" in shown
     assert "  frames       100,000,000 in all, a checkpoint every 0:05:00" in shown
     assert "  output       run" in shown
     (head,) = (i for i, line in enumerate(shown) if line.startswith("session  "))  # one table, whole
     assert [line.split()[-1] for line in shown[head + 1 : head + 3]] == ["ended", "ended"]
-    assert shown[head + 3].startswith("interrupted: mean return ")
-    assert shown[head + 4].startswith(f"  frames       {summary['frames']:,} in 0:00:")
+    assert shown[head + 4].startswith("interrupted: mean return ")
+    assert shown[head + 5].startswith(f"  frames       {summary['frames']:,} in 0:00:")
     assert [line for line in shown if "^C" in line] == []
     assert shown[-1].endswith(f"{ROOT}/train.py resume=run")
     assert written.endswith("\r\n")
@@ -362,7 +363,7 @@ def test_ctrl_c_leaves_a_clean_terminal_with_the_last_table_and_what_to_do_next(
 @pytest.mark.medium
 def test_a_narrow_and_low_terminal_without_colours(tmp_path):
     code, written = on_a_terminal(
-        tmp_path / "run", (40, 11), "distributed.max_session=4", "env.max_frame=30_000", NO_COLOR="1"
+        tmp_path / "run", (40, 9), "distributed.max_session=4", "env.max_frame=30_000", NO_COLOR="1"
     )
     assert code == 0
     assert not re.search(r"\x1b\[[\d;]*\b(3\d|4\d|9\d|10\d)[\d;]*m", written)
