@@ -1,4 +1,4 @@
-"""The one writer of a run: console line, TensorBoard, metrics file and summary.
+"""The one writer of a run: progress lines, what the live table shows, TensorBoard, metrics file and summary.
 
 Curves can be drawn against frames of a session, frames of the whole trial, or wall-clock time (which TensorBoard
 keeps with every point).  In TensorBoard the trial and every session are runs of their own beside each other, with the
@@ -12,7 +12,7 @@ import os
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from asynclab import resources, staleness
 from asynclab.curves import WINDOW
 from asynclab.distributed import Failure, Mode, Store
 from asynclab.session import Record
+from asynclab.table import SessionStatus, Status, duration
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,9 @@ class Recorder:
 
     Files in ``folder``: ``metrics.jsonl`` (a line for every record of a session, for the trial at every progress line,
     and for the start and failure of every session's process), ``tensorboard/`` and, at the end, ``summary.json``.
+
+    Attributes:
+        status: What a terminal shows.
 
     Args:
         folder: Output folder of the run.
@@ -60,10 +64,17 @@ class Recorder:
         self._episodes = 0
         self._next_warning = 0.0  # of little memory
         self._failures: list[dict[str, Any]] = []
+        self.status = Status(
+            sum(store.max_frame for store in stores),
+            lambda: [int(n) for store in stores for n in store.frames],
+            lambda: sum(store.total_updates() for store in stores),
+            [SessionStatus() for _ in range(sessions)],
+        )
         if state is not None:
             self._load_state_dict(state)
         self._began_frames = self._last_frames = self.total_frames()
         self._began = self._last_time
+        self.status.began = self._start
         self._metrics = (folder / "metrics.jsonl").open("a")
         tensorboard = folder / "tensorboard"
         self._trial = SummaryWriter(str(tensorboard / "trial"))
@@ -80,6 +91,8 @@ class Recorder:
         return {
             "seconds": time.monotonic() - self._start,
             "episodes": self._episodes,
+            "session_episodes": [session.episodes for session in self.status.sessions],
+            "best": _finite(self.status.best),
             "recent": _finite([[seconds - self._start, ret] for seconds, ret in self._recent]),
             "session_returns": _finite([list(returns) for returns in self._session_returns]),
             "failures": self._failures,
@@ -97,6 +110,12 @@ class Recorder:
         self._session_clock = [(time.monotonic(), frames) for frames in slots]
         self._failures = list(state["failures"])
         self._staleness = [Counter(dict(counts)) for counts in state["staleness"]]
+        self.status.mean_return = self.mean_return
+        self.status.best = -math.inf if state.get("best") is None else state["best"]
+        for rank, session in enumerate(self.status.sessions):
+            session.episodes = state.get("session_episodes", [0] * self.mode.max_session)[rank]
+            session.mean_return = _mean_return(self._session_returns[rank])
+            session.restarts = sum(f["rank"] == rank and f["restarted"] for f in self._failures)
         for path in _logs(self.folder):
             length = state["logs"].get(str(path.relative_to(self.folder)), 0)
             os.truncate(path, min(length, path.stat().st_size))
@@ -109,7 +128,7 @@ class Recorder:
     @property
     def mean_return(self) -> float:
         """Mean raw return of the last 100 episodes of the trial; nan before the first."""
-        return statistics.fmean(ret for _, ret in self._recent) if self._recent else math.nan
+        return _mean_return([ret for _, ret in self._recent])
 
     def write(self, record: Record) -> None:
         """Take one session's report, and print the progress line when it is time."""
@@ -142,6 +161,7 @@ class Recorder:
         for name, value in scalars.items():
             writer.add_scalar(name, value, record.frames)
         self._latest[rank] = {**self._latest[rank], **record.metrics, **profile}
+        self._show(record, scalars)
         self._line(
             {"kind": "session", "rank": rank, "frames": record.frames, "total_frames": total, "updates": record.updates}
             | {"seconds": now - self._start, "metrics": scalars}
@@ -152,12 +172,28 @@ class Recorder:
             self._next_time += self.every * ((now - self._next_time) // self.every + 1)
             self.progress()
 
+    def _show(self, record: Record, scalars: Mapping[str, float]) -> None:
+        """Let the live table have what a session reports."""
+        session = self.status.sessions[record.rank]
+        session.state = "resting" if self.stores[self.mode.store_index(record.rank)].is_complete() else "running"
+        session.episodes += len(record.episodes)
+        session.mean_return = _mean_return(self._session_returns[record.rank])
+        session.staleness = scalars.get("hogwild/staleness_mean", session.staleness)
+        self.status.mean_return = self.mean_return
+        if self.window_is_full:
+            self.status.best = max(self.status.best, self.mean_return)
+
     def process(self, rank: int, pid: int) -> None:
         """Note which process a session runs in."""
+        session = self.status.sessions[rank]
+        session.state = "restarting" if session.state in ("hung", "dead") else "starting"
         self._line({"kind": "process", "rank": rank, "pid": pid, "seconds": time.monotonic() - self._start})
 
     def failure(self, failure: Failure) -> None:
         """Take note of a session that failed."""
+        session = self.status.sessions[failure.rank]
+        session.state = "hung" if failure.cause.startswith("hung") else "dead"
+        session.restarts += failure.delay is not None
         if failure.delay is None:
             log.warning("session %d %s; it is not restarted", failure.rank, failure.cause)
         else:
@@ -225,7 +261,7 @@ class Recorder:
         log.info(
             "frames %s/%s (%.1f%%)  per session %s  fps %s  return %.2f  updates %s  left %s",
             f"{frames:,}", f"{budget:,}", 100 * frames / budget, f"{frames // sessions:,}", f"{fps:,.0f}",
-            self.mean_return, f"{updates:,}", _duration(left), extra={"live": True},
+            self.mean_return, f"{updates:,}", duration(left), extra={"live": True},
         )  # fmt: skip
 
     def total_frames(self) -> int:
@@ -233,7 +269,7 @@ class Recorder:
         return sum(store.total_frames() for store in self.stores)
 
     def close(self, status: str) -> dict[str, Any]:
-        """Write the last progress line and the summary, and return it.
+        """Write the last progress line and the summary, and return it; ``screens.last`` tells of it.
 
         Args:
             status: ``finished``, ``interrupted`` or ``failed``.  The summary is written whole or not at all.
@@ -246,6 +282,7 @@ class Recorder:
         summary: dict[str, Any] = {
             "status": status,
             "mean_return": self.mean_return,
+            "best_return": self.status.best,
             "episodes": self._episodes,
             "frames": frames,
             "updates": sum(session_updates),
@@ -270,11 +307,7 @@ class Recorder:
         self._metrics.close()
         for writer in (self._trial, *self._sessions):
             writer.close()
-        log.info(
-            "%s: mean return %.2f over the last %d episodes, %s frames, %s updates, %s, %s frames/s, %d restarts",
-            status, self.mean_return, len(self._recent), f"{frames:,}", f"{summary['updates']:,}",
-            _duration(seconds), f"{summary['fps']:,.0f}", self.restarts,
-        )  # fmt: skip
+        self.status.end()
         for line in _profile_table(summary.get("profile", [])):
             log.info(line)
         return summary
@@ -290,6 +323,10 @@ class Recorder:
 def _logs(folder: Path) -> list[Path]:
     """Return the files to which a run only appends."""
     return [path for path in (folder / "metrics.jsonl", *folder.glob("tensorboard/*/*")) if path.is_file()]
+
+
+def _mean_return(returns: Collection[float]) -> float:
+    return statistics.fmean(returns) if returns else math.nan
 
 
 def _number(value: float | None) -> float:
@@ -336,11 +373,3 @@ def _profile_table(profile: Sequence[Mapping[str, float]]) -> list[str]:
     rows = [(f"session {rank:02d}", shares) for rank, shares in enumerate(profile)] + [("mean", mean)]
     head = "time in %    " + "".join(f"{phase:>10}" for phase in mean)
     return [head] + [f"{name:<13}" + "".join(f"{100 * shares.get(p, 0):10.1f}" for p in mean) for name, shares in rows]
-
-
-def _duration(seconds: float) -> str:
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02d}:{s:02d}"

@@ -1,13 +1,10 @@
 """What a run will take of the machine, compared with what there is, before it starts."""
 
-import logging
 import resource
 import shutil
 from pathlib import Path
 
 import psutil
-
-log = logging.getLogger(__name__)
 
 PROCESS_BYTES = 150 * 10**6  # of a session besides its memory; measured with 16 sessions on Pong: 128 MiB
 OWN_DESCRIPTORS, SESSION_DESCRIPTORS, STORE_DESCRIPTORS = 38, 5, 10  # of the parent
@@ -36,7 +33,7 @@ def _memory() -> tuple[int, int]:
 
 
 def check_memory(sessions: int, each: int) -> None:
-    """Say how much the sessions will remember, and refuse what cannot fit.
+    """Refuse to start if what the sessions will remember cannot fit.
 
     Args:
         sessions: Their number.
@@ -44,7 +41,6 @@ def check_memory(sessions: int, each: int) -> None:
     """
     available, processes = available_memory(), sessions * PROCESS_BYTES
     total = each * sessions
-    log.info("memory: %s per session, %s in all, %s available", *map(size, (each, total, available)))
     if total + processes > available:
         raise ValueError(
             f"the sessions' memories need {size(total)} ({size(each)} each), their processes about"

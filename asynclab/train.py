@@ -26,7 +26,7 @@ def main(cfg: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import CompactHydraException
 
-    from asynclab import build, folder, plots, provenance, report, resume
+    from asynclab import build, folder, plots, provenance, report, resume, screens
     from asynclab.distributed import SessionError
     from asynclab.trial import TrialError
 
@@ -38,12 +38,16 @@ def main(cfg: DictConfig) -> float:
         if trial.is_complete():
             return trial.report()
         provenance.write(run, plan.cfg, plan.overrides, trial.mode.max_session, trial.session.devices, plan.resumed)
+        # a run that goes on was made by other choices than those of this command
+        choices = HydraConfig.get().runtime.choices if plan.cfg is cfg else {}
+        screens.first(trial, plan.cfg, choices.get("algo"))
         try:
             return trial.run()
         finally:
             if plan.cfg.plot:
                 plots.write_at_end(run)
                 report.write_at_end(run)
+            screens.last(run)
     except (ValueError, OSError, SessionError, TrialError) as error:
         raise CompactHydraException(str(error)) from error
     finally:

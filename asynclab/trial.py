@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from asynclab import check, flat, resources
+from asynclab import check, console, flat, resources
 from asynclab.agents import Agent
 from asynclab.checkpoint import FOLDER, Checkpoint, Checkpoints
 from asynclab.distributed import Control, Failure, Mode, SessionError, Started, Store, launch
@@ -28,6 +28,7 @@ from asynclab.preload import SIGNALS
 from asynclab.recorder import Recorder
 from asynclab.session import Record, Saved, Seeds, Session, Start
 from asynclab.snapshot import File
+from asynclab.table import Status
 
 log = logging.getLogger(__name__)
 
@@ -115,8 +116,10 @@ class Trial:
             raise ValueError(
                 f"one session's memory cannot be allocated ({error}); lower algo.memory.capacity"
             ) from None
-        memories = mode.max_session * memory.nbytes()
-        resources.check_memory(mode.max_session, memory.nbytes())
+        self.num_envs = envs.num_envs
+        self.memory_bytes = memory.nbytes()
+        memories = mode.max_session * self.memory_bytes
+        resources.check_memory(mode.max_session, self.memory_bytes)
         if max_frame < (needed := memory.min_frame(mode.writers)):
             raise ValueError(
                 f"env.max_frame={max_frame} ends before every session has learned once; set it to {needed} or more"
@@ -129,11 +132,6 @@ class Trial:
         weights = 4 * flat.size(nets) * mode.num_stores
         resources.check_shared_memory(5 * weights)  # theta, two moments, the probe, and a margin
         resources.check_disk(folder, 3 * weights + memories * save_memory, self.checkpoints.missing + 2)
-        if not save_memory:
-            log.info(
-                "checkpoints leave out the sessions' memories (%s in all); a resumed run fills them anew unless"
-                " checkpoint_memory is that large", resources.size(memories),
-            )  # fmt: skip
 
         def make_store(rank: int) -> Store:
             torch.manual_seed(Seeds(seed, rank).weights)
@@ -221,23 +219,18 @@ class Trial:
 
     def _run(self) -> float:
         mode = self.mode
-        log.info(
-            "%d session%s, distributed=%s, %s parameters, output in %s",
-            mode.max_session, "s" * (mode.max_session > 1), mode.name, f"{len(self.stores[0].theta):,}", self.folder,
-        )  # fmt: skip
         self.checkpoints.clean()
         start = Start()
         if self.checkpoint is not None:
             start = Start(self.checkpoint.path, frozenset(self.checkpoint.manifest["files"]), self.resumes)
             (self.folder / "summary.json").unlink(missing_ok=True)
             self.checkpoints.set_aside(self.checkpoint)
-            log.info("resumed from %s at %s frames", self.checkpoint.path, f"{self.checkpoint.manifest['frames']:,}")
         recorder = Recorder(self.folder, mode, self.stores, self.log_every, self._trial.get("recorder"))
         if self.checkpoint is None:
             self._commit(_Snapshot(0), recorder)  # so that a run can always be resumed, and a full disk shows now
         runs = [partial(self.session.run, rank, self.store_of(rank), self.control, start) for rank in self._ranks]
         status = "failed"
-        with _end_on_signals(self.control) as received:
+        with _end_on_signals(self.control, recorder.status) as received, console.show(recorder.status):
             try:
                 self._next_checkpoint = time.monotonic() + self.checkpoint_every
                 with closing(launch(runs, mode.num_threads, self.control)) as events:
@@ -346,6 +339,7 @@ class Trial:
         complete &= len(snapshot.saved) == self.mode.max_session or snapshot.number == 0
         self.checkpoints.commit(snapshot.number, self.stores, trial, snapshot.files(), is_best, complete)
         self._best = max(best, self._best)
+        recorder.status.checkpoint = time.monotonic()
 
 
 class _Snapshot:
@@ -366,8 +360,12 @@ class _Snapshot:
 
 
 @contextmanager
-def _end_on_signals(control: Control) -> Iterator[list[int]]:
+def _end_on_signals(control: Control, status: Status) -> Iterator[list[int]]:
     """Let the first signal ask the sessions to save and end, and a second Ctrl-C end everything at once.
+
+    Args:
+        control: Of the sessions.
+        status: Told what is about to happen.
 
     Yields:
         The signals that have come.
@@ -376,10 +374,12 @@ def _end_on_signals(control: Control) -> Iterator[list[int]]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if received and number == signal.SIGINT:
+            _say("")
             os._exit(128 + number)  # sessions die with us
         if not received:
-            with suppress(OSError):  # the terminal may be gone; logging is not made for signal handlers
-                os.write(2, f"\n{signal.Signals(number).name}: saving and ending; Ctrl-C ends at once\n".encode())
+            status.note = f"{signal.Signals(number).name}: saving and ending; Ctrl-C ends at once"
+            if not status.is_shown:
+                _say(status.note)
         received.append(number)
         control.finish()
 
@@ -393,6 +393,12 @@ def _end_on_signals(control: Control) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _say(text: str) -> None:
+    """Write a line from a signal handler, for which logging is not made."""
+    with suppress(OSError):  # the terminal may be gone
+        os.write(2, f"\n{text}\n".encode())
 
 
 def _devices(device: str, mode: Mode) -> list[str]:

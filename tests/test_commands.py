@@ -60,7 +60,7 @@ def test_train_meets_its_budget_and_every_session_contributes(train, tmp_path, o
     assert summary["status"] == "finished"
     stale = summary["staleness"]["mean"]
     assert stale > 0 if sessions > 1 and clocks == 1 else stale == 0
-    assert process.stdout.rstrip().splitlines()[-1].startswith("finished: mean return ")
+    assert "\nfinished: mean return " in process.stdout
     for rank in range(sessions):  # frames only grow, and the last record has all of them
         frames = [line["frames"] for line in lines if line["kind"] == "session" and line["rank"] == rank]
         assert frames == sorted(frames)
@@ -186,7 +186,7 @@ def test_the_command_says_it_without_a_traceback_before_any_process_starts(train
     assert process.returncode == 1
     assert re.search(message, process.stderr), process.stderr
     assert "Traceback" not in process.stderr
-    assert "session" not in process.stdout.replace("memory:", "").replace("per session", "")
+    assert "session" not in process.stdout
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 

@@ -106,7 +106,9 @@ def test_profile_is_printed_and_logged(train, tmp_path):
     process = train("algo=sac", "env=pendulum", "distributed=shared", "distributed.max_session=2", "profile=true",
                     "env.max_frame=1_500", "log_every=0.5")  # fmt: skip
     assert process.returncode == 0, process.stderr
-    head, *rows = process.stdout.rstrip().splitlines()[-4:]
+    lines = process.stdout.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("time in %"))
+    head, *rows = lines[first : first + 4]
     assert head.split() == ["time", "in", "%", *PHASES]
     assert [row.split()[:-10] for row in rows] == [["session", "00"], ["session", "01"], ["mean"]]
     for row in rows:

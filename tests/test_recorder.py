@@ -1,13 +1,10 @@
-import io
 import json
-import logging
 import math
 
 import pytest
 
-from asynclab.console import LiveHandler
 from asynclab.curves import read
-from asynclab.distributed import Off, Synced
+from asynclab.distributed import Failure, Off, Synced
 from asynclab.recorder import Recorder
 from asynclab.session import Record, Return
 
@@ -52,6 +49,34 @@ def test_nan_is_written_as_null(record):
     assert lines[0]["episodes"][0]["ret"] is None
 
 
+def test_the_status_follows_a_session_from_its_start_over_a_failure_to_the_end(make_trial, tmp_path):
+    trial = make_trial(mode=Off(2))
+    recorder = Recorder(tmp_path, trial.mode, trial.stores, every=1000.0)
+    one, two = recorder.status.sessions
+    states = [one.state]
+    for happens in (
+        lambda: recorder.process(0, 1),
+        lambda: recorder.write(Record(0, 8, 1, episodes(3.0, 100, 0.0), {}, {}, {2: 1})),
+        lambda: recorder.failure(Failure(0, "hung for 60 s and was killed", -9, "", 1, 1.0)),
+        lambda: recorder.process(0, 2),
+        lambda: recorder.write(Record(0, 16, 2, episodes(1.0, 100, 500.0), {}, {})),
+        lambda: trial.stores[0].frames.fill_(2_000),
+        lambda: recorder.write(Record(0, 2_000, 2, [], {}, {})),
+        lambda: recorder.failure(Failure(1, "was killed by SIGKILL", -9, "", 0, None)),
+        lambda: recorder.status.end(),
+    ):
+        happens()
+        states.append(one.state)
+    assert list(dict.fromkeys(states)) == ["starting", "running", "hung", "restarting", "resting", "ended"]
+    assert (one.episodes, one.mean_return, one.staleness, one.restarts) == (200, 1.0, 2.0, 1)
+    assert (two.state, two.restarts) == ("dead", 0)
+    assert (recorder.status.mean_return, recorder.status.best) == (1.0, 3.0)
+    assert (recorder.status.budget, recorder.status.frames()) == (4_000, [2_000, 0])
+    again = Recorder(tmp_path, trial.mode, trial.stores, 1000.0, json.loads(json.dumps(recorder.state_dict()))).status
+    assert (again.mean_return, again.best) == (1.0, 3.0)
+    assert [(s.episodes, s.mean_return, s.restarts) for s in again.sessions[:1]] == [(200, 1.0, 1)]
+
+
 def test_a_second_recorder_cannot_write_into_the_folder(record):
     record(Off(1))
     with pytest.raises(ValueError, match="holds a run already"):
@@ -63,24 +88,6 @@ def test_a_curve_of_a_killed_run_is_read_without_its_half_line(record, tmp_path)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "tri')
     assert read(tmp_path).trial.returns.tolist() == [3.0]
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()], ids=["terminal", "file"])
-def test_a_live_line_replaces_the_one_before_on_a_terminal_only(monkeypatch, stream):
-    monkeypatch.setenv("COLUMNS", "20")
-    handler = LiveHandler(stream)
-    for live, text in ((True, "first " * 9), (True, "second"), (False, "done")):
-        record = logging.makeLogRecord({"msg": text, "live": live})
-        handler.emit(record)
-    if stream.isatty():
-        assert stream.getvalue() == "first first first f\r\x1b[2Ksecond\ndone\n"
-    else:
-        assert stream.getvalue() == "first " * 9 + "\nsecond\ndone\n"
 
 
 def test_memory_that_runs_out_is_said(record, monkeypatch, caplog):

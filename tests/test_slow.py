@@ -123,5 +123,5 @@ def test_16_sessions_start_train_and_all_contribute(train, tmp_path, overrides):
     assert len(summary["session_updates"]) == 16
     assert min(summary["session_updates"]) > 0
     assert 40_000 <= summary["frames"] < 40_000 + 16 * 8
-    assert re.search(r"^memory: .* per session, .* in all, .* available", process.stdout, re.MULTILINE)
+    assert re.search(r"^  memory +.* per session, .* in all, .* available", process.stdout, re.MULTILINE)
     assert not [p for p in psutil.Process().children(recursive=True) if "train.py" in " ".join(p.cmdline())]

@@ -28,16 +28,19 @@ class Run:
     Args:
         folder: Output folder; given only if the command does not resume it.
         overrides: Of the command.
+        prefix: What stands before it.
+        terminal: What it takes a terminal for.
         options: Of Popen.
     """
 
-    def __init__(self, folder, *overrides, prefix=(), **options):
+    def __init__(self, folder, *overrides, prefix=(), terminal="dumb", **options):
         self.folder = folder
         self.output = folder.parent / f"{folder.name}.out"
         resumes = any(o.startswith("resume=") and o != "resume=auto" for o in overrides)
         command = [*prefix, sys.executable, ROOT / "train.py", *overrides, "plot=false"]
         env = os.environ | {
             "PYTHONUNBUFFERED": "1",
+            "TERM": terminal,
             "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
             "DRILL_COUNT": str(folder.parent / f"{folder.name}.count"),
         }

@@ -187,7 +187,7 @@ def test_without_its_replay_sac_collects_a_warm_up_first(tmp_path):
     settings = [*SAC, "distributed=shared", "distributed.max_session=2", "checkpoint_memory=0"]
     run = Run(tmp_path / "run", *settings, "env.max_frame=2_000")
     assert run.wait() == 0, run.text()
-    assert "checkpoints leave out the sessions' memories" in run.text()
+    assert "without the memories, which exceed checkpoint_memory" in run.text()
     before = run.summary()
     assert not list((run.folder / "checkpoints" / "latest").glob("*.npz"))
     run = Run(run.folder, f"resume={run.folder}", "env.max_frame=4_000")
@@ -269,7 +269,7 @@ def test_the_same_command_again_goes_on_if_asked_to(tmp_path):
     run.wait()
     run = Run(tmp_path / "run", *command)
     assert run.wait() == 0, run.text()
-    assert "resumed from" in run.text()
+    assert "  resumed      from run/checkpoints/" in run.text()
     assert run.summary()["frames"] == 40_000
     again = Run(tmp_path / "run", *command)
     assert again.wait() == 0

@@ -1,0 +1,133 @@
+"""The first and the last screen of a run: what will run, and what came of it.  They are in train.log, too."""
+
+import json
+import logging
+import math
+import os
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from asynclab import resources
+from asynclab.checkpoint import FOLDER
+from asynclab.console import row
+from asynclab.curves import WINDOW
+from asynclab.table import duration, number
+from asynclab.trial import Trial
+
+log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).parent.parent
+STYLES = {"finished": "bold green", "interrupted": "bold yellow", "failed": "bold red"}
+FILES = ("curve.png", "sessions.png", "report.html", "summary.json", f"{FOLDER}/latest", f"{FOLDER}/best")
+
+
+def first(trial: Trial, cfg: Any, algo: str | None = None) -> None:
+    """Say what will run.
+
+    Args:
+        trial: What will run.
+        cfg: Its config.
+        algo: The name of its algorithm; None for that of the agent's class.
+    """
+    algo = algo or cfg.algo.agent._target_.rpartition(".")[2]
+    mode, session, stores = trial.mode, trial.session, trial.stores
+    sessions, each = mode.max_session, " each" * (mode.max_session > 1)
+    bf16 = session.precision.is_bf16(session.devices[0])
+    memories = [trial.memory_bytes, sessions * trial.memory_bytes, resources.available_memory()]
+    log.info("%s on %s, distributed=%s", algo, cfg.env.id, mode.name, extra={"title": "bold"})
+    _row(
+        "sessions",
+        f"{sessions} with {_count(trial.num_envs, 'environment')} and {_count(mode.num_threads, 'thread')}{each}, on"
+        f" {', '.join(session.devices)}",
+    )
+    parameters = f"{len(stores[0].theta):,} parameters{' each' * (len(stores) > 1)}"
+    _row("network", f"{parameters}, {'bf16' if bf16 else 'fp32'}, seed {session.seed}")
+    _row("memory", "{} per session, {} in all, {} available".format(*map(resources.size, memories)))
+    per = " per session" if len(stores) > 1 else " in all" * (sessions > 1)
+    left_out = "" if session.save_memory else "; without the memories, which exceed checkpoint_memory"
+    every = duration(trial.checkpoint_every)
+    _row("frames", f"{stores[0].max_frame:,}{per}, a checkpoint every {every}{left_out}")
+    if trial.checkpoint is not None:
+        frames = f"{trial.checkpoint.manifest['frames']:,}"
+        _row("resumed", f"from {short(trial.checkpoint.path)} at {frames} frames")
+    _row("output", short(trial.folder), whole=True)
+    _row("TensorBoard", tensorboard(trial.folder), whole=True)
+    _row("to stop", "Ctrl-C saves a checkpoint and ends")
+
+
+def last(run: Path) -> None:
+    """Say what came of a run and where it is; nothing if the run has not come as far as to write its summary.
+
+    Args:
+        run: Output folder.
+    """
+    try:
+        summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    except (OSError, ValueError):
+        return
+    status, stale = summary["status"], summary["staleness"]
+    mean, best = (number(math.nan if summary[key] is None else summary[key]) for key in ("mean_return", "best_return"))
+    episodes = _count(min(summary["episodes"], WINDOW), "episode")
+    log.info(
+        "%s: mean return %s over the last %s, best %s", status, mean, episodes, best, extra={"title": STYLES[status]}
+    )
+    _row(
+        "frames",
+        f"{summary['frames']:,} in {duration(summary['seconds'])}, {summary['fps']:,.0f} per second;"
+        f" {_count(summary['updates'], 'update')}",
+    )
+    old = f", staleness {stale['mean']:.2f} on average, at most {stale['max']}" if stale else ""
+    _row("sessions", f"{len(summary['session_frames'])}, {_count(summary['restarts'], 'restart')}{old}")
+    _row("output", short(run), whole=True)
+    _row("", ", ".join(name for name in FILES if (run / name).exists()))
+    _row("TensorBoard", tensorboard(run), whole=True)
+    if (run / FOLDER / "latest").exists():
+        _row("to evaluate", f"{_command('evaluate')} {override('run', run)}", whole=True)
+        if status != "finished":
+            _row("to go on", f"{_command('train')} {override('resume', run)}", whole=True)
+
+
+def _row(label: str, text: str, whole: bool = False) -> None:
+    message, extra = row(label, text, whole)
+    log.info("%s", message, extra=extra)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
+def short(path: Path) -> str:
+    """Return a path as one would type it here: relative if it is below the current folder."""
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - without following links, which people do not see
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
+
+
+def tensorboard(folder: Path) -> str:
+    """Return the command that shows a folder in TensorBoard."""
+    return f"{_program('tensorboard')} --logdir {shlex.quote(short(folder))}"
+
+
+def override(key: str, path: Path) -> str:
+    """Return an override that both a shell and Hydra understand, such as ``run=outputs/a3c_pong``."""
+    value = short(path)
+    if not re.fullmatch(r"[A-Za-z_./][\w./:+@%-]*", value, re.ASCII):
+        value = '"' + value.replace('"', r"\"") + '"'
+    return shlex.quote(f"{key}={value}") if value[0] == '"' else f"{key}={value}"
+
+
+def _command(name: str) -> str:
+    """Return how to call one of our scripts: as it lies in a checkout, or as it is installed."""
+    path = ROOT / ("train.py" if name == "train" else f"scripts/{name}.py")
+    if path.is_file():
+        return f"{_program(Path(sys.executable).name)} {shlex.quote(short(path))}"
+    return _program(f"asynclab-{name}")
+
+
+def _program(name: str) -> str:
+    """Return the name of a program of our Python environment, or its path if the shell would find another one."""
+    path = Path(sys.executable).parent / name
+    return shlex.quote(short(path)) if path.exists() and shutil.which(name) != str(path) else name
