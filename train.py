@@ -13,7 +13,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from asynclab import config
+from asynclab import config, sweeps
 
 config.register()
 
@@ -53,4 +53,5 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    with sweeps.in_words():
+        main()

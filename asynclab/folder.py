@@ -1,7 +1,9 @@
-"""The output folder of a run, and the lock that keeps two runs from writing one."""
+"""The output folder of a run, the lock that keeps two runs from writing one, and files that are whole or not there."""
 
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -41,3 +43,31 @@ def unlock(folder: Path) -> None:
     """Let others write here, if we have the lock."""
     if file := _held.pop(folder.resolve(), None):
         file.close()
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a run writes here now."""
+    try:
+        with (folder / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # none has been here, or the file system has no locks
+        return False
+    return False
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield where to write a file; it gets its name when it is complete, and leaves nothing if that fails.
+
+    Raises:
+        OSError: The folder cannot be made, or the file not be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        yield new
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)

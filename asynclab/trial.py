@@ -261,6 +261,7 @@ class Trial:
                 finally:
                     recorder.close(status)
         if status == "interrupted":
+            _hand_on(received[0])
             raise SystemExit(128 + received[0])
         return recorder.mean_return
 
@@ -393,6 +394,13 @@ def _end_on_signals(control: Control) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _hand_on(number: int) -> None:
+    """Let submitit have its signal, now that all is saved: it hands the job in again, and ends this process."""
+    handler = signal.getsignal(number)
+    if number == signal.SIGUSR2 and callable(handler):
+        handler(number, None)
 
 
 def _devices(device: str, mode: Mode) -> list[str]:

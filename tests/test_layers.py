@@ -47,6 +47,8 @@ LAYERS = [
         "resources",
         "resume",
         "study",
+        "sweeps",
+        "tuning",
     },
     {"train", "scripts"},
 ]
@@ -55,7 +57,20 @@ FORBIDDEN = {
     "agents": {"asynclab.distributed", "multiprocessing", "hydra"},
     "distributed": {"asynclab.agents", "asynclab.envs", "gymnasium", "hydra"},
 }
-HYDRA = {"train", "build", "config", "scripts", "doctor", "evaluation", "provenance", "resume", "runs", "targets"}
+HYDRA = {
+    "train",
+    "build",
+    "config",
+    "scripts",
+    "doctor",
+    "evaluation",
+    "provenance",
+    "resume",
+    "runs",
+    "sweeps",
+    "targets",
+    "tuning",
+}
 FILES = [ROOT / "train.py", *ROOT.glob("scripts/*.py"), *ROOT.glob("asynclab/**/*.py")]
 
 
