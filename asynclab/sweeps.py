@@ -128,7 +128,11 @@ def in_words() -> Iterator[None]:
     except Exception as error:
         if _running is None or not _is_wrapped:
             raise
-        sys.exit(f"{report(_running)[0]}\nThe sweep has ended early: {sentence(error)}")
+        jobs = _jobs(Path(_running.hydra.sweep.dir))
+        reason = sentence(error)
+        if _is_tuned(_running) and jobs and all(job.error for job in jobs):
+            reason = "no trial has returned anything that could be compared"
+        sys.exit(f"{report(_running)[0]}\nThe sweep has ended early: {reason}")
 
 
 def report(config: DictConfig) -> tuple[str, bool]:
