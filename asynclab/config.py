@@ -3,11 +3,13 @@
 import sys
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.experimental.callback import Callback
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -16,6 +18,15 @@ from asynclab import folder
 AUTO = "auto"  # resume if there is something to resume
 _HERE = Path(__file__).parent
 CONF = str(_HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf")  # the former in an installed wheel
+DATABASE = "study.db"  # of Optuna, in the sweep's folder
+PLUGINS = {  # of Hydra, that may be missing: choices and the extra of asynclab that installs them
+    "hydra_plugins.hydra_optuna_sweeper": (["hydra/sweeper/optuna"], "sweep"),
+    "hydra_plugins.hydra_joblib_launcher": (["hydra/launcher/joblib"], "joblib"),
+    "hydra_plugins.hydra_submitit_launcher": (
+        ["hydra/launcher/submitit_local", "hydra/launcher/submitit_slurm"],
+        "slurm",
+    ),
+}
 
 
 @dataclass
@@ -111,34 +122,28 @@ class CheckOutput(Callback):
             if run.resolve() != Path(resume).resolve():
                 sys.exit(f"resume={resume} and hydra.run.dir={run} differ. Leave hydra.run.dir out.")
         check_writable(str(run), "hydra.run.dir")
-        _lock(run)
+        lock(run)
         if resume is None and folder.holds_run(run):
             sys.exit(
                 f"The output folder hydra.run.dir={run} holds a run already. Set hydra.run.dir to another folder, or"
                 f" resume={run} to go on with it."
             )
 
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check ``hydra.sweep.dir``."""
-        HydraConfig.instance().set_config(config)
-        sweep = Path(config.hydra.sweep.dir)
-        check_writable(str(sweep), "hydra.sweep.dir")
-        _lock(sweep)
-        runs = sorted(path.parent.name for path in sweep.glob("*/run.json"))
-        if runs and f"resume={AUTO}" not in config.hydra.overrides.task:
-            sys.exit(
-                f"The folder hydra.sweep.dir={sweep} holds runs already ({', '.join(runs)}). Set hydra.sweep.dir to"
-                f" another folder, or resume={AUTO} to go on with them."
-            )
 
-
-def _lock(path: Path) -> None:
+def lock(path: Path) -> None:
+    """Lock the folder, or exit with status 1 and say why that is impossible."""
     try:
         folder.lock(path)
     except ValueError as error:
         sys.exit(str(error))
     except OSError as error:
         sys.exit(f"The output folder {path} cannot be locked: {error.strerror}")
+
+
+def subfolder(config: DictConfig) -> str:
+    """Return ``hydra.sweep.subdir`` as it was written: it is another one for each job."""
+    sweep: Any = OmegaConf.to_container(config.hydra.sweep)
+    return str(sweep["subdir"])
 
 
 def check_writable(path: str, key: str) -> None:
@@ -164,8 +169,38 @@ def register() -> None:
         use_cache=True,
         replace=True,
     )
+    OmegaConf.register_new_resolver("job_number", lambda number, first: number + first, replace=True)
     store = ConfigStore.instance()
     store.store(name="base_config", node=Config)
     store.store(name="base_benchmark", node=BenchmarkConfig)
     store.store(name="base_sb3", node=Sb3Config)
     store.store(name="base_doctor", node=DoctorConfig)
+    _register_plugins(store)
+
+
+def _register_plugins(store: ConfigStore) -> None:
+    """Give Optuna the defaults that runs need, and let configs name plugins that are missing: ``Sweep`` says so."""
+    Plugins.instance()  # imports the plugins, which make their configs known
+    if is_installed("hydra_plugins.hydra_optuna_sweeper"):
+        from hydra_plugins.hydra_optuna_sweeper.config import Direction, OptunaSweeperConf
+
+        tuner = OptunaSweeperConf(
+            direction=Direction.maximize,
+            storage=f"sqlite:///${{hydra.sweep.dir}}/{DATABASE}",
+            study_name="sweep",
+            n_jobs=1,
+            max_failure_rate=1.0,
+        )
+        store.store(group="hydra/sweeper", name="optuna", node=tuner)
+    for package, (choices, _) in PLUGINS.items():
+        for choice in choices if not is_installed(package) else []:
+            group, _, name = choice.rpartition("/")
+            store.store(group=group, name=name, node=OmegaConf.create({"_target_": package}, flags={"struct": False}))
+
+
+def is_installed(package: str) -> bool:
+    """Return whether there is such a package."""
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # its parent is missing
+        return False

@@ -12,7 +12,8 @@ from multiprocessing import forkserver, resource_tracker
 # torch._dynamo takes seconds and an optimizer imports it at its first step.
 MODULES = ["torch", "torch._dynamo", "hydra", "gymnasium.wrappers.vector", "ale_py", "asynclab.session"]
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # that ask a run to end
+# that ask a run to end; SIGUSR2 is submitit's, before a job's time is over
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 
 
 def start_server() -> None:
@@ -20,8 +21,11 @@ def start_server() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     mp.set_forkserver_preload(MODULES)
-    resource_tracker.ensure_running()  # or the next line would start it, which unblocks signals
+    if mp.get_start_method(allow_none=True) not in mp.get_all_start_methods():
+        mp.set_start_method("forkserver", force=True)  # joblib's own, which processes of the server could not take over
     # Inherited: what is sent to the whole group to end a run must not hit the server, on which the sessions depend.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    resource_tracker.ensure_running()  # or the server would start it; unblocks some
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     forkserver.ensure_running()
     signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -79,15 +79,15 @@ def plan(cfg: DictConfig, folder: Path) -> Plan:
         with open_dict(cfg):
             cfg.distributed.max_session = len(saved["recorder"]["session_returns"])
         saved["config"]["distributed"]["max_session"] = cfg.distributed.max_session
-    changes = _compare(saved["config"], json.loads(json.dumps(OmegaConf.to_container(cfg, resolve=True))))
+    changes = compare(saved["config"], json.loads(json.dumps(OmegaConf.to_container(cfg, resolve=True))))
     if wrong := {key: change for key, change in changes.items() if key not in CHANGEABLE}:
         raise ValueError(
-            f"the run in {folder} was made with other settings ({_text(wrong)}); leave them as they were, or begin a"
+            f"the run in {folder} was made with other settings ({in_words(wrong)}); leave them as they were, or begin a"
             " new run in another hydra.run.dir"
         )
     changes.pop("resume", None)
     if changes:
-        log.info("changed settings: %s", _text(changes))
+        log.info("changed settings: %s", in_words(changes))
     return Plan(cfg, typed, found, {"frames": found.manifest["frames"], "changes": changes})
 
 
@@ -112,7 +112,7 @@ def key_of(override: str) -> str:
     return OverridesParser.create().parse_override(override).key_or_group
 
 
-def _compare(before: Any, now: Any) -> dict[str, tuple[Any, Any]]:
+def compare(before: Any, now: Any) -> dict[str, tuple[Any, Any]]:
     """Return what differs between two configs, setting by setting."""
     old, new = dict(settings(before)), dict(settings(now))
     keys = dict.fromkeys([*old, *new])
@@ -128,5 +128,6 @@ def settings(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, content
 
 
-def _text(changes: dict[str, tuple[Any, Any]]) -> str:
+def in_words(changes: dict[str, tuple[Any, Any]]) -> str:
+    """Return changes as a list in a sentence."""
     return ", ".join(f"{key}: {old} -> {new}" for key, (old, new) in changes.items())

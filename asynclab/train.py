@@ -10,13 +10,13 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from asynclab import config
+from asynclab import config, sweeps
 
 config.register()
 
 
 @hydra.main(version_base="1.3", config_path=config.CONF, config_name="config")
-def main(cfg: DictConfig) -> float:
+def train(cfg: DictConfig) -> float:
     """Run one trial and return its final mean return, for sweepers to maximise."""
     from asynclab.preload import start_server
 
@@ -52,3 +52,9 @@ def main(cfg: DictConfig) -> float:
         raise CompactHydraException(str(error)) from error
     finally:
         folder.unlock(run)
+
+
+def main() -> None:
+    """Train; a sweep that is cut short says why, and how its jobs ended."""
+    with sweeps.in_words():
+        train()

@@ -254,6 +254,7 @@ class Trial:
                 finally:
                     recorder.close(status)
         if status == "interrupted":
+            _hand_on(received[0])
             raise SystemExit(128 + received[0])
         return recorder.mean_return
 
@@ -399,6 +400,13 @@ def _say(text: str) -> None:
     """Write a line from a signal handler, for which logging is not made."""
     with suppress(OSError):  # the terminal may be gone
         os.write(2, f"\n{text}\n".encode())
+
+
+def _hand_on(number: int) -> None:
+    """Let submitit have its signal, now that all is saved: it hands the job in again, and ends this process."""
+    handler = signal.getsignal(number)
+    if number == signal.SIGUSR2 and callable(handler):
+        handler(number, None)
 
 
 def _devices(device: str, mode: Mode) -> list[str]:

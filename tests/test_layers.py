@@ -53,6 +53,8 @@ LAYERS = [
         "resume",
         "screens",
         "study",
+        "sweeps",
+        "tuning",
     },
     {"train", "scripts"},
 ]
@@ -72,7 +74,9 @@ HYDRA = {
     "provenance",
     "resume",
     "runs",
+    "sweeps",
     "targets",
+    "tuning",
 }
 FILES = [ROOT / "train.py", *ROOT.glob("scripts/*.py"), *ROOT.glob("asynclab/**/*.py")]
 
