@@ -156,10 +156,13 @@ def test_what_is_wrong_is_said_and_the_rest_is_drawn(tmp_path):
     with (write(tmp_path, "half") / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "tri')
     (tmp_path / "began" / ".hydra").mkdir(parents=True)
+    (tmp_path / "failed").mkdir()
+    (tmp_path / "failed" / "failure.json").write_text('{"error": "lr must be above 0."}')
     _, notes = plots.plot([tmp_path, tmp_path / "nowhere"], tmp_path / "curve.png", "trial")
     for sentence in (
         r"\S+/nowhere is not a folder\.",
         r"began is left out: .* has no metrics\.jsonl",
+        r"failed is left out: it failed: lr must be above 0\.",
         r"torn_seed_0 is left out: .* is damaged",
         r"old_seed_0 is left out: .*metrics\.jsonl is of another version of asynclab",
         r"silent_seed_0 is left out: .* has no finished episode yet\.",
@@ -171,11 +174,36 @@ def test_what_is_wrong_is_said_and_the_rest_is_drawn(tmp_path):
         r"garbled_seed_0: config\.yaml is damaged",
     ):
         assert [note for note in notes if re.match(sentence, note)], (sentence, notes)
-    assert len(notes) == 11
+    assert len(notes) == 12
     figure, notes = plots.draw_groups(runs.groups_of(runs.load([tmp_path])[0])[0], "seconds")
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert {"bare_seed_0 (1 run)", "garbled_seed_0 (1 run)"} < set(labels)  # who knows what they repeat
     assert any(re.match(r"good_seed_2 is left out of .*, which has complete runs\.", note) for note in notes)
+
+
+def test_a_figure_is_whole_or_not_there(tmp_path):
+    class FullDisk:
+        def savefig(self, path, **kwargs):
+            path.write_text("half of")
+            raise OSError(28, "No space left on device")
+
+    (tmp_path / "curve.png").write_text("the one before")
+    with pytest.raises(ValueError, match=r"out=\S+/curve\.png cannot be written: No space left on device"):
+        plots.save(FullDisk(), [tmp_path / "curve.png"])
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("curve.png", "the one before")]
+
+
+@pytest.mark.parametrize(
+    ("env", "x", "label"),
+    [
+        ("ALE/Pong-v5", "total_frames", "frames of all sessions (1 frame = 4 emulator frames)"),
+        ("ALE/Pong-v5", "seconds", "wall-clock time (s)"),
+        ("CartPole-v1", "session_frames", "frames per session"),
+    ],
+)
+def test_an_axis_says_what_a_frame_is(tmp_path, env, x, label):
+    run, _ = runs.read(write(tmp_path, env=env))
+    assert plots.draw_trials({"$a$": run}, x)[0].axes[0].get_xlabel() == label
 
 
 def test_curves_that_do_not_overlap_are_left_out(tmp_path):
