@@ -16,9 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
-from asynclab import resources, staleness
+from asynclab import resources, staleness, tensorboard
 from asynclab.curves import WINDOW
 from asynclab.distributed import Failure, Mode, Store
 from asynclab.session import Record
@@ -39,10 +37,17 @@ class Recorder:
         every: Seconds between two progress lines.
         state: What ``state_dict`` returned when the run that goes on was saved.  Whatever was logged later is cut
             off, so that nothing is there twice.
+        config: The resolved config, shown in TensorBoard.
     """
 
     def __init__(
-        self, folder: Path, mode: Mode, stores: Sequence[Store], every: float, state: Mapping[str, Any] | None = None
+        self,
+        folder: Path,
+        mode: Mode,
+        stores: Sequence[Store],
+        every: float,
+        state: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.mode = mode
@@ -58,6 +63,7 @@ class Recorder:
         self._profile: list[dict[str, float]] = [{} for _ in range(sessions)]  # seconds by phase
         self._staleness: list[Counter[int]] = [Counter() for _ in range(sessions)]
         self._episodes = 0
+        self._best = -math.inf  # mean return of 100 episodes
         self._next_warning = 0.0  # of little memory
         self._failures: list[dict[str, Any]] = []
         if state is not None:
@@ -65,9 +71,12 @@ class Recorder:
         self._began_frames = self._last_frames = self.total_frames()
         self._began = self._last_time
         self._metrics = (folder / "metrics.jsonl").open("a")
-        tensorboard = folder / "tensorboard"
-        self._trial = SummaryWriter(str(tensorboard / "trial"))
-        self._sessions = [SummaryWriter(str(tensorboard / f"session_{rank:02d}")) for rank in range(sessions)]
+        board = folder / tensorboard.FOLDER
+        self._trial = tensorboard.Writer(board / "trial", every)
+        self._sessions = [tensorboard.Writer(board / f"session_{rank:02d}", every) for rank in range(sessions)]
+        if state is not None:
+            self._trial.last.update({tag: _number(value) for tag, value in state.get("scalars", {}).items()})
+        self._overview = tensorboard.Overview(folder, config or {}, sessions, every)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the logs hold now, as JSON: how long each file is, and what moving averages are made of."""
@@ -80,6 +89,8 @@ class Recorder:
         return {
             "seconds": time.monotonic() - self._start,
             "episodes": self._episodes,
+            "best": _finite(self._best),
+            "scalars": _finite(self._scalars()),
             "recent": _finite([[seconds - self._start, ret] for seconds, ret in self._recent]),
             "session_returns": _finite([list(returns) for returns in self._session_returns]),
             "failures": self._failures,
@@ -90,6 +101,7 @@ class Recorder:
     def _load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._start = time.monotonic() - state["seconds"]
         self._episodes = state["episodes"]
+        self._best = -math.inf if state.get("best") is None else state["best"]
         self._recent = [(self._start + seconds, _number(ret)) for seconds, ret in state["recent"]]
         for returns, saved in zip(self._session_returns, state["session_returns"], strict=True):
             returns.extend(map(_number, saved))
@@ -124,6 +136,8 @@ class Recorder:
         # by the time of their ends: sessions report whole batches, and in order of arrival one would crowd out the rest
         self._recent = sorted(self._recent + [(e.seconds, e.ret) for e in record.episodes])[-WINDOW:]
         self._episodes += len(record.episodes)
+        if self.window_is_full:
+            self._best = max(self._best, self.mean_return)
         before, frames = self._session_clock[rank]
         self._session_clock[rank] = (now, record.frames)
         for phase, seconds in record.profile.items():
@@ -139,6 +153,7 @@ class Recorder:
         if returns:
             scalars["train/return_100"] = statistics.fmean(returns)
             writer.add_scalar("by_total_frames/return_100", scalars["train/return_100"], total)
+            writer.add_scalar("by_session_frames/return_100", scalars["train/return_100"], record.frames)
         for name, value in scalars.items():
             writer.add_scalar(name, value, record.frames)
         self._latest[rank] = {**self._latest[rank], **record.metrics, **profile}
@@ -214,9 +229,14 @@ class Recorder:
             )  # fmt: skip
         if self._recent:
             scalars["train/return_100"] = self.mean_return
+            self._trial.add_scalar("by_total_frames/return_100", self.mean_return, frames)
             self._trial.add_scalar("by_session_frames/return_100", self.mean_return, frames // sessions)
+            means = [statistics.fmean(returns) for returns in self._session_returns if returns]
+            for name, of in (("mean", statistics.fmean), ("min", min), ("max", max)):
+                self._trial.add_scalar(f"sessions/return_{name}", of(means), frames)
         for name, value in scalars.items():
             self._trial.add_scalar(name, value, frames)
+        self._overview.update(self._results(), self._scalars(), frames)
         self._line(
             {"kind": "trial", "total_frames": frames, "updates": updates, "seconds": now - self._start}
             | {"metrics": scalars}
@@ -268,6 +288,7 @@ class Recorder:
         temporary.write_text(json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n")
         temporary.replace(self.folder / "summary.json")
         self._metrics.close()
+        self._overview.close(status)
         for writer in (self._trial, *self._sessions):
             writer.close()
         log.info(
@@ -278,6 +299,27 @@ class Recorder:
         for line in _profile_table(summary.get("profile", [])):
             log.info(line)
         return summary
+
+    def _scalars(self) -> dict[str, float]:
+        """Return the last value of every scalar, the trial's where the sessions have it, too."""
+        return {tag: value for writer in (*self._sessions, self._trial) for tag, value in writer.last.items()}
+
+    def _results(self) -> dict[str, float]:
+        """Return by what runs are compared; what is not known is not finite."""
+        now, frames = time.monotonic(), self.total_frames()
+        lost = [share for store in self.stores if (share := store.lost_updates()) is not None]
+        return {
+            "mean_return": self.mean_return,
+            "best_return": self._best,
+            "frames": frames,
+            "updates": sum(store.total_updates() for store in self.stores),
+            "seconds": now - self._start,
+            "fps": (frames - self._began_frames) / max(now - self._began, 1e-9),
+            "restarts": self.restarts,
+            "staleness_mean": self._trial.last.get("hogwild/staleness_mean", math.nan),
+            "updates_lost": statistics.fmean(lost) if lost else math.nan,
+            "eval_return": self._trial.last.get("eval/return", math.nan),
+        }
 
     def _all_staleness(self) -> Counter[int]:
         return sum(self._staleness, Counter())
@@ -300,7 +342,7 @@ def _staleness_scalars(counts: Mapping[int, int]) -> dict[str, float]:
     return {f"hogwild/staleness_{name}": value for name, value in (staleness.summary(counts) or {}).items()}
 
 
-def _add_histogram(writer: SummaryWriter, tag: str, counts: Mapping[int, int], step: int) -> None:
+def _add_histogram(writer: tensorboard.Writer, tag: str, counts: Mapping[int, int], step: int) -> None:
     """Write whole numbers and how often each occurred, one bucket for each."""
     values, times = zip(*sorted(counts.items()), strict=True)
     number, total, squares = (sum(n * v**k for v, n in zip(values, times, strict=True)) for k in range(3))

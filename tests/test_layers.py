@@ -47,6 +47,7 @@ LAYERS = [
         "resources",
         "resume",
         "study",
+        "tensorboard",
     },
     {"train", "scripts"},
 ]
