@@ -16,9 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
-from asynclab import resources, staleness
+from asynclab import resources, staleness, tensorboard
 from asynclab.curves import WINDOW
 from asynclab.distributed import Failure, Mode, Store
 from asynclab.session import Record
@@ -43,10 +41,17 @@ class Recorder:
         every: Seconds between two progress lines.
         state: What ``state_dict`` returned when the run that goes on was saved.  Whatever was logged later is cut
             off, so that nothing is there twice.
+        config: The resolved config, shown in TensorBoard.
     """
 
     def __init__(
-        self, folder: Path, mode: Mode, stores: Sequence[Store], every: float, state: Mapping[str, Any] | None = None
+        self,
+        folder: Path,
+        mode: Mode,
+        stores: Sequence[Store],
+        every: float,
+        state: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.mode = mode
@@ -76,9 +81,12 @@ class Recorder:
         self._began = self._last_time
         self.status.began = self._start
         self._metrics = (folder / "metrics.jsonl").open("a")
-        tensorboard = folder / "tensorboard"
-        self._trial = SummaryWriter(str(tensorboard / "trial"))
-        self._sessions = [SummaryWriter(str(tensorboard / f"session_{rank:02d}")) for rank in range(sessions)]
+        board = folder / tensorboard.FOLDER
+        self._trial = tensorboard.Writer(board / "trial", every)
+        self._sessions = [tensorboard.Writer(board / f"session_{rank:02d}", every) for rank in range(sessions)]
+        if state is not None:
+            self._trial.last.update({tag: _number(value) for tag, value in state.get("scalars", {}).items()})
+        self._overview = tensorboard.Overview(folder, config or {}, sessions, every)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the logs hold now, as JSON: how long each file is, and what moving averages are made of."""
@@ -93,6 +101,7 @@ class Recorder:
             "episodes": self._episodes,
             "session_episodes": [session.episodes for session in self.status.sessions],
             "best": _finite(self.status.best),
+            "scalars": _finite(self._scalars()),
             "recent": _finite([[seconds - self._start, ret] for seconds, ret in self._recent]),
             "session_returns": _finite([list(returns) for returns in self._session_returns]),
             "failures": self._failures,
@@ -158,6 +167,7 @@ class Recorder:
         if returns:
             scalars["train/return_100"] = statistics.fmean(returns)
             writer.add_scalar("by_total_frames/return_100", scalars["train/return_100"], total)
+            writer.add_scalar("by_session_frames/return_100", scalars["train/return_100"], record.frames)
         for name, value in scalars.items():
             writer.add_scalar(name, value, record.frames)
         self._latest[rank] = {**self._latest[rank], **record.metrics, **profile}
@@ -250,9 +260,14 @@ class Recorder:
             )  # fmt: skip
         if self._recent:
             scalars["train/return_100"] = self.mean_return
+            self._trial.add_scalar("by_total_frames/return_100", self.mean_return, frames)
             self._trial.add_scalar("by_session_frames/return_100", self.mean_return, frames // sessions)
+            means = [statistics.fmean(returns) for returns in self._session_returns if returns]
+            for name, of in (("mean", statistics.fmean), ("min", min), ("max", max)):
+                self._trial.add_scalar(f"sessions/return_{name}", of(means), frames)
         for name, value in scalars.items():
             self._trial.add_scalar(name, value, frames)
+        self._overview.update(self._results(), self._scalars(), frames)
         self._line(
             {"kind": "trial", "total_frames": frames, "updates": updates, "seconds": now - self._start}
             | {"metrics": scalars}
@@ -305,12 +320,34 @@ class Recorder:
         temporary.write_text(json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n")
         temporary.replace(self.folder / "summary.json")
         self._metrics.close()
+        self._overview.close(status)
         for writer in (self._trial, *self._sessions):
             writer.close()
         self.status.end()
         for line in _profile_table(summary.get("profile", [])):
             log.info(line)
         return summary
+
+    def _scalars(self) -> dict[str, float]:
+        """Return the last value of every scalar, the trial's where the sessions have it, too."""
+        return {tag: value for writer in (*self._sessions, self._trial) for tag, value in writer.last.items()}
+
+    def _results(self) -> dict[str, float]:
+        """Return by what runs are compared; what is not known is not finite."""
+        now, frames = time.monotonic(), self.total_frames()
+        lost = [share for store in self.stores if (share := store.lost_updates()) is not None]
+        return {
+            "mean_return": self.mean_return,
+            "best_return": self.status.best,
+            "frames": frames,
+            "updates": sum(store.total_updates() for store in self.stores),
+            "seconds": now - self._start,
+            "fps": (frames - self._began_frames) / max(now - self._began, 1e-9),
+            "restarts": self.restarts,
+            "staleness_mean": self._trial.last.get("hogwild/staleness_mean", math.nan),
+            "updates_lost": statistics.fmean(lost) if lost else math.nan,
+            "eval_return": self._trial.last.get("eval/return", math.nan),
+        }
 
     def _all_staleness(self) -> Counter[int]:
         return sum(self._staleness, Counter())
@@ -337,7 +374,7 @@ def _staleness_scalars(counts: Mapping[int, int]) -> dict[str, float]:
     return {f"hogwild/staleness_{name}": value for name, value in (staleness.summary(counts) or {}).items()}
 
 
-def _add_histogram(writer: SummaryWriter, tag: str, counts: Mapping[int, int], step: int) -> None:
+def _add_histogram(writer: tensorboard.Writer, tag: str, counts: Mapping[int, int], step: int) -> None:
     """Write whole numbers and how often each occurred, one bucket for each."""
     values, times = zip(*sorted(counts.items()), strict=True)
     number, total, squares = (sum(n * v**k for v, n in zip(values, times, strict=True)) for k in range(3))

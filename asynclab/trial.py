@@ -225,7 +225,7 @@ class Trial:
             start = Start(self.checkpoint.path, frozenset(self.checkpoint.manifest["files"]), self.resumes)
             (self.folder / "summary.json").unlink(missing_ok=True)
             self.checkpoints.set_aside(self.checkpoint)
-        recorder = Recorder(self.folder, mode, self.stores, self.log_every, self._trial.get("recorder"))
+        recorder = Recorder(self.folder, mode, self.stores, self.log_every, self._trial.get("recorder"), self.config)
         if self.checkpoint is None:
             self._commit(_Snapshot(0), recorder)  # so that a run can always be resumed, and a full disk shows now
         runs = [partial(self.session.run, rank, self.store_of(rank), self.control, start) for rank in self._ranks]

@@ -54,6 +54,7 @@ LAYERS = [
         "screens",
         "study",
         "sweeps",
+        "tensorboard",
         "tuning",
     },
     {"train", "scripts"},
