@@ -20,6 +20,9 @@ from asynclab.runs import Run
 PLACES = ("resume=", "hydra.run.dir=", "hydra.sweep.dir=", "hydra.sweep.subdir=", "hydra.mode=")
 
 
+SWEEP = ("multirun.yaml", "optimization_results.yaml")  # either makes a folder a sweep's
+
+
 class Job(NamedTuple):
     """A run, or a job of a sweep that did not become one.
 
@@ -99,7 +102,7 @@ def sweeps(jobs: Sequence[Job], folders: Sequence[Path]) -> list[Sweep]:
     tops = [folder.resolve() for folder in folders]
     parents = dict.fromkeys(parent for job in jobs for parent in job.run.folder.resolve().parents)
     inside = [parent for parent in parents if any(parent.is_relative_to(top) for top in tops)]
-    return [_read_sweep(parent) for parent in inside if (parent / "multirun.yaml").is_file()]
+    return [_read_sweep(parent, jobs) for parent in inside if any((parent / name).is_file() for name in SWEEP)]
 
 
 def program(run: Run) -> list[str]:
@@ -109,10 +112,14 @@ def program(run: Run) -> list[str]:
     return ["asynclab-train"] if "asynclab-train" in names else ["python", "train.py"]
 
 
-def _read_sweep(folder: Path) -> Sweep:
+def _read_sweep(folder: Path, jobs: Sequence[Job]) -> Sweep:
     config = _read_yaml(folder / "multirun.yaml")
     given = [_part(config, "hydra", "overrides", key) or [] for key in ("hydra", "task")]
     hydra, task = ([str(o) for o in overrides if not str(o).startswith(PLACES)] for overrides in given)
+    if not config:  # Optuna's sweeper notes nothing, but its jobs have the command
+        commands = [job.run.made.get("command") for job in jobs if folder in job.run.folder.resolve().parents]
+        words = next((c for c in commands if isinstance(c, list) and {"-m", "--multirun"} & set(map(str, c))), [])
+        task = [str(word) for word in words[2:] if not str(word).startswith(("-m", "--multirun", *PLACES))]
     results = _read_yaml(folder / "optimization_results.yaml")
     return Sweep(folder, hydra + task, _missing(folder, config, task), results, is_locked(folder))
 

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 DRAWN = len(plots.COLOURS)  # groups in a figure; more lines could not be told apart
 EXTRA = "pip install 'asynclab[plot]'"
 UNKNOWN = "Unknown environment"
-LABEL = 80  # characters of a group's name; longer ones become numbers
+LABEL = 80  # characters of a group's name; longer ones are replaced
 PROSE = 40  # characters of a setting that stay on one line
 
 
@@ -140,7 +140,8 @@ def _section(env: str, ranked: list[Group], metric: str) -> tuple[Section, list[
     alone = len(ranked) == 1 and len(ranked[0].jobs) == 1
     job = ranked[0].jobs[0]
     if is_long := not alone and max(len(group.label) for group in ranked) > LABEL:
-        ranked = [group._replace(label=f"group {i}") for i, group in enumerate(ranked, 1)]
+        names = [f"run {g.jobs[0].name}" if len(g.jobs) == 1 else f"group {i}" for i, g in enumerate(ranked, 1)]
+        ranked = [group._replace(label=name) for group, name in zip(ranked, names, strict=True)]
     try:
         figures, notes = _figures_of_run(job) if alone else _figures(ranked)
     except ImportError:  # the page says so at its beginning

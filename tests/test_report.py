@@ -169,6 +169,15 @@ def test_an_interrupted_sweep_knows_what_never_began(tmp_path):
         assert sweep.missing == []
 
 
+def test_a_search_of_optuna_has_its_command_from_its_jobs(tmp_path):
+    command = ["python", "train.py", "-m", "+experiment=tune", "hydra.sweeper.n_trials=4", "hydra.sweep.dir=here"]
+    write_run(tmp_path, "x", 0, line(1), made={"command": command})
+    (tmp_path / "optimization_results.yaml").write_text("{name: optuna, best_params: {seed: 3}, best_value: 2.5}")
+    (sweep,) = jobs.sweeps(jobs.find([tmp_path])[0], [tmp_path])
+    assert (sweep.typed, sweep.missing) == (["+experiment=tune", "hydra.sweeper.n_trials=4"], [])
+    assert sweep.results["best_params"] == {"seed": 3}
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -326,6 +335,17 @@ def test_only_so_many_lines_are_drawn_as_can_be_told_apart(tmp_path):
     page, _ = make(tmp_path, tmp_path / "report.html")
     assert "not drawn are arm1; arm0." in page.text
     assert page.html.count('stroke="var(--line-') == 7
+
+
+@pytest.mark.medium
+def test_long_names_of_groups_are_replaced(tmp_path):
+    for arm, seeds in (("a", [0]), ("b", [0, 1])):
+        for seed in seeds:
+            typed = [f"seed={seed}", f"algo.note={arm * 100}"]
+            write_run(tmp_path, arm, seed, line(10.0 if arm == "a" else 5.0), note=arm * 100, overrides=typed)
+    page, _ = make(tmp_path, tmp_path / "report.html")
+    assert page.column("Results, best final return first", "group") == ["run a_seed_0", "group 2"]
+    assert page.tables["Settings that differ"][1:] == [["run a_seed_0", "a" * 100], ["group 2", "b" * 100]]
 
 
 @pytest.mark.medium
