@@ -20,7 +20,7 @@ from rich.text import Text
 
 from asynclab.table import Status, Table
 
-REFRESH = 0.5  # seconds between two refreshes, each of which takes a millisecond of one core
+REFRESH = 1.0  # seconds between two refreshes, each of which takes about two milliseconds of one core
 LABEL = 15  # columns of the labels of a screen's rows, indent included
 STYLES = {logging.WARNING: "yellow", logging.ERROR: "red"}
 

@@ -71,9 +71,9 @@ def last(run: Path) -> None:
         return
     status, stale = summary["status"], summary["staleness"]
     mean, best = (number(math.nan if summary[key] is None else summary[key]) for key in ("mean_return", "best_return"))
-    episodes = _count(min(summary["episodes"], WINDOW), "episode")
+    result = f"mean return {mean} over the last {_count(min(summary['episodes'], WINDOW), 'episode')}, best {best}"
     log.info(
-        "%s: mean return %s over the last %s, best %s", status, mean, episodes, best, extra={"title": STYLES[status]}
+        "%s: %s", status, result if summary["episodes"] else "no episode has ended", extra={"title": STYLES[status]}
     )
     _row(
         "frames",
