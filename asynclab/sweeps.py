@@ -5,13 +5,17 @@ import logging
 import math
 import os
 import shutil
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
+import psutil
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -25,11 +29,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from asynclab import folder
 from asynclab.config import AUTO, DATABASE, PLUGINS, check_writable, is_installed, lock, subfolder
+from asynclab.preload import SIGNALS
 
 log = logging.getLogger(__name__)
 
 FAILURE = "failure.json"  # in a job's folder: why it failed
 JOBS = ".jobs"  # in a sweep's folder: what became of the jobs of the last command, a file for each
+SECONDS_TO_SAVE = 10.0  # of joblib's workers at an end that somebody asked for
 FULL_ERROR = "HYDRA_FULL_ERROR"  # makes Hydra raise instead of printing a traceback
 
 _running: DictConfig | None = None  # the sweep of this process
@@ -71,6 +77,8 @@ class Sweep(Callback):
         _running = config
         if _is_wrapped:
             os.environ[FULL_ERROR] = "1"
+        if config.hydra.launcher._target_.endswith(".JoblibLauncher"):
+            _end_workers_on_signals(config)
 
     def on_job_start(self, config: DictConfig, *, task_function: TaskFunction, **kwargs: Any) -> None:
         """Note that a job has begun; what it says of an earlier failure no longer holds."""
@@ -129,10 +137,36 @@ def in_words() -> Iterator[None]:
         if _running is None or not _is_wrapped:
             raise
         jobs = _jobs(Path(_running.hydra.sweep.dir))
+        if not jobs and isinstance(error, HydraException):  # a choice that does not exist, and the like
+            sys.exit(str(error))
         reason = sentence(error)
         if _is_tuned(_running) and jobs and all(job.error for job in jobs):
             reason = "no trial has returned anything that could be compared"
         sys.exit(f"{report(_running)[0]}\nThe sweep has ended early: {reason}")
+
+
+def _end_workers_on_signals(config: DictConfig) -> None:
+    """Let a signal end joblib's workers with us, once their jobs have saved; they would go on without us."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for other in mine:
+            signal.signal(other, signal.SIG_DFL)  # the second one ends at once
+        workers = [p for p in psutil.Process().children() if any("popen_loky" in part for part in p.cmdline())]
+        time.sleep(0.2)  # Ctrl-C reaches them, too, and should be there first
+        for worker in workers:
+            worker.terminate()
+        path, deadline = Path(config.hydra.sweep.dir), time.monotonic() + SECONDS_TO_SAVE
+        while time.monotonic() < deadline and any(folder.is_locked(path / job.name) for job in _jobs(path)):
+            time.sleep(0.1)
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
+        print(f"\n{report(config)[0]}", file=sys.stderr, flush=True)
+        os._exit(128 + number)
+
+    mine = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    for number in mine:
+        signal.signal(number, end)
 
 
 def report(config: DictConfig) -> tuple[str, bool]:

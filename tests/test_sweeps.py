@@ -19,7 +19,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from asynclab import folder, sweeps
+from asynclab import checkpoint, folder, sweeps
 
 SMALL = ["env=cartpole", "env.num_envs=2", "algo.memory.horizon=16", "distributed=off", "log_every=0.2", "plot=false"]
 OPTUNA = ["hydra/sweeper=optuna", "hydra.sweeper.sampler.seed=0", "algo.optimizer.lr=tag(log,interval(1e-4,1e-2))"]
@@ -172,7 +172,7 @@ def test_a_trial_without_a_return_fails(tmp_path):
     "launcher",
     [
         [],
-        ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+        pytest.param(["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], marks=pytest.mark.slow),
         pytest.param(["hydra/launcher=submitit_local"], marks=pytest.mark.slow),
     ],
     ids=["basic", "joblib", "submitit"],
@@ -192,7 +192,7 @@ def test_failed_jobs_are_listed_and_the_others_finish(tmp_path, launcher):
 
 @pytest.mark.medium
 def test_a_study_that_was_killed_goes_on_where_it_was(tmp_path):
-    settings = [*OPTUNA, "env.max_frame=10_000", "checkpoint_every=0.3", "resume=auto", "hydra.sweeper.n_trials=3"]
+    settings = [*OPTUNA, "env.max_frame=6_000", "checkpoint_every=0.2", "resume=auto", "hydra.sweeper.n_trials=3"]
     process = start(tmp_path, *settings)
     for _ in process.stdout:
         if list((tmp_path / "1" / "checkpoints").glob("00*[1-9]")):  # not only the one of the beginning
@@ -201,9 +201,9 @@ def test_a_study_that_was_killed_goes_on_where_it_was(tmp_path):
     process.communicate(timeout=60)
     before = [(t.state.name, t.params) for t in study(tmp_path).trials]
     assert [state for state, _ in before] == ["COMPLETE", "RUNNING"]
-    other = sweep(tmp_path, *settings, "env.max_frame=20_000")
+    other = sweep(tmp_path, *settings, "env.max_frame=9_000")
     assert other.returncode == 1
-    assert "was made with other settings (env.max_frame: 10000 -> 20000)" in other.stderr
+    assert "was made with other settings (env.max_frame: 6000 -> 9000)" in other.stderr
     again = sweep(tmp_path, *settings)
     assert again.returncode == 0, again.stderr
     assert f"2 jobs in {tmp_path}: 2 finished" in again.stdout
@@ -279,7 +279,7 @@ def job_that_trains(process, run):
 
 @pytest.mark.slow
 def test_a_job_of_submitit_whose_time_is_over_saves_and_goes_on(tmp_path):
-    settings = ["distributed=synced", "distributed.max_session=2", "env.max_frame=60_000", "resume=auto", "seed=0,1"]
+    settings = ["distributed=synced", "distributed.max_session=2", "env.max_frame=30_000", "resume=auto", "seed=0,1"]
     process = start(tmp_path, *settings, "hydra/launcher=submitit_local")
     job = job_that_trains(process, tmp_path / "0")
     for member in [*job.children(recursive=True), job]:  # Slurm sends it to all of them
@@ -290,7 +290,7 @@ def test_a_job_of_submitit_whose_time_is_over_saves_and_goes_on(tmp_path):
     (resume,) = read(tmp_path / "0" / "run.json")["resumes"]
     assert resume["frames"] > 0
     summary = read(tmp_path / "0" / "summary.json")
-    assert (summary["frames"], summary["restarts"]) == (60_000, 0)
+    assert (summary["frames"], summary["restarts"]) == (30_000, 0)
 
 
 @pytest.mark.slow
@@ -303,6 +303,50 @@ def test_a_killed_worker_of_joblib_is_found_unfinished(tmp_path):
     assert re.search(r"^  0 seed=0: it was killed", text, re.MULTILINE), text
     assert "The sweep has ended early: TerminatedWorkerError" in text
     assert not (tmp_path / "0" / "failure.json").exists()
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_workers_of_joblib_with_checkpoints(tmp_path):
+    process = start(tmp_path, "env.max_frame=900_000", "seed=0,1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    workers = [job_that_trains(process, tmp_path / name) for name in ("0", "1")]
+    process.terminate()
+    text = process.communicate(timeout=100)[0]
+    assert process.returncode == 143
+    assert re.search(r"^  0 seed=0: interrupted\n  1 seed=1: interrupted$", text, re.MULTILINE), text
+    assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+    for name in ("0", "1"):
+        assert checkpoint.load(tmp_path / name).manifest["frames"] > 0
+
+
+CLUSTER = {  # Slurm on one machine: what is handed in runs at once
+    "sbatch": """
+        cp "${@: -1}" $CLUSTER/script
+        for i in 0 1; do
+            SLURM_JOB_ID=8$i SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$i SLURM_NTASKS=1 bash $CLUSTER/script
+        done > $CLUSTER/output 2>&1 &
+        echo Submitted batch job 7""",
+    "srun": """
+        while [[ $1 == -* ]]; do [[ $1 == --unbuffered ]] || shift; shift; done
+        exec "$@" """,
+    "sacct": "echo 'JobID|State|NodeList'",
+}
+
+
+@pytest.mark.slow
+def test_jobs_are_handed_in_to_slurm_as_asked_for(tmp_path):
+    for name, text in CLUSTER.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    wanted = ["cpus_per_task=16", "mem_gb=32", "partition=cpu", "timeout_min=240", "max_num_timeout=20"]
+    settings = ["env.num_envs=0,2", "env.max_frame=2_000", "resume=auto", *(f"hydra.launcher.{w}" for w in wanted)]
+    where = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CLUSTER": str(tmp_path)}
+    process = sweep(tmp_path / "sweep", *settings, "hydra/launcher=submitit_slurm", **where)
+    assert f"2 jobs in {tmp_path / 'sweep'}: 1 finished, 1 failed" in process.stderr
+    assert read(tmp_path / "sweep" / "0" / "failure.json")["error"].startswith("env.num_envs=0 must be")
+    assert read(tmp_path / "sweep" / "1" / "summary.json")["status"] == "finished"
+    script = (tmp_path / "script").read_text()
+    for line in ("array=0-1%2", "cpus-per-task=16", "mem=32GB", "partition=cpu", "signal=USR2@120", "time=240"):
+        assert f"#SBATCH --{line}\n" in script
 
 
 def test_the_tuned_experiment_starts_from_its_start():
