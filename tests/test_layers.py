@@ -25,7 +25,7 @@ LAYERS = [
         "targets",
     },
     {"nets", "distributions", "optim"},
-    {"envs", "memory", "agents", "distributed"},
+    {"envs", "video", "memory", "agents", "distributed"},
     {"learner", "session"},
     {
         "recorder",
@@ -33,6 +33,7 @@ LAYERS = [
         "provenance",
         "trial",
         "evaluation",
+        "evaluator",
         "curves",
         "estimates",
         "plots",
