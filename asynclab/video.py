@@ -50,10 +50,10 @@ def make(id: str, folder: Path, wrap: Callable[[gym.Env], gym.Env], **kwargs: An
     """
     fix = "leave out video=true"
     try:
-        with warnings.catch_warnings(action="ignore"):  # of an env that says that it cannot render: we say it better
+        with warnings.catch_warnings(action="ignore"):  # about render modes and pictures: we say it better
             env = Screen(id, **kwargs) if id.startswith("ALE/") else gym.make(id, render_mode="rgb_array", **kwargs)
-        env.reset(seed=0)
-        frame: Any = env.render()
+            env.reset(seed=0)
+            frame: Any = env.render()
     except gym.error.Error:
         raise
     except Exception as error:  # without a driver, importing mujoco or rendering raises anything
