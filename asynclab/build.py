@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from asynclab import targets
 from asynclab.checkpoint import Checkpoint
 from asynclab.config import refuse_unknown_keys
+from asynclab.evaluator import Schedule
 from asynclab.trial import Trial
 
 
@@ -48,6 +49,7 @@ def make_trial(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = No
             checkpoint_memory=parts.checkpoint_memory,
             profile=parts.profile,
             folder=folder,
+            schedule=Schedule(**vars(parts.eval) | {"every": parts.eval.every or None}),
             config=OmegaConf.to_container(cfg, resolve=True),
             checkpoint=checkpoint,
         )

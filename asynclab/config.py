@@ -53,6 +53,17 @@ class EnvConfig:
 
 
 @dataclass
+class EvalConfig:
+    """Evaluation while the run trains."""
+
+    every: int | None = None  # frames of all sessions from one to the next; null: none
+    episodes: int = 10
+    deterministic: bool = False
+    nice: int = 10  # by how much its process yields to others
+    wait: float = 300.0  # seconds, at the end, for the evaluation of the final weights
+
+
+@dataclass
 class Config:
     """A whole run."""
 
@@ -66,6 +77,7 @@ class Config:
     checkpoint_keep: int = 3  # how many of the latest checkpoints are kept, besides the best
     checkpoint_memory: float = 2.0  # GB; checkpoints have the sessions' memories if these are smaller together
     max_dropped: int = 100  # updates in a row whose gradient is not finite before the run ends
+    eval: EvalConfig = field(default_factory=EvalConfig)
     resume: str | None = None  # output folder of a run to go on with, or auto
     plot: bool = True  # draw the curves and write the report at the end
     profile: bool = False  # measure where the sessions' time goes

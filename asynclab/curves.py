@@ -51,10 +51,12 @@ class Curves(NamedTuple):
     Attributes:
         trial: Mean return over the last 100 episodes of all sessions, at every progress line.
         sessions: By rank: the return of every episode.
+        evaluation: Mean return of every evaluation while the run trained.
     """
 
     trial: Curve
     sessions: dict[int, Curve]
+    evaluation: Curve
 
 
 def check_axis(x: str) -> str:
@@ -91,7 +93,7 @@ def read(run: Path) -> Curves:
 
 def _curves(lines: Sequence[dict[str, Any]], run: Path) -> Curves:
     episodes: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
-    points, clock = [], [(0.0, 0)]
+    points, evaluations, clock = [], [], [(0.0, 0)]
     for line in lines:
         if line["kind"] == "session":
             rows = line.get("episodes", [])
@@ -100,15 +102,21 @@ def _curves(lines: Sequence[dict[str, Any]], run: Path) -> Curves:
             clock.append((line["seconds"], line["total_frames"]))
             if "train/return_100" in line["metrics"]:
                 points.append((line["total_frames"], line["seconds"], line["metrics"]["train/return_100"]))
+        elif line["kind"] == "evaluation":
+            returns = np.array(line["returns"], float)
+            evaluations.append((line["total_frames"], line["seconds"], returns.mean()))
     if not points:
         raise NoEpisodeError(f"{run} has no finished episode yet")
-    trial = _curve((total, total / max(len(episodes), 1), seconds, ret) for total, seconds, ret in points)
+    trial, evaluation = (
+        _curve((total, total / max(len(episodes), 1), seconds, ret) for total, seconds, ret in found)
+        for found in (points, evaluations)
+    )
     sessions = {rank: _curve(rows) for rank, rows in sorted(episodes.items())}
     if len(sessions) > 1 and all((c.total_frames == c.session_frames).all() for c in sessions.values()):
         # distributed=off: each has a clock of its own; the frames of all are known by time
         seconds, frames = zip(*clock, strict=True)
         sessions = {r: c._replace(total_frames=np.interp(c.seconds, seconds, frames)) for r, c in sessions.items()}
-    return Curves(trial, sessions)
+    return Curves(trial, sessions, evaluation)
 
 
 def _curve(rows: Iterable[tuple[Any, ...]]) -> Curve:

@@ -6,6 +6,7 @@ Nothing above this file knows that gymnasium resets an environment inside ``step
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -16,7 +17,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics, TransformAction, TransformReward
 from numpy.typing import NDArray
 
-from asynclab import check, layout
+from asynclab import check, layout, video
 from asynclab.moments import Moments
 
 CLIP = 10.0  # normalised observations and scaled rewards are at most so large
@@ -273,6 +274,7 @@ def make_envs(
     clip_reward: bool = False,
     normalize_obs: bool = False,
     scale_reward: float | None = None,
+    record: Path | None = None,
     **kwargs: Any,
 ) -> Envs:
     """Make B copies of a registered environment: natively vectorised for Atari, gymnasium's SyncVectorEnv otherwise.
@@ -284,10 +286,12 @@ def make_envs(
         normalize_obs: Give observations a mean of 0 and a variance of 1, over all that the sessions have seen.
         scale_reward: Discount of the returns by whose standard deviation rewards are divided, as usual for PPO on
             MuJoCo; None to leave them.  Episode returns stay raw.
+        record: Folder for videos (``video.make``), which must not be there yet; None for none.  B must be 1.
         kwargs: For the environment's own constructor.
 
     Raises:
-        ValueError: The id is unknown, the environment cannot be made, or its actions are of an unsupported kind.
+        ValueError: The id is unknown, the environment cannot be made or recorded, or its actions are of an unsupported
+            kind.
     """
     check.count("env.num_envs", num_envs)
     check.flag("env.make.clip_reward", clip_reward)
@@ -301,14 +305,18 @@ def make_envs(
         gym.register_envs(ale_py)
         # The emulator would clip the reward before anybody could count it, and use every core.
         kwargs = {"reward_clipping": False, "num_threads": 1, "autoreset_mode": AutoresetMode.SAME_STEP} | kwargs
-    else:
+    elif record is None:
         kwargs |= {
             "vectorization_mode": "sync",
             "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP, "copy": False},
             "wrappers": [_box_observation, Traced],
         }
     try:
-        env = gym.make_vec(id, num_envs=num_envs, **kwargs)
+        if record is None:
+            env = gym.make_vec(id, num_envs=num_envs, **kwargs)
+        else:
+            assert num_envs == 1, "a video shows one environment"
+            env, atari = video.make(id, record, lambda env: Traced(_box_observation(env)), **kwargs), False
     except gym.error.UnregisteredEnv as error:
         raise ValueError(f"env.id={id} is not a registered environment ({error}); set env.id to one that is") from error
     except (gym.error.Error, ImportError, TypeError) as error:

@@ -124,6 +124,10 @@ def draw_trials(named: Mapping[str, Run], x: str) -> tuple[Any, list[str]]:
             continue
         label = f"{name} ({_count(len(run.curves.sessions), 'session')})"
         add_band(axes, label, grid, mean, mean - spread, mean + spread)
+        xs, returns = run.curves.evaluation.along(x)
+        if len(xs):
+            colour = axes.lines[-1].get_color()
+            axes.plot(xs, returns, "o:", color=colour, linewidth=0.8, markersize=4, label=f"{name}: evaluation")
     if len(notes) == len(named):
         raise ValueError(" ".join(["there is nothing to draw.", *notes]))
     axes.set(title=_env(list(named.values())).removesuffix(": "))

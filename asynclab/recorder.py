@@ -19,6 +19,7 @@ from typing import Any
 from asynclab import resources, staleness, tensorboard
 from asynclab.curves import WINDOW
 from asynclab.distributed import Failure, Mode, Store
+from asynclab.evaluator import Evaluated
 from asynclab.session import Record
 from asynclab.table import SessionStatus, Status, duration
 
@@ -33,6 +34,7 @@ class Recorder:
 
     Attributes:
         status: What a terminal shows.
+        evaluation: Mean return, frames and updates of the last evaluation, and the best one; None before the first.
 
     Args:
         folder: Output folder of the run.
@@ -67,6 +69,7 @@ class Recorder:
         self._profile: list[dict[str, float]] = [{} for _ in range(sessions)]  # seconds by phase
         self._staleness: list[Counter[int]] = [Counter() for _ in range(sessions)]
         self._episodes = 0
+        self.evaluation: dict[str, Any] | None = None
         self._next_warning = 0.0  # of little memory
         self._failures: list[dict[str, Any]] = []
         self.status = Status(
@@ -80,6 +83,7 @@ class Recorder:
         self._began_frames = self._last_frames = self.total_frames()
         self._began = self._last_time
         self.status.began = self._start
+        self._stopped: float | None = None
         self._metrics = (folder / "metrics.jsonl").open("a")
         board = folder / tensorboard.FOLDER
         self._trial = tensorboard.Writer(board / "trial", every)
@@ -105,6 +109,7 @@ class Recorder:
             "recent": _finite([[seconds - self._start, ret] for seconds, ret in self._recent]),
             "session_returns": _finite([list(returns) for returns in self._session_returns]),
             "failures": self._failures,
+            "evaluation": _finite(self.evaluation),
             "staleness": [sorted(counts.items()) for counts in self._staleness],
             "logs": {str(path.relative_to(self.folder)): path.stat().st_size for path in logs},
         }
@@ -118,6 +123,7 @@ class Recorder:
         slots = [int(n) for store in self.stores for n in store.frames]
         self._session_clock = [(time.monotonic(), frames) for frames in slots]
         self._failures = list(state["failures"])
+        self.evaluation = state.get("evaluation")
         self._staleness = [Counter(dict(counts)) for counts in state["staleness"]]
         self.status.mean_return = self.mean_return
         self.status.best = -math.inf if state.get("best") is None else state["best"]
@@ -223,6 +229,29 @@ class Recorder:
         self._line(line)
         self._trial.add_scalar("perf/restarts", self.restarts, frames)
 
+    def evaluated(self, result: Evaluated) -> None:
+        """Take note of an evaluation, which may have begun a while ago."""
+        now = time.monotonic()
+        mean = statistics.fmean(result.returns)
+        best = (self.evaluation or {}).get("best")
+        this = {"mean_return": mean, "frames": result.frames}
+        if math.isfinite(mean) and (best is None or mean > best["mean_return"]):
+            best = this
+        self.evaluation = this | {"updates": result.updates, "best": best}
+        self.status.evaluation = f"{mean:.2f} at {result.frames:,} frames"
+        scalars = {
+            "eval/return": mean,
+            "eval/return_min": min(result.returns),
+            "eval/return_max": max(result.returns),
+            "eval/length": statistics.fmean(result.lengths),
+        }
+        for name, value in scalars.items():
+            self._trial.add_scalar(name, value, result.frames, walltime=time.time() - (now - result.seconds))
+        self._line(
+            {"kind": "evaluation", "total_frames": result.frames, "updates": result.updates}
+            | {"seconds": result.seconds - self._start, "returns": result.returns, "lengths": result.lengths}
+        )
+
     @property
     def restarts(self) -> int:
         """Number of restarts of sessions since the run began."""
@@ -230,7 +259,7 @@ class Recorder:
 
     def progress(self, final: bool = False) -> None:
         """Write the trial's scalars and its progress line; ``final`` gives the speed since the start."""
-        now, frames = time.monotonic(), self.total_frames()
+        now, frames = self._now(), self.total_frames()
         budget = sum(store.max_frame for store in self.stores)
         sessions = self.mode.max_session
         since, before = (self._began, self._began_frames) if final else (self._last_time, self._last_frames)
@@ -273,11 +302,19 @@ class Recorder:
             | {"metrics": scalars}
         )
         left = max(budget - frames, 0) / fps if fps > 0 else math.inf
+        evaluation = f"  evaluation {self.evaluation['mean_return']:.2f}" if self.evaluation else ""
         log.info(
-            "frames %s/%s (%.1f%%)  per session %s  fps %s  return %.2f  updates %s  left %s",
+            "frames %s/%s (%.1f%%)  per session %s  fps %s  return %.2f%s  updates %s  left %s",
             f"{frames:,}", f"{budget:,}", 100 * frames / budget, f"{frames // sessions:,}", f"{fps:,.0f}",
-            self.mean_return, f"{updates:,}", duration(left), extra={"live": True},
+            self.mean_return, evaluation, f"{updates:,}", duration(left), extra={"live": True},
         )  # fmt: skip
+
+    def stop(self) -> None:
+        """Stop the run's clock: what follows is not training."""
+        self._stopped = time.monotonic()
+
+    def _now(self) -> float:
+        return self._stopped or time.monotonic()
 
     def total_frames(self) -> int:
         """Return the frames of all sessions."""
@@ -290,7 +327,7 @@ class Recorder:
             status: ``finished``, ``interrupted`` or ``failed``.  The summary is written whole or not at all.
         """
         self.progress(final=True)
-        seconds = time.monotonic() - self._start
+        seconds = self._now() - self._start
         frames = self.total_frames()
         session_frames = [int(n) for store in self.stores for n in store.frames]
         session_updates = [int(n) for store in self.stores for n in store.updates]
@@ -304,12 +341,13 @@ class Recorder:
             "dropped_updates": sum(int(store.dropped.sum()) for store in self.stores),
             "restarts": self.restarts,
             "failures": self._failures,
+            "evaluation": self.evaluation,
             "staleness": staleness.summary(self._all_staleness()),
             "lost_updates": [store.lost_updates() for store in self.stores] if self.mode.diagnostics else None,
             "step_error": [store.step_error() for store in self.stores],
             "session_staleness": [staleness.summary(counts) for counts in self._staleness],
             "seconds": round(seconds, 3),
-            "fps": round((frames - self._began_frames) / max(time.monotonic() - self._began, 1e-9), 1),
+            "fps": round((frames - self._began_frames) / max(self._now() - self._began, 1e-9), 1),
             "session_frames": session_frames,
             "session_updates": session_updates,
             "session_mean_return": [statistics.fmean(r) if r else None for r in self._session_returns],
@@ -334,7 +372,7 @@ class Recorder:
 
     def _results(self) -> dict[str, float]:
         """Return by what runs are compared; what is not known is not finite."""
-        now, frames = time.monotonic(), self.total_frames()
+        now, frames = self._now(), self.total_frames()
         lost = [share for store in self.stores if (share := store.lost_updates()) is not None]
         return {
             "mean_return": self.mean_return,

@@ -160,7 +160,8 @@ def look(folder: Path) -> tuple[Run, list[str]]:
     try:
         return read(folder)
     except (ValueError, OSError) as error:
-        run, problems = _read(folder, Curves(Curve(*np.empty((4, 0))), {}))
+        nothing = Curve(*np.empty((4, 0)))
+        run, problems = _read(folder, Curves(nothing, {}, nothing))
         if reason := _failure(folder):
             return run, [reason]
         if run.made or (folder / "metrics.jsonl").exists():

@@ -70,7 +70,7 @@ def last(run: Path) -> None:
     except (OSError, ValueError):
         return
     status, stale = summary["status"], summary["staleness"]
-    mean, best = (number(math.nan if summary[key] is None else summary[key]) for key in ("mean_return", "best_return"))
+    mean, best = (_number(summary[key]) for key in ("mean_return", "best_return"))
     result = f"mean return {mean} over the last {_count(min(summary['episodes'], WINDOW), 'episode')}, best {best}"
     log.info(
         "%s: %s", status, result if summary["episodes"] else "no episode has ended", extra={"title": STYLES[status]}
@@ -80,6 +80,13 @@ def last(run: Path) -> None:
         f"{summary['frames']:,} in {duration(summary['seconds'])}, {summary['fps']:,.0f} per second;"
         f" {_count(summary['updates'], 'update')}",
     )
+    if evaluation := summary.get("evaluation"):
+        best = evaluation["best"] or evaluation
+        _row(
+            "evaluation",
+            f"mean return {_number(evaluation['mean_return'])} at {evaluation['frames']:,} frames,"
+            f" best {_number(best['mean_return'])} at {best['frames']:,}",
+        )
     old = f", staleness {stale['mean']:.2f} on average, at most {stale['max']}" if stale else ""
     _row("sessions", f"{len(summary['session_frames'])}, {_count(summary['restarts'], 'restart')}{old}")
     _row("output", short(run), whole=True)
@@ -94,6 +101,10 @@ def last(run: Path) -> None:
 def _row(label: str, text: str, whole: bool = False) -> None:
     message, extra = row(label, text, whole)
     log.info("%s", message, extra=extra)
+
+
+def _number(value: float | None) -> str:
+    return number(math.nan if value is None else value)
 
 
 def _count(n: int, noun: str) -> str:

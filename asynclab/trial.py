@@ -21,6 +21,7 @@ from asynclab.agents import Agent
 from asynclab.checkpoint import FOLDER, Checkpoint, Checkpoints
 from asynclab.distributed import Control, Failure, Mode, SessionError, Started, Store, launch
 from asynclab.envs import Envs
+from asynclab.evaluator import Evaluator, Schedule
 from asynclab.folder import holds_run
 from asynclab.memory import Memory
 from asynclab.precision import Precision
@@ -61,6 +62,7 @@ class Trial:
         checkpoint_memory: Checkpoints have the sessions' memories if these are at most so many GB together.
         profile: Measure where the sessions' time goes.
         folder: Output folder.
+        schedule: Of evaluations.
         config: Kept in every checkpoint, to be compared when the run is resumed.
         checkpoint: Where the run goes on; None for a new one.
 
@@ -88,11 +90,13 @@ class Trial:
         checkpoint_memory: float,
         profile: bool,
         folder: Path,
+        schedule: Schedule = Schedule(),
         config: Any = None,
         checkpoint: Checkpoint | None = None,
     ) -> None:
         self.mode = mode
         self.folder = folder
+        self.schedule = schedule
         self.config = config
         self.checkpoint = checkpoint
         self.log_every = check.positive("log_every", log_every)
@@ -230,13 +234,19 @@ class Trial:
             self._commit(_Snapshot(0), recorder)  # so that a run can always be resumed, and a full disk shows now
         runs = [partial(self.session.run, rank, self.store_of(rank), self.control, start) for rank in self._ranks]
         status = "failed"
-        with _end_on_signals(self.control, recorder.status) as received, console.show(recorder.status):
+        with (
+            _end_on_signals(self.control, recorder.status) as received,
+            self._evaluations(recorder) as evaluator,
+            console.show(recorder.status),
+        ):
             try:
                 self._next_checkpoint = time.monotonic() + self.checkpoint_every
                 with closing(launch(runs, mode.num_threads, self.control)) as events:
                     for event in events:
                         self._handle(event, recorder)
                         self._attend(recorder)
+                        for evaluated in evaluator.results() if evaluator else ():
+                            recorder.evaluated(evaluated)
                 status = "finished" if self.is_complete() else "interrupted"
             except SessionError as error:
                 log.error("%s", error, extra={"console": False})  # whoever calls us shows it
@@ -248,15 +258,36 @@ class Trial:
                     if self.control.ending() and self._has_stepped():
                         self._commit(self._snapshot_of(self.control.asked()), recorder)
                     self.checkpoints.clean()
+                    recorder.stop()
+                    if evaluator and status == "finished":
+                        log.info("evaluating the final weights, for %g s at most", self.schedule.wait)
+                        for evaluated in evaluator.finish(lambda: received):
+                            recorder.evaluated(evaluated)
                 except OSError:
                     status = "failed"
                     raise
                 finally:
                     recorder.close(status)
-        if status == "interrupted":
+        if received:
             _hand_on(received[0])
             raise SystemExit(128 + received[0])
         return recorder.mean_return
+
+    @contextmanager
+    def _evaluations(self, recorder: Recorder) -> Iterator[Evaluator | None]:
+        """Yield what evaluates the run while it trains, if anything does."""
+        if self.schedule.every is None:
+            yield None
+            return
+        last = recorder.evaluation or {"frames": 0, "updates": 0}
+        evaluator = Evaluator(
+            self.schedule, self.session.make_envs, self.session.make_agent, self.stores,
+            10 * self.mode.hang_after, (last["frames"], last["updates"]),
+        )  # fmt: skip
+        try:
+            yield evaluator
+        finally:
+            evaluator.close()
 
     def store_of(self, rank: int) -> Store:
         """Return the store that a session trains."""

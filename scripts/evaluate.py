@@ -1,9 +1,10 @@
-"""Play a run's checkpoint and print the mean and standard deviation of its raw returns.
+"""Play a run's checkpoint: raw returns as a sentence and as JSON, and videos if asked for.
 
-Example: ``python scripts/evaluate.py run=outputs/a3c_pong_synced/2026-11-22_12-00-00 episodes=10``
+Example: ``python scripts/evaluate.py run=outputs/a3c_pong_synced/2026-11-22_12-00-00 episodes=10 video=true``
 """
 
-import statistics
+import json
+import sys
 from pathlib import Path
 
 import hydra
@@ -17,17 +18,40 @@ def main(cfg: DictConfig) -> float:
     """Evaluate one run and return the mean return."""
     from hydra.errors import CompactHydraException
 
+    from asynclab import check
     from asynclab.evaluation import evaluate
 
     if OmegaConf.is_missing(cfg, "run"):
         raise CompactHydraException("run is missing: set run=<output folder>, such as run=outputs/a3c_pong_synced/...")
+    out = Path(str(cfg.out))
     try:
-        returns = evaluate(Path(cfg.run), cfg.episodes, cfg.deterministic, cfg.session, cfg.seed, str(cfg.checkpoint))
+        deterministic, video, as_json = (check.flag(key, cfg[key]) for key in ("deterministic", "video", "json"))
+        played = evaluate(
+            Path(str(cfg.run)), cfg.episodes, deterministic, check.whole("session", cfg.session), cfg.seed,
+            str(cfg.checkpoint), out / "evaluations", out / "videos" if video else None,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        sys.exit("interrupted: nothing is written but the videos of the episodes that had ended")
     except ValueError as error:
         raise CompactHydraException(str(error)) from error
-    mean = statistics.fmean(returns)
-    print(f"return {mean:.2f} +- {statistics.pstdev(returns):.2f} over {len(returns)} episodes of {cfg.run}")
-    return mean
+    except OSError as error:
+        text = f"out={out} cannot be written: {error.strerror or error}; set out to another folder"
+        raise CompactHydraException(text) from error
+    numbers = played.statistics()
+    if as_json:
+        print(json.dumps(played.as_json(), indent=2))
+        return numbers["mean_return"]
+    episodes = len(played.returns)
+    text = f"return {numbers['mean_return']:.2f}"
+    if episodes > 1:
+        low, high = numbers["interval_95"]
+        text += (
+            f" +- {numbers['std_return']:.2f} over {episodes} episodes (mean between {low:.2f} and {high:.2f} with 95%)"
+        )
+    print(f"{text} of {cfg.run}, checkpoint {played.checkpoint} at {played.frames:,} frames")
+    for path in (*played.videos, played.file):
+        print(f"wrote {path}")
+    return numbers["mean_return"]
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 from asynclab.agents import A3C, PPO, SAC, DiscreteSAC, NStepQ
 from asynclab.distributed import Control, Failure, Off, Started, launch
 from asynclab.envs import make_envs
+from asynclab.evaluator import Schedule
 from asynclab.memory import Replay, Rollout
 from asynclab.nets import MLPTorso
 from asynclab.optim import GlobalAdam
@@ -73,7 +74,7 @@ def make_trial(tmp_path):
     """Return a function that makes a small trial of one of ``ALGOS``."""
 
     def make(algo="a3c", mode=None, max_frame=2_000, seed=0, optimizer=GlobalAdam, precision="fp32",
-             checkpoint=None, **agent):  # fmt: skip
+             checkpoint=None, schedule=Schedule(), **agent):  # fmt: skip
         make_agent, make_memory, make = ALGOS[algo]
         return Trial(
             make_envs=partial(make, num_envs=2),
@@ -94,6 +95,7 @@ def make_trial(tmp_path):
             checkpoint_memory=1.0,
             profile=False,
             folder=tmp_path,
+            schedule=schedule,
             checkpoint=checkpoint,
         )
 

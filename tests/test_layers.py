@@ -26,7 +26,7 @@ LAYERS = [
         "targets",
     },
     {"nets", "distributions", "optim"},
-    {"envs", "memory", "agents", "distributed"},
+    {"envs", "video", "memory", "agents", "distributed"},
     {"learner", "session"},
     {
         "recorder",
@@ -34,6 +34,7 @@ LAYERS = [
         "provenance",
         "trial",
         "evaluation",
+        "evaluator",
         "curves",
         "estimates",
         "jobs",

@@ -70,7 +70,7 @@ def test_nstep_q_solves_cartpole(train, tmp_path, seed):
         "algo.agent.target_every=2_000", "algo.agent.anneal=0.2", "log_every=1", f"seed={seed}", timeout=1_200,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
-    greedy = evaluate(tmp_path / "run", episodes=20, deterministic=True)
+    greedy = evaluate(tmp_path / "run", episodes=20, deterministic=True).returns
     assert statistics.fmean(greedy) >= 475
     returns = json.loads((tmp_path / "run" / "summary.json").read_text())["session_mean_return"]
     assert returns[1] > 400 > returns[2]  # they explore with 0.01 and 0.5
@@ -88,7 +88,7 @@ def test_discrete_sac_shared_solves_cartpole(train, tmp_path, seed):
     common = ["algo=sac", "env=cartpole", "distributed=shared", "distributed.max_session=2", "log_every=1"]
     process = train(*common, *DISCRETE_SAC, f"seed={seed}", timeout=1_800)
     assert process.returncode == 0, process.stderr
-    assert statistics.fmean(evaluate(tmp_path / "run", episodes=20)) >= 475
+    assert statistics.fmean(evaluate(tmp_path / "run", episodes=20).returns) >= 475
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

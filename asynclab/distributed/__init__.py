@@ -1,7 +1,7 @@
 """The parallel machinery: who owns theta, in which memory, and which process applies a gradient."""
 
 from asynclab.distributed.control import Control
-from asynclab.distributed.launch import Failure, FatalError, SessionError, Started, launch
+from asynclab.distributed.launch import Failure, FatalError, SessionError, Started, launch, settle
 from asynclab.distributed.modes import Mode, Off, Shared, Synced
 from asynclab.distributed.store import Store
 
@@ -17,4 +17,5 @@ __all__ = [
     "Store",
     "Synced",
     "launch",
+    "settle",
 ]

@@ -324,14 +324,23 @@ class _Crew:
         return failure
 
 
-def _child(run: Callable[[], Iterator[Any]], num_threads: int, sender: Connection, stacks: Connection) -> None:
+def settle(num_threads: int) -> None:
+    """Prepare a process that the fork server has just forked: it ends when the parent says so or has died.
+
+    Args:
+        num_threads: Of torch.
+    """
     # What ends a run comes to the whole group (Ctrl-C, a closed terminal, Slurm); the parent tells us what to do.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked in the fork server
-    faulthandler.register(signal.SIGUSR1, file=stacks.fileno(), all_threads=True)
     _follow_server()
     _prepare_process(num_threads)
+
+
+def _child(run: Callable[[], Iterator[Any]], num_threads: int, sender: Connection, stacks: Connection) -> None:
+    faulthandler.register(signal.SIGUSR1, file=stacks.fileno(), all_threads=True)
+    settle(num_threads)
     # Sending waits when the parent is busy and the pipe is full; the session must not.
     outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     postman = threading.Thread(target=_deliver, args=(outbox, sender))

@@ -1,0 +1,372 @@
+"""Playing checkpoints, and evaluation while a run trains: in a process of its own, which training does not notice."""
+
+import json
+import logging
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from conftest import ALGOS, ROOT, TORSO
+from hydra import compose, initialize_config_dir
+from hydra.errors import CompactHydraException, ConfigCompositionException
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from asynclab import build, checkpoint, config, curves
+from asynclab.distributed import Synced
+from asynclab.evaluation import Evaluation, evaluate, num_envs
+from asynclab.evaluator import Evaluator, Match, Schedule
+
+config.register()
+NICE = 7  # by which tests find the process
+CARTPOLE = ["algo=a3c", "env=cartpole", "env.torso.hidden=[16]", "device=cpu", "algo.precision=fp32"]
+PLAYED = {
+    "lstm": [*CARTPOLE, "algo.agent.lstm=4", "env.max_frame=800"],
+    "normalized": [
+        "algo=ppo", "env=pendulum", "env.make.normalize_obs=true", "algo.memory.horizon=32", "env.max_frame=800",
+        "algo.agent.minibatch_size=16",
+    ],
+    "sac": ["algo=sac", "env=pendulum", "algo.memory.start=350", "algo.memory.batch_size=8", "env.max_frame=400"],
+    "two_in_off": [*CARTPOLE, "distributed=off", "env.max_frame=800"],
+}  # fmt: skip
+
+
+def compose_run(folder, *overrides):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("config", list(overrides))
+    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+    return cfg
+
+
+def evaluations(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == "evaluation"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Return the folder of a small run of CartPole."""
+    folder = tmp_path_factory.mktemp("run")
+    cfg = compose_run(folder, *CARTPOLE, "distributed.max_session=1", "env.max_frame=400", "algo.memory.horizon=16")
+    build.make_trial(cfg, folder).run()
+    return folder
+
+
+def test_an_episode_is_that_of_its_seed_however_many_play_at_once(run):
+    together = evaluate(run, 10, deterministic=True)
+    assert (together.num_envs, together.seeds) == (5, list(range(1000, 1010)))
+    alone = [evaluate(run, 1, deterministic=True, seed=1000 + i) for i in (0, 4, 9)]
+    assert [together.returns[i] for i in (0, 4, 9)] == [e.returns[0] for e in alone]
+    assert [together.lengths[i] for i in (0, 4, 9)] == [e.lengths[0] for e in alone]
+    assert len(set(together.returns)) > 1
+
+
+def test_the_same_evaluation_gives_the_same_returns_and_another_seed_others(run):
+    returns = [evaluate(run, 6, seed=seed).returns for seed in (0, 0, 50)]
+    assert returns[0] == returns[1] != returns[2]
+    assert returns[0] != evaluate(run, 6, deterministic=True, seed=0).returns
+
+
+def test_no_more_environments_than_the_fewest_rounds_need():
+    assert [num_envs(n) for n in (1, 8, 9, 10, 16, 17, 20, 100)] == [1, 8, 5, 5, 8, 6, 7, 8]
+
+
+def test_statistics_of_returns(run):
+    def of(*returns):
+        e = Evaluation(
+            Path(), "X-v0", "000001", 1, 0, False, 1, [0] * len(returns), list(returns), [3] * len(returns), []
+        )
+        return e.as_json()
+
+    found = of(1.0, 3.0)
+    assert (found["mean_return"], found["mean_length"]) == (2.0, 3.0)
+    assert (found["std_return"], found["standard_error"]) == pytest.approx((math.sqrt(2), 1.0))
+    assert found["interval_95"] == [1.0, 3.0]
+    low, high = of(*([0.0] * 50 + [1.0] * 50))["interval_95"]
+    assert 0.39 <= low <= 0.42
+    assert 0.58 <= high <= 0.61
+    assert of(5.0)["std_return"] is of(5.0)["interval_95"] is None
+    assert of(math.nan, 1.0)["returns"] == [None, 1.0]
+    assert of(math.nan, 1.0)["mean_return"] is None
+
+
+def test_results_are_written_with_what_it_takes_to_repeat_them(run, tmp_path):
+    first, again = (evaluate(run, 3, deterministic=True, results=tmp_path) for _ in range(2))
+    assert first.file.name == "000001_deterministic_seed_1000_episodes_3.json"
+    assert again.file.name == "000001_deterministic_seed_1000_episodes_3__2.json"
+    content = json.loads(first.file.read_text(), parse_constant=pytest.fail)
+    assert content["returns"] == first.returns == again.returns
+    assert content["lengths"] == first.lengths
+    assert (content["seeds"], content["deterministic"], content["session"]) == ([1000, 1001, 1002], True, 0)
+    assert (content["env"], content["checkpoint"], content["frames"]) == ("CartPole-v1", "000001", 400)
+    assert (content["run"], content["videos"], content["num_envs"]) == (str(run), [], 3)
+    assert content["packages"]["torch"] == torch.__version__
+    assert content["asynclab"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"episodes": 0}, r"episodes=0 must be a whole number of 1 or more"),
+        ({"episodes": 2, "seed": -1}, r"seed=-1 must be a whole number of 0 or more"),
+        (
+            {"episodes": 2, "seed": 2**31 - 1},
+            r"seed=2147483647 is too large: those of 2 episodes must be below 2\*\*31",
+        ),
+        ({"episodes": 1, "name": "9"}, r"checkpoints/000009 does not exist; use latest"),
+    ],
+)
+def test_a_request_that_makes_no_sense_plays_nothing(run, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(run, results=tmp_path / "results", **settings)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.medium
+def test_the_command_prints_a_sentence_or_json_and_names_a_folder_that_cannot_be_written(run, tmp_path):
+    def command(*overrides):
+        command = [sys.executable, ROOT / "scripts" / "evaluate.py", f"run={run}", f"out={tmp_path}", *overrides]
+        return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
+    process = command("episodes=4")
+    (path,) = (tmp_path / "evaluations").iterdir()
+    content = json.loads(path.read_text())
+    mean, low, high = content["mean_return"], *content["interval_95"]
+    assert process.stdout == (
+        f"return {mean:.2f} +- {content['std_return']:.2f} over 4 episodes (mean between {low:.2f} and {high:.2f} with"
+        f" 95%) of {run}, checkpoint 000001 at 400 frames\nwrote {path}\n"
+    )
+    printed = json.loads(command("episodes=4", "json=true").stdout)
+    assert printed["returns"] == content["returns"]
+    assert printed["file"] == str(path.with_stem(f"{path.stem}__2"))
+    process = command("out=/proc/nowhere")
+    assert process.returncode == 1
+    assert "\nout=/proc/nowhere cannot be written: No such file or directory; set out to" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+# Evaluation while a run trains
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("eval.every=-5", r"eval\.every=-5 must be a whole number of 1 or more"),
+        ("eval.every=1e5", r"Value '100000\.0' of type 'float' could not be converted to Integer"),
+        ("eval.every=often", r"Value 'often' .* could not be converted to Integer"),
+        ("eval.episodes=0", r"eval\.episodes=0 must be a whole number of 1 or more"),
+        ("eval.nice=20", r"eval\.nice=20 must be a whole number from 0 to 19"),
+        ("eval.nice=-5", r"eval\.nice=-5 must be a whole number of 0 or more"),
+        ("eval.wait=-1", r"eval\.wait=-1.0 must be 0 or more seconds"),
+        ("+eval.seed=1", r"eval\.seed is not a setting; use one of eval\.every, eval\.episodes"),
+    ],
+)
+def test_a_mistyped_schedule_is_refused_before_anything_starts(tmp_path, override, message):
+    with (
+        initialize_config_dir(str(ROOT / "conf"), version_base="1.3"),
+        pytest.raises((CompactHydraException, ConfigCompositionException)) as error,
+    ):
+        build.make_trial(compose("config", ["env=cartpole", override]), tmp_path)
+    assert re.search(message, f"{error.value}\n{error.value.__cause__}")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", PLAYED)
+@pytest.mark.medium
+def test_the_last_evaluation_is_what_evaluate_says_of_the_last_checkpoint(tmp_path, name):
+    sessions = ["distributed.max_session=2"] if name == "two_in_off" else ["distributed.max_session=1"]
+    cfg = compose_run(tmp_path, *PLAYED[name], *sessions, "eval.every=100", "eval.episodes=3", "env.num_envs=2")
+    build.make_trial(cfg, tmp_path).run()
+    last = evaluations(tmp_path)[-1]
+    played = evaluate(tmp_path, 3)
+    assert (last["returns"], last["lengths"]) == (played.returns, played.lengths)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (last["total_frames"], last["updates"]) == (summary["frames"], summary["updates"])
+    assert summary["evaluation"]["mean_return"] == pytest.approx(played.statistics()["mean_return"])
+
+
+def test_training_is_the_same_to_the_bit_with_evaluation(make_trial, tmp_path):
+    thetas = []
+    for schedule in (Schedule(), Schedule(every=200, episodes=2)):
+        trial = make_trial(schedule=schedule, max_frame=2_000)
+        trial.run()
+        thetas.append(trial.stores[0].theta.clone())
+        found = evaluations(tmp_path)
+        for path in tmp_path.iterdir():
+            path.rename(path.with_name(f"{path.name}_{len(thetas)}"))
+    assert torch.equal(*thetas)
+    assert len(found) >= 1
+
+
+@pytest.mark.medium
+def test_a_run_leaves_its_evaluations_in_every_log(make_trial, tmp_path):
+    make_trial(mode=Synced(2), schedule=Schedule(every=500, episodes=3, deterministic=True), max_frame=20_000).run()
+    lines = evaluations(tmp_path)
+    frames = [line["total_frames"] for line in lines]
+    assert len(frames) >= 2
+    assert frames == sorted(frames)
+    assert frames[-1] == 20_000
+    assert all(len(line["returns"]) == len(line["lengths"]) == 3 for line in lines)
+    summary = json.loads((tmp_path / "summary.json").read_text())["evaluation"]
+    means = [sum(line["returns"]) / 3 for line in lines]
+    assert (summary["mean_return"], summary["frames"]) == (pytest.approx(means[-1]), 20_000)
+    assert summary["best"]["mean_return"] == pytest.approx(max(means))
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "trial"))
+    events.Reload()
+    for tag, values in {
+        "eval/return": means,
+        "eval/return_min": [min(line["returns"]) for line in lines],
+        "eval/return_max": [max(line["returns"]) for line in lines],
+        "eval/length": [sum(line["lengths"]) / 3 for line in lines],
+    }.items():
+        scalars = events.Scalars(tag)
+        assert [s.step for s in scalars] == frames
+        assert [s.value for s in scalars] == pytest.approx(values)
+    curve = curves.read(tmp_path).evaluation
+    assert curve.total_frames.tolist() == frames
+    assert curve.session_frames.tolist() == [n / 2 for n in frames]
+    assert curve.returns.tolist() == pytest.approx(means)
+    assert curve.seconds.tolist() == [line["seconds"] for line in lines]
+
+
+@pytest.mark.medium
+def test_a_resumed_run_goes_on_with_its_evaluations(make_trial, tmp_path):
+    schedule = Schedule(every=1_000, episodes=2)
+    make_trial(schedule=schedule, max_frame=2_000).run()
+    (tmp_path / "metrics.jsonl").open("a").write("half a line")
+    make_trial(schedule=schedule, max_frame=5_000, checkpoint=checkpoint.load(tmp_path)).run()
+    frames = [line["total_frames"] for line in evaluations(tmp_path)]
+    marks = [n // 1_000 for n in frames]
+    assert marks == sorted(set(marks))  # none twice, though the last one before came after the checkpoint
+    assert frames[-1] == 5_000
+    assert json.loads((tmp_path / "summary.json").read_text())["evaluation"]["frames"] == 5_000
+
+
+# The process
+
+
+def player():
+    """Return the process that evaluates."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for process in psutil.Process().children(recursive=True):
+            try:
+                if process.nice() == NICE and process.status() != psutil.STATUS_ZOMBIE:
+                    return process
+            except psutil.NoSuchProcess:
+                continue
+        time.sleep(0.02)
+    raise AssertionError("no process evaluates")
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+@pytest.fixture
+def evaluates(make_trial, caplog):
+    """Return a context manager for an evaluator of a store that this test trains, so to say."""
+    caplog.set_level(logging.WARNING, "asynclab")
+
+    @contextmanager
+    def make(algo="a3c", patience=60.0, episodes=2, **agent):
+        store = make_trial().stores[0]
+        make_agent, _, make_envs = ALGOS[algo]
+        found = Evaluator(
+            Schedule(every=100, episodes=episodes, nice=NICE),
+            partial(make_envs, num_envs=2),
+            partial(make_agent, **({"torso": TORSO} | agent)),
+            [store],
+            patience,
+        )
+        try:
+            yield found, store
+        finally:
+            found.close()
+            assert not found._thread.is_alive()
+
+    return make
+
+
+def test_a_killed_evaluator_starts_again_and_evaluates_the_newest_weights(evaluates, caplog):
+    with evaluates() as (found, store):
+        player().kill()
+        wait_for(lambda: "the evaluator was killed by SIGKILL; restart in 1 s" in caplog.text)
+        store.frames[0] = 450
+        (result,) = wait_for(lambda: list(found.results()))
+        assert (result.frames, result.updates, len(result.returns)) == (450, 0, 2)
+        process = player()
+    wait_for(lambda: not process.is_running())
+
+
+@pytest.mark.medium
+def test_a_hung_evaluator_is_killed_and_one_that_fails_three_times_is_given_up(evaluates, caplog):
+    with evaluates(patience=1.0) as (found, _):
+        os.kill(player().pid, signal.SIGSTOP)
+        wait_for(lambda: "the evaluator hung for 1 s and was killed; restart in 1 s" in caplog.text)
+    with evaluates(torso=None) as (found, _):
+        wait_for(lambda: not found._thread.is_alive())
+        assert caplog.text.count("the evaluator raised") == 3
+        assert "TypeError" in caplog.text
+        assert "the run goes on without evaluations" in caplog.text
+        assert list(found.finish(lambda: False)) == []
+
+
+def test_weights_in_between_are_left_out_and_the_final_ones_are_not(make_trial):
+    store = make_trial().stores[0]
+    make_agent, _, make_envs = ALGOS["a3c"]
+    match = Match(
+        partial(make_envs, num_envs=2), partial(make_agent, torso=TORSO), Schedule(every=100, episodes=2), store.theta,
+        {}, [store.frames], [store.updates], torch.zeros(()), torch.zeros((), dtype=torch.bool),
+    )  # fmt: skip
+    results = match.run((0, 0))
+    store.frames[0] = 120
+    first = next(results)
+    store.frames[0] = 580  # four marks later
+    store.theta.copy_(torch.linspace(-1, 1, len(store.theta)))  # always the same action
+    second = next(results)
+    store.frames[0] = 599
+    match.ended.fill_(True)
+    assert [first.frames, second.frames, *(r.frames for r in results)] == [120, 580, 599]
+    assert first.returns != second.returns
+    assert list(match.run((599, 0))) == []  # nothing has changed since
+
+
+@pytest.mark.medium
+def test_a_real_run_survives_a_killed_evaluator_and_ctrl_c_ends_the_wait_for_the_last_evaluation(tmp_path):
+    command = [
+        sys.executable, ROOT / "train.py", *CARTPOLE, "env.max_frame=20_000", "distributed.max_session=2", "plot=false",
+        "eval.every=1", "eval.episodes=1_000_000", f"eval.nice={NICE}", f"hydra.run.dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
+    lines = []
+    try:
+        player().kill()
+        for expected in ("the evaluator was killed by SIGKILL; restart in 1 s", "evaluating the final weights"):
+            while not any(expected in line for line in lines):
+                lines.append(process.stdout.readline())
+                assert lines[-1], lines
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in output
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["frames"], summary["evaluation"]) == ("finished", 20_000, None)
+    assert summary["restarts"] == 0
+    assert checkpoint.load(tmp_path / "run").manifest["frames"] == 20_000
