@@ -6,6 +6,7 @@ matplotlib and scipy are imported where something is drawn: training imports thi
 import logging
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,14 @@ log = logging.getLogger(__name__)
 # Okabe & Ito (2008): told apart by colour-blind readers too; line styles tell them apart without any colour
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000", "#D55E00", "#56B4E9"]
 LINES = ["-", "--", "-.", (0, (1, 1))]
-KINDS = ("trial", "sessions", "runs")
+KINDS = ("trial", "sessions", "runs", "staleness")
 SUFFIXES = (".png", ".svg")
 RETURN = f"mean return of the last {WINDOW} episodes"
 SEEDS = "interquartile mean over seeds; bands: {:.0%} bootstrap interval"
 SESSIONS = f"each session: {RETURN}; bands: standard deviation over the sessions"
 PANELS = 25  # of a session graph; more would be too small to read
+STALENESS = "staleness: updates by other sessions between pull and push"
+RARE = 0.001  # a share of updates that would not be seen
 DOTS = 1_000  # of a session's episodes; more would hide each other
 
 
@@ -45,7 +48,8 @@ def plot(
         folders: Of runs, or with runs in them.
         out: With .png or .svg this file, without a suffix both.
         kind: ``sessions`` (every session of each run), ``trial`` (mean over the sessions of each run) or ``runs``
-            (interquartile mean over the runs of each group); None: the first two of one run, the third of several.
+            (interquartile mean over the runs of each group) or ``staleness`` (how old the gradients of each group
+            were, without an x); None: the first two of one run, the third of several.
         x: A key of ``AXES``.
         group: Keys of the config that make groups; None: all that differs except the seed.
         labels: Of the runs, for ``trial`` and ``sessions``; None: their folders' names.
@@ -63,6 +67,10 @@ def plot(
         raise ValueError(f"there are {len(found)} runs and {len(labels)} labels; give one label per run")
     names = list(labels or runs.short_names([run.folder for run in found]))
     files: list[Path] = []
+    if kind == "staleness":
+        groups, more = runs.groups_of(found, group)
+        figure, undrawn = draw_staleness(groups)
+        return save(figure, outs), notes + more + undrawn
     if kind == "runs" or (kind is None and (len(found) > 1 or group)):
         groups, more = runs.groups_of(found, group)
         figure, undrawn = draw_groups(groups, x)
@@ -230,6 +238,49 @@ def draw_groups(groups: Mapping[str, Sequence[Run]], x: str) -> tuple[Any, list[
     axes.set(title=_env(found).removesuffix(": "))
     add_legend(figure, axes, SEEDS.format(CONFIDENCE))
     return figure, notes
+
+
+def draw_staleness(groups: Mapping[str, Sequence[Run]]) -> tuple[Any, list[str]]:
+    """Return a figure with the distribution of the staleness of every group's updates, and what is left out of it.
+
+    Args:
+        groups: Runs by label.
+
+    Raises:
+        ValueError: Nothing can be drawn.
+    """
+    figure = _figure((8, 4.8))
+    axes = figure.subplots()
+    notes = []
+    counts = {label: _staleness(members) for label, members in groups.items()}
+    drawn = {label: shares for label, shares in counts.items() if shares}
+    for i, (label, shares) in enumerate(drawn.items()):
+        mean = sum(value * share for value, share in shares.items())
+        width = 0.8 / len(drawn)
+        places = [value + (i + 0.5) * width - 0.4 for value in shares]
+        colour = COLOURS[i % len(COLOURS)]
+        axes.bar(places, list(shares.values()), width, color=colour, label=f"{label} (mean {mean:.2f})")
+    notes += [f"{label} is left out: its staleness is not on record." for label in counts if label not in drawn]
+    if not drawn:
+        raise ValueError(" ".join(["there is nothing to draw.", *notes]))
+    found = [run for label in drawn for run in groups[label]]
+    axes.set(title=_env(found).removesuffix(": "), ylabel="share of the updates", xlabel=STALENESS)
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3, axis="y")
+    add_legend(figure, axes)
+    return figure, notes
+
+
+def _staleness(found: Sequence[Run]) -> dict[int, float]:
+    """Return the share of the updates of all runs that had each staleness; rare ones beyond the others are left out."""
+    counts: Counter[int] = Counter()
+    for run in found:
+        counts.update(dict(run.summary.get("staleness_counts") or []))
+    total = counts.total()
+    shares = {value: times / total for value, times in sorted(counts.items())}
+    last = max((value for value, share in shares.items() if share >= RARE), default=0)
+    return {value: share for value, share in shares.items() if value <= last}
 
 
 def panels(xs: Sequence[str], size: tuple[float, float], found: Sequence[Run]) -> tuple[Any, Sequence[Any]]:

@@ -345,6 +345,7 @@ class Recorder:
             "staleness": staleness.summary(self._all_staleness()),
             "lost_updates": [store.lost_updates() for store in self.stores] if self.mode.diagnostics else None,
             "step_error": [store.step_error() for store in self.stores],
+            "staleness_counts": sorted(self._all_staleness().items()),
             "session_staleness": [staleness.summary(counts) for counts in self._staleness],
             "seconds": round(seconds, 3),
             "fps": round((frames - self._began_frames) / max(self._now() - self._began, 1e-9), 1),
