@@ -1,4 +1,5 @@
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -190,13 +191,14 @@ def episode(ret):
 
 @pytest.mark.parametrize(("status", "end"), [("finished", 1), ("failed", 2), ("interrupted", 0)])
 def test_every_run_has_a_row_that_says_how_it_ended(record, tmp_path, status, end):
-    recorder = record(seed=3, algo={"memory": {"_target_": "asynclab.memory.Rollout", "_partial_": True, "horizon": 5}})
+    memory = {"_target_": "asynclab.memory.Rollout", "_partial_": True, "horizon": 5}
+    recorder = record(seed=3, algo={"memory": memory, "max_grad_norm": math.inf})  # which JSON cannot say
     recorder.write(Record(0, 8, 1, episode(30.0), {}, {}))
     recorder.write(Record(1, 8, 1, episode(10.0), {}, {}))
     recorder.close(status)
     values, metrics, found = row(tmp_path)
     expected = {"seed": 3.0, "algo.memory": "Rollout", "algo.memory.horizon": 5.0, "distributed.max_session": 2.0}
-    assert values == expected
+    assert values == expected | {"algo.max_grad_norm": "inf"}
     assert metrics["mean_return"] == 20.0
     assert "best_return" not in metrics  # of less than 100 episodes
     assert found == end
