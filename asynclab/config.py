@@ -14,6 +14,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from asynclab import folder
+from asynclab.text import override
 
 AUTO = "auto"  # resume if there is something to resume
 _HERE = Path(__file__).parent
@@ -138,7 +139,7 @@ class CheckOutput(Callback):
         if resume is None and folder.holds_run(run):
             sys.exit(
                 f"The output folder hydra.run.dir={run} holds a run already. Set hydra.run.dir to another folder, or"
-                f" resume={run} to go on with it."
+                f" {override('resume', run)} to go on with it."
             )
 
 
@@ -191,7 +192,7 @@ def register() -> None:
 
 
 def _register_plugins(store: ConfigStore) -> None:
-    """Give Optuna the defaults that runs need, and let configs name plugins that are missing: ``Sweep`` says so."""
+    """Give Optuna the defaults that runs need, and let configs name plugins that are missing, which a sweep says."""
     Plugins.instance()  # imports the plugins, which make their configs known
     if is_installed("hydra_plugins.hydra_optuna_sweeper"):
         from hydra_plugins.hydra_optuna_sweeper.config import Direction, OptunaSweeperConf

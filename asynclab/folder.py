@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+FAILURE = "failure.json"  # why a run failed
+
 _held: dict[Path, IO[str]] = {}
 
 

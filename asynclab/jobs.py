@@ -5,16 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from asynclab import runs
-from asynclab.folder import is_locked
+from asynclab import runs, text
+from asynclab.folder import FAILURE, is_locked
 from asynclab.runs import Run
+from asynclab.sweeps import planned
 
 # where a run is kept, not what it is
 PLACES = ("resume=", "hydra.run.dir=", "hydra.sweep.dir=", "hydra.sweep.subdir=", "hydra.mode=")
@@ -93,7 +92,7 @@ def _status(run: Run) -> str:
         return str(run.summary["status"])
     if is_locked(run.folder):
         return "running"
-    began = (run.folder / "metrics.jsonl").exists() and not (run.folder / "failure.json").exists()
+    began = (run.folder / "metrics.jsonl").exists() and not (run.folder / FAILURE).exists()
     return "killed" if began else "failed"
 
 
@@ -109,7 +108,7 @@ def program(run: Run) -> list[str]:
     """Return what is typed before the settings of a run."""
     command = run.made.get("command")
     names = {Path(str(word)).name for word in command} if isinstance(command, list) else set()
-    return ["asynclab-train"] if "asynclab-train" in names else ["python", "train.py"]
+    return text.program("asynclab-train" if "asynclab-train" in names else "train.py")
 
 
 def _read_sweep(folder: Path, jobs: Sequence[Job]) -> Sweep:
@@ -127,17 +126,15 @@ def _read_sweep(folder: Path, jobs: Sequence[Job]) -> Sweep:
 def _missing(folder: Path, config: dict[str, Any], task: list[str]) -> list[list[str]]:
     if not str(_part(config, "hydra", "sweeper", "_target_")).endswith(".BasicSweeper"):
         return []
-    params = [f"{key}={value}" for key, value in (_part(config, "hydra", "sweeper", "params") or {}).items()]
     try:
-        overrides = OverridesParser.create().parse_overrides([*params, *task])
-        (planned,) = BasicSweeper.split_arguments(overrides, None)
+        jobs = planned(_part(config, "hydra", "sweeper", "params"), task)
     except (HydraException, AttributeError):  # glob(*) needs the configs
         return []
     begun = set()
     for path in runs.find_all([folder])[0].values():
         made = _read_yaml(path / "run.json").get("overrides") or []  # JSON is YAML
         begun.add(frozenset(o for o in _typed(path, made) if not o.startswith("hydra.")))
-    return [job for job in planned if frozenset(job) not in begun]
+    return [job for job in jobs if frozenset(job) not in begun]
 
 
 def _typed(folder: Path, overrides: Sequence[Any]) -> list[str]:

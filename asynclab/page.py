@@ -131,15 +131,6 @@ def count(value: float | None) -> str:
     return NONE if value is None else f"{value:,.0f}"
 
 
-def duration(seconds: float | None) -> str:
-    """Return hours, minutes and seconds."""
-    if seconds is None:
-        return NONE
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02d}:{s:02d}"
-
-
 def setting(value: Any) -> str:
     """Return the value of a setting."""
     return NONE if value is None else json.dumps(value) if isinstance(value, (bool, list, dict)) else str(value)

@@ -17,6 +17,7 @@ from asynclab import runs
 from asynclab.curves import AXES, WINDOW, Array, NoEpisodeError, check_axis, moving_average, over_sessions
 from asynclab.folder import whole
 from asynclab.runs import Run
+from asynclab.text import count
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ def draw_trials(named: Mapping[str, Run], x: str) -> tuple[Any, list[str]]:
         except ValueError as error:
             notes.append(f"{name} is left out of the trial graph: {error}.")
             continue
-        label = f"{name} ({_count(len(run.curves.sessions), 'session')})"
+        label = f"{name} ({count(len(run.curves.sessions), 'session')})"
         add_band(axes, label, grid, mean, mean - spread, mean + spread)
         xs, returns = run.curves.evaluation.along(x)
         if len(xs):
@@ -229,7 +230,7 @@ def draw_groups(groups: Mapping[str, Sequence[Run]], x: str) -> tuple[Any, list[
         except ValueError as error:
             notes.append(f"{label} is left out: {error}.")
             continue
-        add_band(axes, f"{label} ({_count(len(used), 'run')})", *values)
+        add_band(axes, f"{label} ({count(len(used), 'run')})", *values)
         nothing = False
         if len(used) == 1:
             notes.append(f"{label} has one run, so no band.")
@@ -312,7 +313,7 @@ def _axis(x: str, found: Sequence[Run]) -> str:
     skips = {run.settings.get("env.make.frameskip", 4) for run in games}
     if x == "seconds" or len(games) < len(found) or len(skips) != 1:
         return label
-    return f"{label} (1 frame = {_count(skips.pop(), 'emulator frame')})"
+    return f"{label} (1 frame = {count(skips.pop(), 'emulator frame')})"
 
 
 def _figure(size: tuple[float, float]) -> Any:
@@ -381,7 +382,3 @@ def _short(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:g}{letter}"
     return f"{value:g}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"

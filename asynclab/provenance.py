@@ -16,6 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from asynclab import __version__
+from asynclab.folder import whole
 from asynclab.precision import has_native_bf16
 
 PACKAGES = [
@@ -60,14 +61,10 @@ def write(
         run = json.loads((folder / "run.json").read_text())
         run["resumes"].append({**resumed, **now})
     run["overrides"] = list(overrides)
-    _replace(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    _replace(folder / "run.json", json.dumps(run, indent=2) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(text)
-    new.replace(path)
+    with whole(folder / "config.yaml") as file:
+        file.write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    with whole(folder / "run.json") as file:
+        file.write_text(json.dumps(run, indent=2) + "\n")
 
 
 def circumstances() -> dict[str, Any]:

@@ -20,8 +20,10 @@ from asynclab import resources, staleness, tensorboard
 from asynclab.curves import WINDOW
 from asynclab.distributed import Failure, Mode, Store
 from asynclab.evaluator import Evaluated
+from asynclab.folder import whole
 from asynclab.session import Record
-from asynclab.table import SessionStatus, Status, duration
+from asynclab.table import SessionStatus, Status
+from asynclab.text import duration
 
 log = logging.getLogger(__name__)
 
@@ -355,9 +357,8 @@ class Recorder:
         }
         if any(self._profile):
             summary["profile"] = [_shares(seconds) for seconds in self._profile]
-        temporary = self.folder / "summary.json.new"
-        temporary.write_text(json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n")
-        temporary.replace(self.folder / "summary.json")
+        with whole(self.folder / "summary.json") as file:
+            file.write_text(json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n")
         self._metrics.close()
         self._overview.close(status)
         for writer in (self._trial, *self._sessions):
@@ -384,7 +385,7 @@ class Recorder:
             "fps": (frames - self._began_frames) / max(now - self._began, 1e-9),
             "restarts": self.restarts,
             "staleness_mean": self._trial.last.get("hogwild/staleness_mean", math.nan),
-            "updates_lost": statistics.fmean(lost) if lost else math.nan,
+            "lost_updates": statistics.fmean(lost) if lost else math.nan,
             "eval_return": self._trial.last.get("eval/return", math.nan),
         }
 

@@ -17,9 +17,10 @@ from asynclab import page, plots, runs
 from asynclab.curves import WINDOW
 from asynclab.folder import whole
 from asynclab.jobs import Job, Sweep
-from asynclab.page import NONE, Badge, Bar, Column, Figure, Table, count, duration, setting
+from asynclab.page import NONE, Badge, Bar, Column, Figure, Table, count, setting
 from asynclab.ranking import METRICS, Estimate, Group, number, or_nan, rank, score
 from asynclab.runs import Run
+from asynclab.text import duration
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from asynclab import checkpoint
 from asynclab.checkpoint import Checkpoint
 from asynclab.config import AUTO
+from asynclab.text import override
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def _saved_overrides(folder: Path) -> list[str]:
         return list(json.loads(path.read_text())["overrides"])
     except (OSError, ValueError, KeyError):
         raise ValueError(
-            f"{path} is damaged; resume with the whole command, hydra.run.dir={folder} and resume=auto"
+            f"{path} is damaged; resume with the whole command, {override('hydra.run.dir', folder)} and resume=auto"
         ) from None
 
 

@@ -15,12 +15,12 @@ from yaml import YAMLError
 
 from asynclab import curves
 from asynclab.curves import Curve, Curves
-from asynclab.folder import is_locked
+from asynclab.folder import FAILURE, is_locked
 from asynclab.resume import CHANGEABLE, key_of, settings
 
 # what may differ between the runs of an arm: it changes neither what is learned nor how fast
 IRRELEVANT = (CHANGEABLE - {"device", "distributed.num_threads", "distributed.diagnostics"}) | {"seed"}
-MARKS = ("metrics.jsonl", "run.json", "config.yaml", "failure.json", ".hydra")  # any of them makes a folder a run's
+MARKS = ("metrics.jsonl", "run.json", "config.yaml", FAILURE, ".hydra")  # any of them makes a folder a run's
 
 
 class Run(NamedTuple):
@@ -181,7 +181,7 @@ def read(folder: Path) -> tuple[Run, list[str]]:
 def _failure(folder: Path) -> str | None:
     """Return why a job of a sweep failed; None if it did not, or left no reason."""
     try:
-        return f"it failed: {read_json(folder / 'failure.json')['error']}".rstrip(".")
+        return f"it failed: {read_json(folder / FAILURE)['error']}".rstrip(".")
     except (ValueError, KeyError):
         return None
 
@@ -206,7 +206,7 @@ def _read(folder: Path, found: Curves) -> tuple[Run, list[str]]:
             problems.append(f"{why} (resume=auto continues it)")
     elif is_locked(folder):
         problems.append("it still runs")
-    elif not (folder / "failure.json").exists():
+    elif not (folder / FAILURE).exists():
         problems.append("it has no summary.json, so it was killed (resume=auto continues it)")
     typed = made.get("overrides")
     overrides = [o for o in typed if isinstance(o, str)] if isinstance(typed, list) else []

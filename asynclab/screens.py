@@ -2,9 +2,6 @@
 
 import json
 import logging
-import math
-import os
-import re
 import shlex
 import shutil
 import sys
@@ -15,7 +12,7 @@ from asynclab import resources
 from asynclab.checkpoint import FOLDER
 from asynclab.console import row
 from asynclab.curves import WINDOW
-from asynclab.table import duration, number
+from asynclab.text import count, duration, number, override, program, short
 from asynclab.trial import Trial
 
 log = logging.getLogger(__name__)
@@ -41,7 +38,7 @@ def first(trial: Trial, cfg: Any, algo: str | None = None) -> None:
     log.info("%s on %s, distributed=%s", algo, cfg.env.id, mode.name, extra={"title": "bold"})
     _row(
         "sessions",
-        f"{sessions} with {_count(trial.num_envs, 'environment')} and {_count(mode.num_threads, 'thread')}{each}, on"
+        f"{sessions} with {count(trial.num_envs, 'environment')} and {count(mode.num_threads, 'thread')}{each}, on"
         f" {', '.join(session.devices)}",
     )
     parameters = f"{len(stores[0].theta):,} parameters{' each' * (len(stores) > 1)}"
@@ -70,25 +67,25 @@ def last(run: Path) -> None:
     except (OSError, ValueError):
         return
     status, stale = summary["status"], summary["staleness"]
-    mean, best = (_number(summary[key]) for key in ("mean_return", "best_return"))
-    result = f"mean return {mean} over the last {_count(min(summary['episodes'], WINDOW), 'episode')}, best {best}"
+    mean, best = (number(summary[key]) for key in ("mean_return", "best_return"))
+    result = f"mean return {mean} over the last {count(min(summary['episodes'], WINDOW), 'episode')}, best {best}"
     log.info(
         "%s: %s", status, result if summary["episodes"] else "no episode has ended", extra={"title": STYLES[status]}
     )
     _row(
         "frames",
         f"{summary['frames']:,} in {duration(summary['seconds'])}, {summary['fps']:,.0f} per second;"
-        f" {_count(summary['updates'], 'update')}",
+        f" {count(summary['updates'], 'update')}",
     )
     if evaluation := summary.get("evaluation"):
         best = evaluation["best"] or evaluation
         _row(
             "evaluation",
-            f"mean return {_number(evaluation['mean_return'])} at {evaluation['frames']:,} frames,"
-            f" best {_number(best['mean_return'])} at {best['frames']:,}",
+            f"mean return {number(evaluation['mean_return'])} at {evaluation['frames']:,} frames,"
+            f" best {number(best['mean_return'])} at {best['frames']:,}",
         )
     old = f", staleness {stale['mean']:.2f} on average, at most {stale['max']}" if stale else ""
-    _row("sessions", f"{len(summary['session_frames'])}, {_count(summary['restarts'], 'restart')}{old}")
+    _row("sessions", f"{len(summary['session_frames'])}, {count(summary['restarts'], 'restart')}{old}")
     _row("output", short(run), whole=True)
     _row("", ", ".join(name for name in FILES if (run / name).exists()))
     _row("TensorBoard", tensorboard(run), whole=True)
@@ -103,39 +100,16 @@ def _row(label: str, text: str, whole: bool = False) -> None:
     log.info("%s", message, extra=extra)
 
 
-def _number(value: float | None) -> str:
-    return number(math.nan if value is None else value)
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'s' * (n != 1)}"
-
-
-def short(path: Path) -> str:
-    """Return a path as one would type it here: relative if it is below the current folder."""
-    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - without following links, which people do not see
-    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
-
-
 def tensorboard(folder: Path) -> str:
     """Return the command that shows a folder in TensorBoard."""
     return f"{_program('tensorboard')} --logdir {shlex.quote(short(folder))}"
 
 
-def override(key: str, path: Path) -> str:
-    """Return an override that both a shell and Hydra understand, such as ``run=outputs/a3c_pong``."""
-    value = short(path)
-    if not re.fullmatch(r"[A-Za-z_./][\w./:+@%-]*", value, re.ASCII):
-        value = '"' + value.replace('"', r"\"") + '"'
-    return shlex.quote(f"{key}={value}") if value[0] == '"' else f"{key}={value}"
-
-
 def _command(name: str) -> str:
     """Return how to call one of our scripts: as it lies in a checkout, or as it is installed."""
     path = ROOT / ("train.py" if name == "train" else f"scripts/{name}.py")
-    if path.is_file():
-        return f"{_program(Path(sys.executable).name)} {shlex.quote(short(path))}"
-    return _program(f"asynclab-{name}")
+    caller, *rest = program(short(path) if path.is_file() else f"asynclab-{name}", Path(sys.executable).name)
+    return " ".join([_program(caller), *map(shlex.quote, rest)])
 
 
 def _program(name: str) -> str:

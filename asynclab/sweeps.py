@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import psutil
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -30,11 +31,12 @@ from omegaconf.errors import OmegaConfBaseException
 from asynclab import folder
 from asynclab.config import AUTO, DATABASE, PLUGINS, check_writable, is_installed, lock, subfolder
 from asynclab.preload import SIGNALS
+from asynclab.text import count, override
 
 log = logging.getLogger(__name__)
 
-FAILURE = "failure.json"  # in a job's folder: why it failed
 JOBS = ".jobs"  # in a sweep's folder: what became of the jobs of the last command, a file for each
+SHOWN = 10  # names of runs in a message
 SECONDS_TO_SAVE = 10.0  # of joblib's workers at an end that somebody asked for
 FULL_ERROR = "HYDRA_FULL_ERROR"  # makes Hydra raise instead of printing a traceback
 
@@ -42,7 +44,7 @@ _running: DictConfig | None = None  # the sweep of this process
 _is_wrapped = False  # by ``in_words``
 
 
-class Job(NamedTuple):
+class Outcome(NamedTuple):
     """What is known of a job of the last command.
 
     Attributes:
@@ -58,7 +60,7 @@ class Job(NamedTuple):
     error: str | None = None
 
 
-class Sweep(Callback):
+class SweepWatch(Callback):
     """Looks after a sweep: before its first job, around each in the process in which it runs, and after the last."""
 
     _was_finished = False
@@ -84,10 +86,11 @@ class Sweep(Callback):
         """Note that a job has begun; what it says of an earlier failure no longer holds."""
         run = Path(config.hydra.runtime.output_dir)
         self._was_finished = _status(run) == "finished"
-        if config.hydra.mode == RunMode.MULTIRUN:
+        sweeps = config.hydra.mode == RunMode.MULTIRUN
+        if sweeps:
             _note(config)
-            if not folder.is_locked(run):
-                (run / FAILURE).unlink(missing_ok=True)
+        if not sweeps or not folder.is_locked(run):  # of a single run the lock is ours
+            (run / folder.FAILURE).unlink(missing_ok=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Leave ``failure.json`` in the folder of a job that failed, and remove it from that of one that did not."""
@@ -151,15 +154,16 @@ def _end_workers_on_signals(config: DictConfig) -> None:
     def end(number: int, frame: FrameType | None) -> None:
         for other in mine:
             signal.signal(other, signal.SIG_DFL)  # the second one ends at once
-        workers = [p for p in psutil.Process().children() if any("popen_loky" in part for part in p.cmdline())]
+        workers = [process for process in psutil.Process().children() if _is_worker(process)]
         time.sleep(0.2)  # Ctrl-C reaches them, too, and should be there first
         for worker in workers:
-            worker.terminate()
+            with suppress(psutil.Error):  # it has ended
+                worker.terminate()
         path, deadline = Path(config.hydra.sweep.dir), time.monotonic() + SECONDS_TO_SAVE
         while time.monotonic() < deadline and any(folder.is_locked(path / job.name) for job in _jobs(path)):
             time.sleep(0.1)
         for worker in workers:
-            with suppress(psutil.NoSuchProcess):
+            with suppress(psutil.Error):
                 worker.kill()
         print(f"\n{report(config)[0]}", file=sys.stderr, flush=True)
         os._exit(128 + number)
@@ -167,6 +171,13 @@ def _end_workers_on_signals(config: DictConfig) -> None:
     mine = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     for number in mine:
         signal.signal(number, end)
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    """Return whether a process is one of joblib's; those that have ended are not."""
+    with suppress(psutil.Error):
+        return any("popen_loky" in part for part in process.cmdline())
+    return False
 
 
 def report(config: DictConfig) -> tuple[str, bool]:
@@ -181,14 +192,14 @@ def report(config: DictConfig) -> tuple[str, bool]:
     left = [job for job in jobs if not job.ended]
     counts = [f"{len(jobs) - len(failed) - len(left)} finished"]
     counts += [f"{len(failed)} failed"] * bool(failed) + [f"{len(left)} not finished"] * bool(left)
-    lines = [f"{len(jobs)} job{'s' * (len(jobs) != 1)} in {path}: {', '.join(counts)}"] if jobs else []
+    lines = [f"{count(len(jobs), 'job')} in {path}: {', '.join(counts)}"] if jobs else []
     common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     for job in jobs:
         if reason := job.error or (None if job.ended else _whereabouts(path / job.name)):
-            own = [override for override in job.overrides if override not in common]
+            own = [o for o in job.overrides if o not in common]
             lines.append(f"  {' '.join([job.name, *own])}: {reason}")
     if left or (failed and not _is_tuned(config)):
-        lines.append(f"To go on with these: the same command with hydra.sweep.dir={path} resume={AUTO}")
+        lines.append(f"To go on with these: the same command with {override('hydra.sweep.dir', path)} resume={AUTO}")
     if _is_tuned(config) and "storage" in config.hydra.sweeper:
         from asynclab import tuning
 
@@ -210,28 +221,28 @@ def _leave(run: Path, error: BaseException | None, was_finished: bool) -> None:
     if folder.is_locked(run):
         return
     if error is None:
-        (run / FAILURE).unlink(missing_ok=True)
+        (run / folder.FAILURE).unlink(missing_ok=True)
     elif not was_finished:
         cause = error
         while isinstance(cause, HydraException) and cause.__cause__ is not None:
             cause = cause.__cause__
-        with folder.whole(run / FAILURE) as file:
+        with folder.whole(run / folder.FAILURE) as file:
             file.write_text(json.dumps({"error": sentence(error), "type": type(cause).__name__}, indent=2) + "\n")
 
 
 def _note(config: DictConfig, *errors: BaseException | None) -> None:
     """Note that a job has begun or, with what it raised or None, that it has ended."""
-    job = Job(_name(config), list(config.hydra.overrides.task))
+    job = Outcome(_name(config), list(config.hydra.overrides.task))
     for error in errors:
         job = job._replace(ended=True, error=None if error is None else sentence(error))
     with folder.whole(Path(config.hydra.sweep.dir) / JOBS / f"{config.hydra.job.num}.json") as file:
         file.write_text(json.dumps(job._asdict()))
 
 
-def _jobs(path: Path) -> list[Job]:
+def _jobs(path: Path) -> list[Outcome]:
     """Return the jobs of the last command in their order."""
     files = sorted((path / JOBS).glob("*.json"), key=lambda file: int(file.stem))
-    return [Job(**json.loads(file.read_text())) for file in files]
+    return [Outcome(**json.loads(file.read_text())) for file in files]
 
 
 def _name(config: DictConfig) -> str:
@@ -288,9 +299,9 @@ def _check_plugins(config: DictConfig) -> None:
 
 def _holds(path: Path) -> str | None:
     """Return what a sweep's folder has of an earlier one, in words."""
-    runs = sorted(str(file.parent.relative_to(path)) for file in [*path.glob("*/run.json"), *path.glob("*/*/run.json")])
+    runs = sorted(str(file.parent.relative_to(path)) for file in path.rglob("run.json"))
     if runs:
-        return f"runs already ({', '.join(runs)})"
+        return f"runs already ({', '.join([*runs[:SHOWN], *['...'] * (len(runs) > SHOWN)])})"
     return "a study already" if (path / DATABASE).exists() else None
 
 
@@ -303,11 +314,9 @@ def _refuse_shared_folders(config: DictConfig) -> None:
     if any(own in subdir for own in ("hydra.job.num", "hydra.job.id", "override_dirname")):
         return
     loader = GlobalHydra.instance().config_loader()
-    given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     seen: dict[str, list[str]] = {}
     try:
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides([*given, *config.hydra.overrides.task])
-        for overrides in BasicSweeper.split_arguments(parsed, None)[0]:
+        for overrides in planned(config.hydra.sweeper.params, config.hydra.overrides.task, loader):
             cfg = loader.load_sweep_config(config, overrides)
             HydraConfig.instance().set_config(cfg)
             name = str(cfg.hydra.sweep.subdir)
@@ -318,6 +327,24 @@ def _refuse_shared_folders(config: DictConfig) -> None:
         return
     finally:
         HydraConfig.instance().set_config(config)
+
+
+def planned(
+    params: Mapping[str, Any] | None, task: Sequence[str], loader: ConfigLoader | None = None
+) -> list[list[str]]:
+    """Return the overrides of each job that Hydra's own sweeper makes.
+
+    Args:
+        params: ``hydra.sweeper.params``.
+        task: Overrides of the command line.
+        loader: Of configs; without it ``glob(*)`` cannot be read.
+
+    Raises:
+        HydraException: They cannot be read.
+    """
+    given = [f"{key}={value}" for key, value in (params or {}).items()]
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*given, *task])
+    return BasicSweeper.split_arguments(parsed, None)[0]
 
 
 def _shared(subdir: str, name: str, first: Sequence[str], second: Sequence[str]) -> str:

@@ -10,7 +10,9 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-WINDOW = 10.0  # seconds over which speeds are measured
+from asynclab.text import duration, number
+
+SPAN = 10.0  # seconds over which speeds are measured
 WIDE = 65  # columns from which the progress bar and all that belongs to it are one line
 STYLES = {"running": "green", "starting": "yellow", "restarting": "yellow", "hung": "bold red", "dead": "bold red"}
 COLUMNS = ("session", "frames", "fps", "return", "episodes", "staleness", "restarts", "state")
@@ -122,7 +124,7 @@ class Table:
 
     def _speeds(self, now: float, frames: list[int]) -> list[float]:
         """Return every session's frames per second."""
-        while len(self._samples) > 1 and self._samples[1][0] <= now - WINDOW:
+        while len(self._samples) > 1 and self._samples[1][0] <= now - SPAN:
             self._samples.popleft()
         then, before = self._samples[0]
         self._samples.append((now, frames))
@@ -212,17 +214,3 @@ def _flow(items: Sequence[Text], width: int) -> list[Text]:
 
 def _states(sessions: Sequence[SessionStatus]) -> str:
     return ", ".join(f"{n} {state}" for state, n in Counter(s.state for s in sessions).most_common())
-
-
-def number(value: float) -> str:
-    """Return a return or a staleness as people read it; ``-`` for none."""
-    return f"{value:,.2f}" if math.isfinite(value) else "-"
-
-
-def duration(seconds: float) -> str:
-    """Return hours, minutes and seconds; ``?`` if that is not known."""
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02d}:{s:02d}"

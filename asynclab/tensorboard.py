@@ -20,6 +20,7 @@ from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 from torch.utils.tensorboard import SummaryWriter
 
 from asynclab.resume import CHANGEABLE, settings
+from asynclab.text import program
 
 FOLDER = "tensorboard"
 
@@ -180,7 +181,7 @@ def _circumstances(made: Mapping[str, Any]) -> list[str]:
     git, machine = made["git"], made["machine"]
     packages = [f"{name} {version}" for name, version in made["packages"].items() if version]
     return [
-        _item("command", _code(["python", *made["command"][1:]])),
+        _item("command", _code([*program(made["command"][1]), *made["command"][2:]])),
         _item("started", made["started"]),
         _item("sessions", f"{made['max_session']} on {', '.join(made['devices'])}"),
         _item("revision", git["revision"] + " and changes" * git["dirty"] if git else "unknown"),

@@ -30,6 +30,7 @@ from asynclab.recorder import Recorder
 from asynclab.session import Record, Saved, Seeds, Session, Start
 from asynclab.snapshot import File
 from asynclab.table import Status
+from asynclab.text import override
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ class Trial:
         if checkpoint is None and holds_run(folder):
             raise ValueError(
                 f"the output folder {folder} holds a run already; set hydra.run.dir to another folder, or set"
-                f" resume={folder} to go on with it"
+                f" {override('resume', folder)} to go on with it"
             )
         devices = _devices(device, mode)
         envs = make_envs()
@@ -218,7 +219,7 @@ class Trial:
         except OSError as error:
             raise TrialError(
                 f"the run had to end: {error} (output folder {self.folder}); its checkpoints are whole, so once that is"
-                f" mended, resume={self.folder} goes on"
+                f" mended, {override('resume', self.folder)} goes on"
             ) from error
 
     def _run(self) -> float:

@@ -19,7 +19,7 @@ import pytest
 from conftest import ROOT
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from asynclab import console, screens
+from asynclab import console, screens, text
 from asynclab.console import ConsoleHandler, row
 from asynclab.table import SessionStatus, Status, Table
 
@@ -243,7 +243,7 @@ def test_rows_are_wrapped_between_words_and_commands_not_at_all(terminal):
 def test_commands_name_any_folder(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     for folder, expected in ((tmp_path / name, name), (Path("/elsewhere") / name, f"/elsewhere/{name}")):
-        (word,) = shlex.split(screens.override("run", folder))
+        (word,) = shlex.split(text.override("run", folder))
         parsed = OverridesParser.create().parse_override(word)
         assert (parsed.key_or_group, parsed.value()) == ("run", expected)
         assert shlex.split(screens.tensorboard(folder))[-1] == expected

@@ -24,6 +24,7 @@ LAYERS = [
         "staleness",
         "table",
         "targets",
+        "text",
     },
     {"nets", "distributions", "optim"},
     {"envs", "video", "memory", "agents", "distributed"},

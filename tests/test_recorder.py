@@ -1,5 +1,7 @@
+import errno
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -81,6 +83,16 @@ def test_a_second_recorder_cannot_write_into_the_folder(record):
     record(Off(1))
     with pytest.raises(ValueError, match="holds a run already"):
         record(Off(1))
+
+
+def test_a_summary_that_cannot_be_written_leaves_nothing_behind(record, tmp_path, monkeypatch):
+    def fail(path, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="No space"):
+        record(Off(1))
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "tensorboard"}
 
 
 def test_a_curve_of_a_killed_run_is_read_without_its_half_line(record, tmp_path):

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -82,7 +83,7 @@ def config(
 
 def end(cfg, value):
     """Begin and end a job that returns or raises a value; return what the sweeper sees."""
-    callback, failed = sweeps.Sweep(), isinstance(value, Exception)
+    callback, failed = sweeps.SweepWatch(), isinstance(value, Exception)
     callback.on_job_start(cfg, task_function=len)
     result = JobReturn(status=JobStatus.FAILED if failed else JobStatus.COMPLETED, _return_value=value)
     callback.on_job_end(cfg, result)
@@ -125,7 +126,7 @@ def test_a_failed_job_leaves_its_reason_until_it_succeeds(tmp_path, error, text,
 def test_jobs_that_did_not_end_are_told_from_those_that_failed(tmp_path):
     for number in range(4):
         cfg = config(tmp_path, number)
-        sweeps.Sweep().on_job_start(cfg, task_function=len)
+        sweeps.SweepWatch().on_job_start(cfg, task_function=len)
     (tmp_path / "1" / "summary.json").write_text('{"status": "interrupted"}')
     folder.lock(tmp_path / "2")
     end(cfg, ValueError("wrong"))
@@ -154,6 +155,46 @@ def test_a_run_that_is_no_sweep_leaves_its_reason_too(tmp_path):
     assert end(config(tmp_path, mode=RunMode.RUN), error)._return_value is error  # Hydra says it
     assert read(tmp_path / "0" / "failure.json")["error"] == "wrong"
     assert not (tmp_path / ".jobs").exists()
+
+
+def test_a_run_that_begins_again_forgets_an_earlier_failure_even_if_it_is_killed(tmp_path):
+    cfg = config(tmp_path, mode=RunMode.RUN)
+    end(cfg, CompactHydraException("a typo"))
+    folder.lock(tmp_path / "0")  # as ``CheckOutput`` does
+    sweeps.SweepWatch().on_job_start(cfg, task_function=len)
+    folder.unlock(tmp_path / "0")
+    assert not (tmp_path / "0" / "failure.json").exists()
+
+
+def test_a_job_leaves_the_failure_of_a_run_that_another_process_has_taken_up(tmp_path):
+    cfg = config(tmp_path)
+    end(cfg, ValueError("x"))
+    folder.lock(tmp_path / "0")
+    sweeps.SweepWatch().on_job_start(cfg, task_function=len)
+    folder.unlock(tmp_path / "0")
+    assert (tmp_path / "0" / "failure.json").exists()
+
+
+def test_the_command_that_goes_on_can_be_pasted(tmp_path):
+    (tmp_path / "my runs").mkdir()
+    cfg = config(tmp_path / "my runs")
+    end(cfg, ValueError("x"))
+    words = shlex.split(sweeps.report(cfg)[0].splitlines()[-1])
+    assert words[-2:] == [f'hydra.sweep.dir="{tmp_path / "my runs"}"', "resume=auto"]
+
+
+@pytest.mark.parametrize("name", ["0", "a/b/c/d"])
+def test_runs_are_found_however_deep_they_are(tmp_path, name):
+    assert sweeps._holds(tmp_path) is None
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / name / "run.json").touch()
+    assert sweeps._holds(tmp_path) == f"runs already ({name})"
+
+
+def test_a_process_that_has_ended_is_no_worker():
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        found = psutil.Process(process.pid)
+    assert not sweeps._is_worker(found)
 
 
 def test_a_trial_without_a_return_fails(tmp_path):

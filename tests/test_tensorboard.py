@@ -16,9 +16,10 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from asynclab.distributed import Synced
+from asynclab.provenance import circumstances
 from asynclab.recorder import Recorder
 from asynclab.session import Record, Return
-from asynclab.tensorboard import hparams, layout
+from asynclab.tensorboard import describe, hparams, layout
 
 CATEGORIES = ["trial", "sessions", "losses", "hogwild", "performance"]
 # on the pages beside the axis that charts have
@@ -263,3 +264,9 @@ def test_a_copy_is_left_out_unless_it_differs():
         "env.make.id": "B-v0",
         "distributed.max_session": 1,
     }
+
+
+def test_the_command_of_a_wheel_is_shown_as_it_was_typed(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/venv/bin/asynclab-train", "seed=1"])
+    made = circumstances() | {"overrides": ["seed=1"], "resumes": [], "max_session": 1, "devices": ["cpu"]}
+    assert "- **command**: `asynclab-train seed=1`" in describe(made).splitlines()

@@ -1,0 +1,48 @@
+"""Text that people read, such as numbers and durations, and text that they type: paths, overrides and programs."""
+
+import math
+import os
+import re
+import shlex
+from pathlib import Path
+
+
+def count(n: int, noun: str) -> str:
+    """Return a number of things: ``1 run``, ``2,000 runs``."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
+def number(value: float | None) -> str:
+    """Return a return or a staleness as people read it; ``-`` for none."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:,.2f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return hours, minutes and seconds; ``-`` for none, ``?`` if they are not finite."""
+    if seconds is None:
+        return "-"
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}"
+
+
+def short(path: Path) -> str:
+    """Return a path as one would type it here: relative if it is below the current folder."""
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - without following links, which people do not see
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
+
+
+def override(key: str, path: Path) -> str:
+    """Return an override that both a shell and Hydra understand, such as ``run=outputs/a3c_pong``."""
+    value = short(path)
+    if not re.fullmatch(r"[A-Za-z_./][\w./:+@%-]*", value, re.ASCII):
+        value = '"' + value.replace('"', r"\"") + '"'
+    return shlex.quote(f"{key}={value}") if value[0] == '"' else f"{key}={value}"
+
+
+def program(script: str, python: str = "python") -> list[str]:
+    """Return what is typed to call a script: ``python train.py`` of a checkout, ``asynclab-train`` of a wheel."""
+    path = Path(script)
+    return [python, script] if path.suffix == ".py" else [path.name]
