@@ -18,6 +18,7 @@ LAYERS = [
         "precision",
         "preload",
         "profile",
+        "command",
         "config",
         "folder",
         "snapshot",
@@ -68,6 +69,7 @@ FORBIDDEN = {
 HYDRA = {
     "train",
     "build",
+    "command",
     "config",
     "scripts",
     "doctor",
