@@ -2,8 +2,10 @@
 
 import json
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,11 +54,13 @@ class Curves(NamedTuple):
         trial: Mean return over the last 100 episodes of all sessions, at every progress line.
         sessions: By rank: the return of every episode.
         evaluation: Mean return of every evaluation while the run trained.
+        ended: [N] How many episodes of all sessions are on record at every point of the trial's curve.
     """
 
     trial: Curve
     sessions: dict[int, Curve]
     evaluation: Curve
+    ended: Array
 
 
 def check_axis(x: str) -> str:
@@ -93,7 +97,7 @@ def read(run: Path) -> Curves:
 
 def _curves(lines: Sequence[dict[str, Any]], run: Path) -> Curves:
     episodes: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
-    points, evaluations, clock = [], [], [(0.0, 0)]
+    points, ended, evaluations, clock = [], list[int](), [], [(0.0, 0)]
     for line in lines:
         if line["kind"] == "session":
             rows = line.get("episodes", [])
@@ -102,9 +106,10 @@ def _curves(lines: Sequence[dict[str, Any]], run: Path) -> Curves:
             clock.append((line["seconds"], line["total_frames"]))
             if "train/return_100" in line["metrics"]:
                 points.append((line["total_frames"], line["seconds"], line["metrics"]["train/return_100"]))
+                ended.append(sum(map(len, episodes.values())))
         elif line["kind"] == "evaluation":
-            returns = np.array(line["returns"], float)
-            evaluations.append((line["total_frames"], line["seconds"], returns.mean()))
+            with suppress(KeyError, TypeError, ValueError):  # one that cannot be read: the rest is still good
+                evaluations.append(_evaluation(**{key: line[key] for key in ("total_frames", "seconds", "returns")}))
     if not points:
         raise NoEpisodeError(f"{run} has no finished episode yet")
     trial, evaluation = (
@@ -116,7 +121,12 @@ def _curves(lines: Sequence[dict[str, Any]], run: Path) -> Curves:
         # distributed=off: each has a clock of its own; the frames of all are known by time
         seconds, frames = zip(*clock, strict=True)
         sessions = {r: c._replace(total_frames=np.interp(c.seconds, seconds, frames)) for r, c in sessions.items()}
-    return Curves(trial, sessions, evaluation)
+    return Curves(trial, sessions, evaluation, np.array(ended, float))
+
+
+def _evaluation(total_frames: Any, seconds: Any, returns: Any) -> tuple[float, float, float]:
+    mean = statistics.fmean(math.nan if ret is None else ret for ret in returns)  # None is what JSON has for nan
+    return float(total_frames), float(seconds), mean
 
 
 def _curve(rows: Iterable[tuple[Any, ...]]) -> Curve:

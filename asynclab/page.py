@@ -65,11 +65,19 @@ class Table(NamedTuple):
     notes: Sequence[str] = ()
 
 
+class Line(NamedTuple):
+    """An entry of a legend; ``number`` is that of its colour and dashes, but with dots it is dotted."""
+
+    number: int
+    label: str
+    has_dots: bool = False
+
+
 class Figure(NamedTuple):
-    """Drawings beside each other that have the same lines: (number of its colour and dashes, label)."""
+    """Drawings beside each other that have the same lines."""
 
     drawings: list[str]
-    lines: list[tuple[int, str]]
+    lines: list[Line]
     caption: str
 
 

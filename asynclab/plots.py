@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from asynclab import runs
-from asynclab.curves import AXES, WINDOW, Array, NoEpisodeError, check_axis, moving_average, over_sessions
+from asynclab.curves import AXES, WINDOW, Array, Curve, NoEpisodeError, check_axis, moving_average, over_sessions
 from asynclab.folder import whole
 from asynclab.runs import Run
 from asynclab.text import count
@@ -31,6 +31,7 @@ SEEDS = "interquartile mean over seeds; bands: {:.0%} bootstrap interval"
 SESSIONS = f"each session: {RETURN}; bands: standard deviation over the sessions"
 PANELS = 25  # of a session graph; more would be too small to read
 STALENESS = "staleness: updates by other sessions between pull and push"
+UNMEASURED = "its staleness is not on record"
 RARE = 0.001  # a share of updates that would not be seen
 DOTS = 1_000  # of a session's episodes; more would hide each other
 
@@ -133,10 +134,7 @@ def draw_trials(named: Mapping[str, Run], x: str) -> tuple[Any, list[str]]:
             continue
         label = f"{name} ({count(len(run.curves.sessions), 'session')})"
         add_band(axes, label, grid, mean, mean - spread, mean + spread)
-        xs, returns = run.curves.evaluation.along(x)
-        if len(xs):
-            colour = axes.lines[-1].get_color()
-            axes.plot(xs, returns, "o:", color=colour, linewidth=0.8, markersize=4, label=f"{name}: evaluation")
+        add_evaluation(axes, name, run.curves.evaluation, x)
     if len(notes) == len(named):
         raise ValueError(" ".join(["there is nothing to draw.", *notes]))
     axes.set(title=_env(list(named.values())).removesuffix(": "))
@@ -197,7 +195,7 @@ def draw_sessions(run: Run, x: str, title: str) -> tuple[Any, list[str]]:
             axes.tick_params(labelbottom=True)
         if i % columns == 0:
             axes.set_ylabel("return")
-    figure.suptitle(title.replace("$", r"\$"))
+    figure.suptitle(_plain(title))
     add_legend(figure, grid[0])
     return figure, notes
 
@@ -215,16 +213,10 @@ def draw_groups(groups: Mapping[str, Sequence[Run]], x: str) -> tuple[Any, list[
     from asynclab.estimates import CONFIDENCE, band
 
     found = [run for members in groups.values() for run in members]
-    names = dict(zip((run.folder for run in found), runs.short_names([run.folder for run in found]), strict=True))
     figure, (axes,) = panels([x], (8, 4.8), found)
-    notes: list[str] = []
+    complete, notes = _complete(groups, _names(groups))
     nothing = True
-    for label, members in groups.items():
-        used = runs.complete(members)
-        notes += [
-            f"{names[run.folder]} is left out of {label}, which has complete runs."
-            for run in members if run not in used
-        ]  # fmt: skip
+    for label, used in complete.items():
         try:
             values = band([run.curve.along(x) for run in used])
         except ValueError as error:
@@ -252,19 +244,31 @@ def draw_staleness(groups: Mapping[str, Sequence[Run]]) -> tuple[Any, list[str]]
     """
     figure = _figure((8, 4.8))
     axes = figure.subplots()
-    notes = []
-    counts = {label: _staleness(members) for label, members in groups.items()}
-    drawn = {label: shares for label, shares in counts.items() if shares}
+    names = _names(groups)
+    complete, notes = _complete(groups, names)
+    drawn: dict[str, dict[int, float]] = {}
+    for label, used in complete.items():
+        counts: Counter[int] = Counter()
+        problems: dict[str, str] = {}
+        for run in used:
+            try:
+                counts += _staleness(run)
+            except ValueError as error:
+                problems[names[run.folder]] = str(error)
+        if counts:
+            drawn[label] = _shares(counts)
+            notes += [f"{name} is left out of {label}: {problem}." for name, problem in problems.items()]
+        else:
+            notes.append(f"{label} is left out: {'; '.join(dict.fromkeys(problems.values())) or UNMEASURED}.")
     for i, (label, shares) in enumerate(drawn.items()):
         mean = sum(value * share for value, share in shares.items())
         width = 0.8 / len(drawn)
         places = [value + (i + 0.5) * width - 0.4 for value in shares]
         colour = COLOURS[i % len(COLOURS)]
-        axes.bar(places, list(shares.values()), width, color=colour, label=f"{label} (mean {mean:.2f})")
-    notes += [f"{label} is left out: its staleness is not on record." for label in counts if label not in drawn]
+        axes.bar(places, list(shares.values()), width, color=colour, label=_plain(f"{label} (mean {mean:.2f})"))
     if not drawn:
         raise ValueError(" ".join(["there is nothing to draw.", *notes]))
-    found = [run for label in drawn for run in groups[label]]
+    found = [run for label in drawn for run in complete[label]]
     axes.set(title=_env(found).removesuffix(": "), ylabel="share of the updates", xlabel=STALENESS)
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -273,11 +277,39 @@ def draw_staleness(groups: Mapping[str, Sequence[Run]]) -> tuple[Any, list[str]]
     return figure, notes
 
 
-def _staleness(found: Sequence[Run]) -> dict[int, float]:
-    """Return the share of the updates of all runs that had each staleness; rare ones beyond the others are left out."""
-    counts: Counter[int] = Counter()
-    for run in found:
-        counts.update(dict(run.summary.get("staleness_counts") or []))
+def _names(groups: Mapping[str, Sequence[Run]]) -> dict[Path, str]:
+    folders = [run.folder for members in groups.values() for run in members]
+    return dict(zip(folders, runs.short_names(folders), strict=True))
+
+
+def _complete(groups: Mapping[str, Sequence[Run]], names: Mapping[Path, str]) -> tuple[dict[str, list[Run]], list[str]]:
+    """Return the runs of every group that say most of it, and sentences on the others."""
+    complete = {label: runs.complete(members) for label, members in groups.items()}
+    notes = [
+        f"{names[run.folder]} is left out of {label}, which has complete runs."
+        for label, members in groups.items() for run in members if run not in complete[label]
+    ]  # fmt: skip
+    return complete, notes
+
+
+def _staleness(run: Run) -> Counter[int]:
+    """Return how many updates of a run had each staleness.
+
+    Raises:
+        ValueError: That is not on record, or damaged.
+    """
+    counts = run.summary.get("staleness_counts")
+    if not counts:
+        raise ValueError(UNMEASURED)
+    try:
+        found = Counter({int(value): int(times) for value, times in counts})
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError("the staleness_counts in its summary.json are damaged") from None
+    return found
+
+
+def _shares(counts: Counter[int]) -> dict[int, float]:
+    """Return the share of the updates that had each staleness; rare ones beyond the others are left out."""
     total = counts.total()
     shares = {value: times / total for value, times in sorted(counts.items())}
     last = max((value for value, share in shares.items() if share >= RARE), default=0)
@@ -330,10 +362,19 @@ def _style(axes: Any, nbins: int) -> None:
 
 def add_band(axes: Any, label: str, grid: Array, middle: Array, low: Array, high: Array) -> None:
     """Draw a line and the band around it; no band where its ends are nan."""
-    (line,) = axes.plot(grid, middle, label=label.replace("$", r"\$"))  # no mathematics
+    (line,) = axes.plot(grid, middle, label=_plain(label))
     axes.fill_between(grid, low, high, color=line.get_color(), alpha=0.08, linewidth=0)
     for edge in (low, high):  # so that bands which lie over each other can be told apart
         axes.plot(grid, edge, color=line.get_color(), alpha=0.5, linewidth=0.5, linestyle="-")
+
+
+def add_evaluation(axes: Any, label: str, evaluation: Curve, x: str) -> None:
+    """Draw the evaluations of the run whose band was drawn last, in its colour; nothing if there is none."""
+    if len(evaluation.returns):
+        colour = axes.lines[-1].get_color()
+        axes.plot(
+            *evaluation.along(x), "o:", color=colour, linewidth=0.8, markersize=4, label=_plain(f"{label}: evaluation")
+        )
 
 
 def add_legend(figure: Any, axes: Any, title: str | None = None) -> None:
@@ -382,3 +423,8 @@ def _short(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:g}{letter}"
     return f"{value:g}"
+
+
+def _plain(text: str) -> str:
+    """Return text in which matplotlib sees no mathematics."""
+    return text.replace("$", r"\$")

@@ -51,15 +51,17 @@ def rank(labelled: Mapping[str, list[Job]], metric: str) -> list[Group]:
 
 def score(run: Run, metric: str) -> float:
     """Return a run's value of a metric; nan if it is not known."""
-    frames, returns = run.curve.along("total_frames")
-    known = np.isfinite(returns)
-    frames, returns = frames[known], returns[known]
+    known = np.isfinite(run.curve.returns)
     if metric == "evaluation":
         return or_nan(number(run.summary, "evaluation", "mean_return"))
+    if metric == "best":
+        if "best_return" in run.summary:
+            return or_nan(number(run.summary, "best_return"))
+        full = run.curve.returns[known & (run.curves.ended >= WINDOW)]  # of fewer episodes it may be a matter of luck
+        return float(full.max()) if len(full) else math.nan
+    frames, returns = run.curve.total_frames[known], run.curve.returns[known]
     if not len(returns):
         return or_nan(number(run.summary, "mean_return")) if metric == "final" else math.nan
-    if metric == "best":
-        return float(returns.max())
     if metric == "mean" and frames[-1] > frames[0]:
         return float(np.trapezoid(returns, frames) / (frames[-1] - frames[0]))
     return float(returns[-1])

@@ -1,14 +1,15 @@
 """The report: what ran, how it went, how to do it again, on one page that needs nothing but a browser."""
 
-import json
 import logging
 import math
+import re
 import shlex
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
+from itertools import starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from asynclab import page, plots, runs
 from asynclab.curves import WINDOW
 from asynclab.folder import whole
 from asynclab.jobs import Job, Sweep
-from asynclab.page import NONE, Badge, Bar, Column, Figure, Table, count, setting
+from asynclab.page import NONE, Badge, Bar, Column, Figure, Line, Table, count, setting
 from asynclab.ranking import METRICS, Estimate, Group, number, or_nan, rank, score
 from asynclab.runs import Run
 from asynclab.text import duration
@@ -191,6 +192,11 @@ def _results(ranked: Sequence[Group], metric: str) -> Table:
         )
     if (trained := [value for value in frames if value]) and max(trained) > 1.01 * min(trained):
         notes.append("The groups have trained for different numbers of frames.")
+    without = [g.label for g in ranked if any(math.isnan(score(job.run, "best")) for job in g.used)]
+    if without and (metric == "best" or METRICS["best"][0] not in unknown):
+        notes.append(
+            f"The best return needs {WINDOW} episodes, which are not on record of all runs of {_some(without)}."
+        )
     titles = [column.title for column in columns]
     has_bars = len(set(ends)) > 1
     return page.keep(
@@ -229,7 +235,9 @@ def _figures(ranked: Sequence[Group]) -> tuple[list[Figure], list[str]]:
         " interval, of groups with several runs."
     )
     text = " ".join([caption, *dict.fromkeys(notes)])
-    return [Figure(drawings, list(enumerate(drawn)), text)] if drawings else [], [] if drawings else notes
+    return [
+        Figure(drawings, list(starmap(Line, enumerate(drawn))), text)
+    ] if drawings else [], [] if drawings else notes
 
 
 def _figures_of_run(job: Job) -> tuple[list[Figure], list[str]]:
@@ -237,20 +245,17 @@ def _figures_of_run(job: Job) -> tuple[list[Figure], list[str]]:
     run = job.run
     if not len(run.curve.returns):
         return [], []
-    played, sessions = _evaluations(run.folder), len(run.curves.sessions)
+    sessions = len(run.curves.sessions)
     drawings = []
     for x in ("total_frames", "seconds"):
         try:
             figure, _ = plots.draw_trials({job.name: run}, x)
         except ValueError:  # without episodes of single sessions there are the progress lines
             figure, _ = plots.draw_groups({job.name: [run]}, x)
-        if played:
-            figure.axes[0].plot(
-                [row[x] for row in played], [row["mean"] for row in played], "o--", color=plots.COLOURS[1], markersize=4
-            )
+            plots.add_evaluation(figure.axes[0], job.name, run.curves.evaluation, x)
         drawings.append(page.svg(figure, f"Mean return against {x.replace('_', ' ')}"))
     caption = f"Mean return of {WINDOW} episodes" + "; of the sessions mean and standard deviation" * (sessions > 1)
-    lines = [(0, "training"), (1, "evaluation")] if played else []
+    lines = [Line(0, "training"), Line(0, "evaluation", has_dots=True)] if len(run.curves.evaluation.returns) else []
     figures = [Figure(drawings, lines, f"{caption}.")]
     try:
         figure, notes = plots.draw_sessions(run, "total_frames", "")
@@ -261,22 +266,6 @@ def _figures_of_run(job: Job) -> tuple[list[Figure], list[str]]:
         ["Every session: its episodes and their moving average.", *(f"{note[0].upper()}{note[1:]}" for note in notes)]
     )
     return [*figures, Figure([drawing], [], caption)], []
-
-
-def _evaluations(folder: Path) -> list[dict[str, float]]:
-    """Return frames, seconds and mean return of the evaluations during a run, as far as they can be read."""
-    rows = []
-    with (folder / "metrics.jsonl").open() as file:
-        for line in file:
-            if '"evaluation"' not in line:
-                continue
-            try:
-                content = json.loads(line)
-                at = {x: float(content[x]) for x in ("total_frames", "seconds")}
-                rows.append(at | {"mean": statistics.fmean(content["returns"])})
-            except (ValueError, KeyError, TypeError):
-                continue
-    return rows
 
 
 def _settings(ranked: Sequence[Group]) -> Table | None:
@@ -312,7 +301,7 @@ def _is_number(text: str) -> bool:
 
 def _differing(found: Sequence[Run]) -> list[str]:
     """Return the settings that are not the same in all runs, but for those that only say how a run is kept."""
-    ignored = runs.IRRELEVANT - {"env.max_frame"}
+    ignored = runs.IRRELEVANT - {"env.max_frame", runs.EVALUATED}
     keys = dict.fromkeys(key for run in found for key in run.settings)
     return [key for key in keys if key not in ignored and len({setting(run.settings.get(key)) for run in found}) > 1]
 
@@ -545,7 +534,13 @@ def _machine(made: Mapping[str, Any]) -> str:
 
 def _revision(made: Mapping[str, Any]) -> str:
     git = _dict(made, "git")
-    return f"{str(git.get('revision') or '')[:10]}{' with uncommitted changes' * bool(git.get('dirty'))}"
+    return f"{_commit(git)[:10]}{' with uncommitted changes' * bool(git.get('dirty'))}"
+
+
+def _commit(git: Mapping[str, Any]) -> str:
+    """Return the hash of a revision; nothing if it is anything else, which must not get into a command."""
+    revision = str(git.get("revision"))
+    return revision if re.fullmatch("[0-9a-f]{7,64}", revision) else ""
 
 
 def _software(made: Mapping[str, Any]) -> str:
@@ -591,7 +586,7 @@ def _commands(jobs: Sequence[Job]) -> list[tuple[str, bool, list[tuple[str, str]
     for job in jobs:
         if job.run.made:
             git = _dict(job.run.made, "git")
-            revisions[str(git.get("revision") or ""), bool(git.get("dirty"))].append((job.name, job.command))
+            revisions[_commit(git), bool(git.get("dirty"))].append((job.name, job.command))
     return [(revision, is_changed, commands) for (revision, is_changed), commands in revisions.items()]
 
 

@@ -20,6 +20,7 @@ from asynclab.resume import CHANGEABLE, key_of, settings
 
 # what may differ between the runs of an arm: it changes neither what is learned nor how fast
 IRRELEVANT = (CHANGEABLE - {"device", "distributed.num_threads", "distributed.diagnostics"}) | {"seed"}
+EVALUATED = "eval.deterministic"  # changes what an evaluation means, though not what is learned
 MARKS = ("metrics.jsonl", "run.json", "config.yaml", FAILURE, ".hydra")  # any of them makes a folder a run's
 
 
@@ -161,7 +162,7 @@ def look(folder: Path) -> tuple[Run, list[str]]:
         return read(folder)
     except (ValueError, OSError) as error:
         nothing = Curve(*np.empty((4, 0)))
-        run, problems = _read(folder, Curves(nothing, {}, nothing))
+        run, problems = _read(folder, Curves(nothing, {}, nothing, np.empty(0)))
         if reason := _failure(folder):
             return run, [reason]
         if run.made or (folder / "metrics.jsonl").exists():
@@ -307,9 +308,10 @@ def groups_of(runs: Sequence[Run], keys: Sequence[str] | None = None) -> tuple[d
     notes: list[str] = []
     several = len({run.settings.get("env.id") for run in known}) > 1
     if keys is None:
-        groups = group(known) if known else {}
+        groups = _evaluated_alike(group(known)) if known else {}
     else:
         groups, notes = group_by(known, [*keys, *["env.id"] * (several and "env.id" not in keys)])
+    notes += [note for label, members in groups.items() for note in _mixed(label, members)]
     names = short_names([run.folder for run in runs])
     groups |= {  # who knows what they repeat
         name: [run] for name, run in zip(names, runs, strict=True) if not run.settings
@@ -317,6 +319,34 @@ def groups_of(runs: Sequence[Run], keys: Sequence[str] | None = None) -> tuple[d
     if several:
         notes.append("The runs are of several environments, whose returns cannot be compared.")
     return groups, notes
+
+
+def _evaluated_alike(groups: dict[str, list[Run]]) -> dict[str, list[Run]]:
+    """Return the groups, those apart whose evaluations differ in what the policy did: they have no common mean."""
+    split: dict[str, list[Run]] = {}
+    for label, members in groups.items():
+        ways = _ways(members)
+        for way in ways if len(ways) > 1 else [None]:
+            mine = [run for run in members if way in (None, _way(run))]
+            split[label if way is None else f"{label}, {EVALUATED}={way}"] = mine
+    return split
+
+
+def _mixed(label: str, members: Sequence[Run]) -> Iterator[str]:
+    """Yield sentences on what runs that are taken together should have in common."""
+    budgets = dict.fromkeys(_text(run.settings.get("env.max_frame")) for run in members)
+    if len(budgets) > 1:
+        yield f"The runs of {label} have different budgets: env.max_frame is {' and '.join(budgets)}."
+    if len(ways := _ways(members)) > 1:
+        yield f"The runs of {label} were evaluated in different ways: {EVALUATED} is {' and '.join(ways)}."
+
+
+def _ways(members: Sequence[Run]) -> list[str]:
+    return list(dict.fromkeys(_way(run) for run in members if run.settings.get("eval.every") is not None))
+
+
+def _way(run: Run) -> str:
+    return _text(run.settings.get(EVALUATED))
 
 
 def _key(override: str) -> str:

@@ -7,32 +7,19 @@ import sys
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from asynclab.command import folders, texts, user_errors
 from asynclab.config import CONF
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="report")
 def main(cfg: DictConfig) -> None:
     """Write the page, and say what is not as it should be."""
-    from hydra.errors import CompactHydraException
-
     from asynclab import report
 
-    def texts(value: object) -> list[str]:
-        return [str(v) for v in (value if OmegaConf.is_list(value) else [value])]  # type: ignore[attr-defined]
-
-    if OmegaConf.is_missing(cfg, "runs"):
-        raise CompactHydraException("runs is missing: set runs=[<output folder>,...]")
-    try:
-        folders = [Path(run) for run in texts(cfg.runs)]
-        group = None if cfg.group is None else texts(cfg.group)
-        notes = report.write(folders, Path(str(cfg.out)), group, str(cfg.metric))
-    except ImportError as error:
-        package = str(error.name).split(".")[0]
-        raise CompactHydraException(f"{package} is not installed: pip install 'asynclab[plot]'") from None
-    except ValueError as error:
-        raise CompactHydraException(str(error)) from error
+    with user_errors():
+        notes = report.write(folders(cfg), Path(str(cfg.out)), texts(cfg, "group"), str(cfg.metric))
     for note in notes:
         print(note, file=sys.stderr)
     print(f"wrote {cfg.out}")

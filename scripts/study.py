@@ -8,6 +8,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from asynclab.command import user_errors
 from asynclab.config import CONF
 
 
@@ -18,15 +19,11 @@ def main(cfg: DictConfig) -> None:
 
     if OmegaConf.is_missing(cfg, "sweep"):
         raise CompactHydraException("sweep is missing: set sweep=<folder of a sweep>")
-    try:
+    with user_errors():
         from asynclab import study
 
         result = study.analyse(Path(str(cfg.sweep)), cfg.threshold, cfg.seconds)
         files = study.write(result, Path(str(cfg.out)))
-    except ImportError as error:
-        raise CompactHydraException(f"{error.name} is not installed: pip install 'asynclab[plot]'") from None
-    except ValueError as error:
-        raise CompactHydraException(str(error)) from error
     print(study.table(result))
     print(f"wrote {', '.join(map(str, files))}")
 

@@ -18,6 +18,7 @@ LAYERS = [
         "precision",
         "preload",
         "profile",
+        "command",
         "config",
         "folder",
         "snapshot",
@@ -69,6 +70,7 @@ FORBIDDEN = {
 HYDRA = {
     "train",
     "build",
+    "command",
     "config",
     "scripts",
     "doctor",

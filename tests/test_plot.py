@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
+from omegaconf import OmegaConf
 from test_study import line, write_run
 
 from asynclab import curves, plots, runs
@@ -76,7 +77,7 @@ def test_sessions_with_clocks_of_their_own_are_put_on_that_of_all(tmp_path):
 
 
 @pytest.mark.parametrize("x", curves.AXES)
-@pytest.mark.parametrize("kind", plots.KINDS)
+@pytest.mark.parametrize("kind", ["trial", "sessions", "runs"])
 def test_every_graph_on_every_axis_is_not_blank(tmp_path, kind, x):
     for seed in (0, 1):
         write(tmp_path, "a3c", seed=seed, slope=1 + seed)
@@ -89,6 +90,98 @@ def test_every_graph_on_every_axis_is_not_blank(tmp_path, kind, x):
             assert colours(file) > 20
         else:
             assert file.read_text().count("<path") > 20
+
+
+def counted(folder, name, counts, seed=0, **kwargs):
+    return write(folder, name, seed=seed, episodes=1, summary={"staleness_counts": counts}, **kwargs)
+
+
+def test_the_share_of_the_updates_that_had_each_staleness(tmp_path):
+    counted(tmp_path, "a", [[0, 2_000], [1, 6_000]])
+    counted(tmp_path, "a", [[1, 10_000], [3, 2_000], [40, 1]], seed=1)  # the last is too rare to be seen
+    counted(tmp_path, "a", [[7, 9_999]], seed=2, status="interrupted")
+    counted(tmp_path, "a", [1, 2], seed=3)
+    counted(tmp_path, "$b$", [[0, 5]], lam=0.5)
+    counted(tmp_path, "none", [], lam=0.6)
+    counted(tmp_path, "damaged", 3, lam=0.7)
+    counted(tmp_path, "zero", [[0, 0]], lam=0.8)
+    write(tmp_path, "old", episodes=1, lam=0.9)
+    figure, notes = plots.draw_staleness(runs.groups_of(runs.load([tmp_path])[0])[0])
+    labels = [bars.get_label() for bars in figure.axes[0].containers]
+    assert labels == [r"\$b\$ (mean 0.00)", "a (mean 1.10)"]
+    heights = [[bar.get_height() for bar in bars] for bars in figure.axes[0].containers]
+    assert heights[0] == [1.0]
+    assert heights[1] == pytest.approx([0.1, 0.8, 0.1], abs=1e-4)
+    assert set(notes) == {
+        "a_seed_2 is left out of a, which has complete runs.",
+        "a_seed_3 is left out of a: the staleness_counts in its summary.json are damaged.",
+        "damaged is left out: the staleness_counts in its summary.json are damaged.",
+        "zero is left out: its staleness is not on record.",
+        "none is left out: its staleness is not on record.",
+        "old is left out: its staleness is not on record.",
+    }
+    files, _ = plots.plot([tmp_path], tmp_path / "x" / "curve", "staleness")
+    assert [file.name for file in files] == ["curve.png", "curve.svg"]
+    assert colours(files[0]) >= 2  # bars of two groups
+
+
+def test_what_has_no_staleness_is_named(tmp_path):
+    write(tmp_path, "old", episodes=1)
+    with pytest.raises(ValueError, match=r"nothing to draw\. old is left out: its staleness is not on record\."):
+        plots.plot([tmp_path], tmp_path / "curve.png", "staleness")
+
+
+def test_an_evaluation_that_cannot_be_read_is_skipped_and_the_others_are_drawn_once(tmp_path):
+    run = write(tmp_path, "$a$")
+    good = {"kind": "evaluation", "total_frames": 300, "seconds": 1.5, "returns": [1, 5]}
+    bad = [{}, {"returns": []}, {"returns": 3}, {"returns": "x"}, {"returns": ["x"]}, {"total_frames": None}]
+    rows = [good, *({**good, **b} for b in bad), {"kind": "evaluation"}, good | {"returns": [None, 2]}]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    evaluation = curves.read(run).evaluation
+    assert evaluation.seconds.tolist() == [1.5] * 3
+    assert evaluation.returns[:2].tolist() == [3, 3]
+    assert math.isnan(evaluation.returns[2])
+    figure, _ = plots.draw_trials({"$a$": runs.read(run)[0]}, "seconds")
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == [r"\$a\$ (2 sessions)", r"\$a\$: evaluation"]
+
+
+def configure(run, **settings):
+    """Set settings in a run's config."""
+    file = run / "config.yaml"
+    config = OmegaConf.load(file)
+    for key, value in settings.items():
+        OmegaConf.update(config, key, value)
+    OmegaConf.save(config, file)
+
+
+def test_runs_of_different_budgets_are_named(tmp_path):
+    for seed, frames in enumerate((1_000, 2_000, 1_000)):
+        write_run(tmp_path, "a", seed, line(100.0), max_frame=frames)
+    groups, notes = runs.groups_of(runs.load([tmp_path])[0])
+    assert [len(members) for members in groups.values()] == [3]
+    assert notes == ["The runs of a have different budgets: env.max_frame is 1000 and 2000."]
+    groups, notes = runs.groups_of(runs.load([tmp_path])[0], ["env.max_frame"])
+    assert ([len(members) for members in groups.values()], notes) == ([2, 1], [])
+
+
+def test_runs_that_were_evaluated_in_different_ways_are_no_repetitions(tmp_path):
+    for seed in range(3):
+        run = write_run(tmp_path, "a", seed, line(100.0))
+        configure(run, **{"eval.every": None, "eval.deterministic": seed == 0})
+    found = runs.load([tmp_path])[0]
+    assert list(runs.groups_of(found)[0]) == ["a"]  # there are no evaluations
+    for seed in range(3):
+        configure(tmp_path / f"a_seed_{seed}", **{"eval.every": 100})
+    found = runs.load([tmp_path])[0]
+    groups, notes = runs.groups_of(found)
+    assert {label: len(members) for label, members in groups.items()} == {
+        "a, eval.deterministic=True": 1, "a, eval.deterministic=False": 2,
+    }  # fmt: skip
+    assert notes == []
+    _, notes = runs.groups_of(found, ["env.id"])
+    assert "were evaluated in different ways: eval.deterministic is True and False." in notes[-1]
 
 
 def test_one_run_becomes_a_trial_and_a_session_graph_and_several_become_one(tmp_path):

@@ -85,9 +85,30 @@ def multirun(folder, task, target="hydra._internal.core_plugins.basic_sweeper.Ba
 
 def test_the_score_of_a_run_by_every_metric(tmp_path):
     points = [(0, 0.0, None), (100, 1.0, 10.0), (300, 2.0, 50.0), (400, 3.0, 20.0)]
-    run, _ = runs.read(write_run(tmp_path, "a", 0, points, summary={"evaluation": {"mean_return": 7.5}}))
+    summary = {"evaluation": {"mean_return": 7.5}, "best_return": 30.5}
+    run, _ = runs.read(write_run(tmp_path, "a", 0, points, summary=summary))
     scores = {metric: ranking.score(run, metric) for metric in ranking.METRICS}
-    assert scores == {"final": 20, "best": 50, "mean": (30 * 200 + 35 * 100) / 300, "evaluation": 7.5}
+    assert scores == {"final": 20, "best": 30.5, "mean": (30 * 200 + 35 * 100) / 300, "evaluation": 7.5}
+
+
+@pytest.mark.medium
+def test_the_best_return_is_of_full_windows(tmp_path):
+    few = write_run(tmp_path, "few", 0, line(90.0), summary={"best_return": None})
+    assert math.isnan(ranking.score(runs.read(few)[0], "best"))
+    killed = write_run(tmp_path, "killed", 0, line(80.0), lam=0.5)
+    (killed / "summary.json").unlink()
+    assert math.isnan(ranking.score(runs.read(killed)[0], "best"))  # nobody knows over how many episodes
+    episode = {"frame": 1, "total_frame": 1, "seconds": 1.0, "ret": 0.0}
+    rows = []
+    for episodes, mean in ((99, 500.0), (1, 40.0), (50, 30.0)):
+        rows.append({"kind": "session", "rank": 0, "episodes": [episode] * episodes})
+        progress = {"kind": "trial", "total_frames": 10, "seconds": 1.0}
+        rows.append(progress | {"metrics": {"train/return_100": mean}})
+    (killed / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert ranking.score(runs.read(killed)[0], "best") == 40
+    page, _ = make(tmp_path, tmp_path / "report.html", metric="best")
+    assert page.column("Results, best best return first", "best return") == ["40.00", "-"]
+    assert "The best return needs 100 episodes, which are not on record of all runs of few." in page.text
 
 
 def test_what_is_not_a_number_is_none():
@@ -124,6 +145,14 @@ def test_a_command_can_be_pasted_into_a_shell(tmp_path):
     (folder / "run.json").write_text(json.dumps(made))
     ((found,), _) = jobs.find([folder])
     assert shlex.split(found.command) == ["asynclab-train", *typed, "distributed.max_session=7"]
+
+
+@pytest.mark.parametrize("revision", ["x; rm -rf ~", "--help", 3])
+def test_only_a_revision_gets_into_a_command(tmp_path, revision):
+    folder = write_run(tmp_path, "a", 0, [(10, 1.0, None)], made={"git": {"revision": revision, "dirty": False}})
+    page, _ = make(folder, tmp_path / "report.html")
+    assert "Run it again" in page.text
+    assert "git checkout" not in page.text
 
 
 def test_what_became_of_jobs(tmp_path):
@@ -278,7 +307,8 @@ def test_what_is_on_the_page_of_a_run(tmp_path):
     assert "Results" not in page.tables
     assert "Every run" not in page.tables
     assert "77.00" in page.text
-    assert "evaluation" in page.text
+    (legend,) = re.findall(r'<ul class="legend">.*?</ul>', page.html, re.DOTALL)
+    assert re.findall(r"</svg>(.*?)</li>", legend) == ["training", "evaluation"]
     assert page.html.count('role="img"') == 3  # by frames, by seconds, the sessions
 
 
