@@ -49,7 +49,7 @@ def make_trial(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = No
             checkpoint_memory=parts.checkpoint_memory,
             profile=parts.profile,
             folder=folder,
-            schedule=Schedule(**vars(parts.eval) | {"every": parts.eval.every or None}),
+            schedule=Schedule(**vars(parts.eval)),
             config=OmegaConf.to_container(cfg, resolve=True),
             checkpoint=checkpoint,
         )

@@ -1,4 +1,4 @@
-"""Playing a trained agent.  B: environments, E: episodes."""
+"""Playing a trained agent.  E: episodes."""
 
 import json
 import math
@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NamedTuple
@@ -22,11 +23,11 @@ from yaml import YAMLError
 from asynclab import __version__, check, checkpoint, flat, provenance, targets, video
 from asynclab.agents import Agent
 from asynclab.envs import Envs
+from asynclab.folder import whole
 from asynclab.moments import Moments
 
 PARTS = ("env.id", "env.make", "algo.agent")  # of a run's config, that are needed to play
 SEED = 1000  # of the first episode, unless another is asked for
-MAX_ENVS = 8  # that play at once
 RESAMPLES = 9_999  # of the bootstrap
 
 
@@ -34,8 +35,8 @@ class Player(NamedTuple):
     """A trained agent and what it plays in.
 
     Attributes:
-        agent: Acts in B environments.
-        envs: B of them.
+        agent: Acts in the environment.
+        envs: A single one.
         env_id: Of gymnasium.
         checkpoint: Number of the checkpoint, as its folder is called.
         frames: Of the trial when the checkpoint was taken.
@@ -54,12 +55,10 @@ class Game(NamedTuple):
     """An episode that was played to its end.
 
     Attributes:
-        number: Of the episode among those that were asked for.
         ret: Sum of raw rewards.
         length: In frames.
     """
 
-    number: int
     ret: float
     length: int
 
@@ -74,8 +73,7 @@ class Evaluation(NamedTuple):
         frames: Of the trial when the checkpoint was taken.
         session: Whose network played.
         deterministic: Whether it acted by the policy's mode.
-        num_envs: How many played at once.
-        seeds: Of the episodes' environments; the first is that of the sampled actions, too.
+        seeds: Of the episodes: of each one's environment and of its sampled actions.
         returns: Raw.
         lengths: In frames.
         videos: Of the episodes; empty if they were not recorded.
@@ -88,7 +86,6 @@ class Evaluation(NamedTuple):
     frames: int
     session: int
     deterministic: bool
-    num_envs: int
     seeds: list[int]
     returns: list[float]
     lengths: list[int]
@@ -116,15 +113,12 @@ class Evaluation(NamedTuple):
         return json.loads(json.dumps(content, default=str), parse_constant=lambda nan: None)
 
 
-def load(
-    run: Path, session: int = 0, num_envs: int | None = None, name: str = "latest", record: Path | None = None
-) -> Player:
-    """Return the agent of a run's checkpoint with environments.
+def load(run: Path, session: int = 0, name: str = "latest", record: Path | None = None) -> Player:
+    """Return the agent of a run's checkpoint with a single environment.
 
     Args:
         run: Output folder.
         session: Whose network, where sessions have one each (``distributed=off``).
-        num_envs: Number of environments; None for the run's.
         name: Of the checkpoint: ``latest``, ``best`` or a number.
         record: Folder for videos, which must not be there yet; None for none.
 
@@ -150,23 +144,25 @@ def load(
     stores = found.stores()
     if not 0 <= session < len(stores):
         raise ValueError(f"session={session} has no network of its own; the run has {len(stores)}, numbered from 0")
-    settings = {} if num_envs is None else {"num_envs": num_envs}
-    try:
-        envs = instantiate(make, _convert_="all")(**settings, **({} if record is None else {"record": record}))
-        agent = instantiate(agent_config, _convert_="all")(envs.obs_space, envs.action_space)
-    except (InstantiationException, TypeError) as error:
-        if record is not None and "'record'" in str(error):
-            target = make["_target_"]
-            raise ValueError(f"env.make._target_={target} takes no record, so leave out video=true") from error
-        raise ValueError(
-            f"run={run} has a config that this version of asynclab does not understand ({error.__cause__ or error});"
-            " evaluate it with the revision in its run.json"
-        ) from error
-    theta = stores[session]["theta"]
-    if theta.shape != (flat.size(agent.nets),):
-        raise ValueError(f"run={run} has a checkpoint of {theta.numel():,} weights, its config another network")
-    equip(agent, envs, theta, stores[session]["moments"])
-    agent.start(envs.num_envs, session)
+    with ExitStack() as stack:
+        try:
+            envs = instantiate(make, _convert_="all")(num_envs=1, **({} if record is None else {"record": record}))
+            stack.callback(envs.close)
+            agent = instantiate(agent_config, _convert_="all")(envs.obs_space, envs.action_space)
+        except (InstantiationException, TypeError) as error:
+            if record is not None and "'record'" in str(error):
+                target = make["_target_"]
+                raise ValueError(f"env.make._target_={target} takes no record, so leave out video=true") from error
+            raise ValueError(
+                f"run={run} has a config that this version of asynclab does not understand"
+                f" ({error.__cause__ or error}); evaluate it with the revision in its run.json"
+            ) from error
+        theta = stores[session]["theta"]
+        if theta.shape != (flat.size(agent.nets),):
+            raise ValueError(f"run={run} has a checkpoint of {theta.numel():,} weights, its config another network")
+        equip(agent, envs, theta, stores[session]["moments"])
+        agent.start(1, session)
+        stack.pop_all()
     return Player(agent, envs, env_id, found.path.name, found.manifest["frames"], session)
 
 
@@ -199,45 +195,36 @@ def check_request(episodes: int, seed: int, prefix: str = "") -> None:
         raise ValueError(f"{prefix}seed={seed} is too large: those of {episodes} episodes must be below 2**31")
 
 
-def num_envs(episodes: int) -> int:
-    """Return how many environments play so many episodes in the fewest rounds, without more than that takes."""
-    rounds = math.ceil(episodes / MAX_ENVS)
-    return math.ceil(episodes / rounds)
-
-
 def play(
     agent: Agent, envs: Envs, episodes: int, deterministic: bool, seed: int = SEED, session: int = 0
 ) -> Iterator[Game | None]:
-    """Play whole episodes, B at a time, episode i from ``seed + i``.
+    """Play whole episodes one after the other, episode i and its sampled actions from ``seed + i``.
 
-    The first to end are not taken instead of those that were begun: that would favour short ones.
+    So what becomes of one depends on nothing but its seed, which it would in a batch: by the order in which actions are
+    drawn, and by how floats are added up.
 
     Args:
         agent: Bound to its weights.
-        envs: B environments.
+        envs: A single environment.
         episodes: E.
         deterministic: Act by the policy's mode instead of sampling.
-        seed: Of the first episode's environment, and of all actions.
+        seed: Of the first episode.
         session: Whose network it is.
 
     Yields:
-        Every episode as it ends, and None after every step.
+        Every episode as it ends, and None after every other step.
     """
-    torch.manual_seed(seed)
-    for first in range(0, episodes, envs.num_envs):
-        pending = set(range(min(envs.num_envs, episodes - first)))
-        # the last round may be smaller than the vector: what else is in it is played and not counted
-        obs = envs.reset([(seed + first + b) % 2**31 for b in range(envs.num_envs)])
-        agent.start(envs.num_envs, session)
-        while pending:
+    for own in range(seed, seed + episodes):
+        torch.manual_seed(own)
+        obs = envs.reset([own])
+        agent.start(1, session)
+        ended = None
+        while ended is None:
             step = envs.step(agent.act(torch.from_numpy(obs), deterministic).numpy())
             obs = step.obs
             agent.on_step(torch.from_numpy(step.done))
-            for episode in step.episodes:
-                if episode.env in pending:
-                    pending.remove(episode.env)
-                    yield Game(first + episode.env, episode.ret, episode.length)
-            yield None
+            ended = next((Game(episode.ret, episode.length) for episode in step.episodes), None)
+            yield ended
 
 
 def evaluate(
@@ -250,49 +237,50 @@ def evaluate(
     results: Path | None = None,
     videos: Path | None = None,
 ) -> Evaluation:
-    """Play a run's checkpoint.  The same arguments give the same returns.
+    """Play a run's checkpoint.  An episode's return depends on its seed alone, not on how many are played or recorded.
 
     Args:
         run: Output folder.
-        episodes: E; those that are recorded are played one after the other, others up to ``MAX_ENVS`` at once.
+        episodes: E.
         deterministic: Act by the policy's mode instead of sampling.
         session: Whose network, where sessions have one each.
-        seed: Of the first episode's environment, after which the others count up, and of the actions.
+        seed: Of the first episode's environment and sampled actions; the others count up.
         name: Of the checkpoint: ``latest``, ``best`` or a number.
         results: Folder that gets a new JSON file of what is returned; None for none.
         videos: Folder that gets a new video of every episode; None for none.
 
     Raises:
-        ValueError: An argument makes no sense, there is nothing to play, or it cannot be recorded.
-        OSError: A file cannot be written.  Videos of earlier episodes are there.
+        ValueError: An argument makes no sense, there is nothing to play, it cannot be recorded, or a folder cannot be
+            written.  Videos of earlier episodes are there.
+        OSError: Something else went wrong with a file, such as while a video was encoded.
     """
     check_request(episodes, seed)
-    at_once, scratch = num_envs(episodes), None
+    scratch = None
     if videos is not None:
         video.require()
-        at_once, scratch = 1, videos / f".recording_{os.getpid()}_{time.time_ns()}"
-    player = load(run, session, at_once, name, scratch)
-    if results is not None:
-        results.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=results).close()  # if it cannot be written, now and not when everything has been played
-    torch.set_num_threads(1)  # batches this small only lose by more
-    games: dict[int, Game] = {}
-    files: dict[int, Path] = {}
-    try:
+        scratch = videos / f".recording_{os.getpid()}_{time.time_ns()}"
+    games: list[Game] = []
+    files: list[Path] = []
+    with ExitStack() as stack:
+        if scratch is not None:
+            stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        player = load(run, session, name, scratch)
+        stack.callback(player.envs.close)
+        if results is not None:
+            with _writing(results):  # if it cannot be written, now and not when everything has been played
+                results.mkdir(parents=True, exist_ok=True)
+                TemporaryFile(dir=results).close()
+        torch.set_num_threads(1)  # a batch of one only loses by more
+        stem = _stem(player.checkpoint, deterministic)
         for game in play(player.agent, player.envs, episodes, deterministic, seed, session):
             if game is None:
                 continue
-            games[game.number] = game
             if videos is not None and scratch is not None:
-                episode = f"episode_{game.number}_seed_{seed + game.number}_return_{game.ret:.2f}"
-                stem = _stem(player.checkpoint, deterministic)
+                episode = f"episode_{len(games)}_seed_{seed + len(games)}_return_{game.ret:.2f}"
                 (recorded,) = scratch.glob("*.mp4")
-                files[game.number] = recorded.replace(_reserve(videos / f"{stem}_{episode}.mp4"))
-        player.envs.close()
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
-    order = range(episodes)
+                with _writing(videos), _new(videos / f"{stem}_{episode}.mp4") as file:
+                    files.append(recorded.replace(file))
+            games.append(game)
     played = Evaluation(
         run=run,
         env=player.env_id,
@@ -300,18 +288,17 @@ def evaluate(
         frames=player.frames,
         session=session,
         deterministic=deterministic,
-        num_envs=at_once,
-        seeds=[seed + i for i in order],
-        returns=[games[i].ret for i in order],
-        lengths=[games[i].length for i in order],
-        videos=[files[i] for i in order if i in files],
+        seeds=list(range(seed, seed + episodes)),
+        returns=[game.ret for game in games],
+        lengths=[game.length for game in games],
+        videos=files,
     )
     if results is None:
         return played
-    name = f"{_stem(player.checkpoint, deterministic)}_seed_{seed}_episodes_{episodes}.json"
-    played = played._replace(file=_reserve(results / name))
-    assert played.file is not None
-    played.file.write_text(json.dumps(played.as_json(), indent=2) + "\n")
+    with _writing(results), _new(results / f"{stem}_seed_{seed}_episodes_{episodes}.json") as path:
+        played = played._replace(file=path)
+        with whole(path) as file:
+            file.write_text(json.dumps(played.as_json(), indent=2) + "\n")
     return played
 
 
@@ -319,13 +306,33 @@ def _stem(checkpoint: str, deterministic: bool) -> str:
     return f"{checkpoint}_{'deterministic' if deterministic else 'sampled'}"
 
 
-def _reserve(path: Path) -> Path:
-    """Make an empty file that was not there and return it: the path, or the path with a number."""
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Let users know which folder it is that cannot be written, by a ValueError."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"{folder} cannot be written ({error.strerror or error}); set out to another folder"
+        ) from error
+
+
+@contextmanager
+def _new(path: Path) -> Iterator[Path]:
+    """Make an empty file that was not there, for what is to be written: the path, or the path with a number.
+
+    It is removed if that fails.
+    """
     number, new = 1, path
     while True:
         try:
             new.touch(exist_ok=False)
-            return new
+            break
         except FileExistsError:
             number += 1
             new = path.with_stem(f"{path.stem}__{number}")
+    try:
+        yield new
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise

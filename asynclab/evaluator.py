@@ -25,7 +25,7 @@ from asynclab import check
 from asynclab.agents import Agent
 from asynclab.distributed import Store, settle
 from asynclab.envs import Envs
-from asynclab.evaluation import SEED, check_request, equip, num_envs, play
+from asynclab.evaluation import SEED, check_request, equip, play
 from asynclab.preload import start_server
 
 log = logging.getLogger(__name__)
@@ -49,15 +49,15 @@ class Schedule:
         ValueError: A setting makes no sense.
     """
 
-    every: int | None = None
-    episodes: int = 10
-    deterministic: bool = False
-    nice: int = 10
-    wait: float = 300.0
+    every: int | None
+    episodes: int
+    deterministic: bool
+    nice: int
+    wait: float
 
     def __post_init__(self) -> None:
-        if self.every is not None:
-            check.count("eval.every", self.every)
+        if self.every is not None and self.every < 1:
+            raise ValueError(f"eval.every={self.every} must be a whole number of 1 or more, or null for no evaluation")
         check_request(self.episodes, SEED, prefix="eval.")
         check.flag("eval.deterministic", self.deterministic)
         if check.whole("eval.nice", self.nice) > 19:
@@ -95,6 +95,7 @@ class Match:
         theta: [P] weights that are played, shared with who trains them.
         moments: Slots of what the environments normalise by, likewise.
         frames: Slots of all clocks, likewise.
+        max_frame: Budget of all clocks together.
         updates: Slots of all counts of updates, likewise.
         beats: Shared number that changes as long as the process lives.
         ended: Shared; whether theta is final.
@@ -106,6 +107,7 @@ class Match:
     theta: Tensor
     moments: Mapping[str, Tensor]
     frames: Sequence[Tensor]
+    max_frame: int
     updates: Sequence[Tensor]
     beats: Tensor
     ended: Tensor
@@ -118,7 +120,7 @@ class Match:
         """
         plan = self.schedule
         assert plan.every is not None
-        envs = self.make_envs(num_envs=num_envs(plan.episodes))
+        envs = self.make_envs(num_envs=1)
         agent = self.make_agent(envs.obs_space, envs.action_space)
         theta, moments = self.theta.clone(), {name: slots.clone() for name, slots in self.moments.items()}
         equip(agent, envs, theta, moments)
@@ -127,7 +129,8 @@ class Match:
             now = sum(int(slots.sum()) for slots in self.frames), sum(int(slots.sum()) for slots in self.updates)
             if final and now == last:
                 return
-            if not final and now[0] // plan.every == last[0] // plan.every:
+            due = now[0] // plan.every > last[0] // plan.every and now[0] < self.max_frame  # else what is final follows
+            if not (final or due):
                 self.beats.add_(1)
                 time.sleep(TICK)
                 continue
@@ -135,13 +138,12 @@ class Match:
             theta.copy_(self.theta)
             for name, slots in moments.items():
                 slots.copy_(self.moments[name])
-            games = {}
+            games = []
             for game in play(agent, envs, plan.episodes, plan.deterministic):
                 self.beats.add_(1)
                 if game is not None:
-                    games[game.number] = game
-            order = [games[i] for i in range(plan.episodes)]
-            yield Evaluated(*now, seconds, [game.ret for game in order], [game.length for game in order])
+                    games.append(game)
+            yield Evaluated(*now, seconds, [game.ret for game in games], [game.length for game in games])
             last = now
             if final:
                 return
@@ -177,6 +179,7 @@ class Evaluator:
             stores[0].theta,
             {name: moments.slots for name, moments in stores[0].moments.items()},
             [store.frames for store in stores],
+            sum(store.max_frame for store in stores),
             [store.updates for store in stores],
             torch.zeros((), dtype=torch.int64).share_memory_(),
             torch.zeros((), dtype=torch.bool).share_memory_(),

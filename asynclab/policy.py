@@ -28,7 +28,7 @@ class Policy:
 
     def __init__(self, folder: Path, checkpoint: str, session: int) -> None:
         with torch.random.fork_rng(devices=[]):
-            self._agent, self._envs, self.env_id, *_ = evaluation.load(folder, session, num_envs=1, name=checkpoint)
+            self._agent, self._envs, self.env_id, *_ = evaluation.load(folder, session, checkpoint)
         self._session = session
 
     def reset(self) -> None:

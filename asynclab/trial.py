@@ -91,7 +91,7 @@ class Trial:
         checkpoint_memory: float,
         profile: bool,
         folder: Path,
-        schedule: Schedule = Schedule(),
+        schedule: Schedule,
         config: Any = None,
         checkpoint: Checkpoint | None = None,
     ) -> None:
@@ -213,6 +213,7 @@ class Trial:
             SessionError: A session failed for good; there is a checkpoint.
             TrialError: Something could not be written; the last good checkpoint is untouched.
             SystemExit: A signal asked us to end; there is a checkpoint.  The code is 128 plus the signal's number.
+                When only the final weights are left to be evaluated, Ctrl-C and SIGUSR2 end just that.
         """
         try:
             return self._run()
@@ -236,7 +237,7 @@ class Trial:
         runs = [partial(self.session.run, rank, self.store_of(rank), self.control, start) for rank in self._ranks]
         status = "failed"
         with (
-            _end_on_signals(self.control, recorder.status) as received,
+            _end_on_signals(self.control, recorder.status) as ending,
             self._evaluations(recorder) as evaluator,
             console.show(recorder.status),
         ):
@@ -246,33 +247,39 @@ class Trial:
                     for event in events:
                         self._handle(event, recorder)
                         self._attend(recorder)
-                        for evaluated in evaluator.results() if evaluator else ():
-                            recorder.evaluated(evaluated)
+                        self._take_evaluations(evaluator, recorder)
                 status = "finished" if self.is_complete() else "interrupted"
             except SessionError as error:
                 log.error("%s", error, extra={"console": False})  # whoever calls us shows it
                 raise
             finally:
                 try:
+                    self._take_evaluations(evaluator, recorder)  # what came since the last event
                     # If we do not end, something broke here and the sessions could not save their states; if nothing
                     # has been stepped, what the run began with is better than what sessions had when they were stopped.
                     if self.control.ending() and self._has_stepped():
                         self._commit(self._snapshot_of(self.control.asked()), recorder)
                     self.checkpoints.clean()
                     recorder.stop()
+                    ending.is_saved = True
                     if evaluator and status == "finished":
-                        log.info("evaluating the final weights, for %g s at most", self.schedule.wait)
-                        for evaluated in evaluator.finish(lambda: received):
+                        log.info("evaluating the final weights for %g s at most; Ctrl-C ends it", self.schedule.wait)
+                        for evaluated in evaluator.finish(lambda: ending.is_asked):
                             recorder.evaluated(evaluated)
                 except OSError:
                     status = "failed"
                     raise
                 finally:
                     recorder.close(status)
-        if received:
-            _hand_on(received[0])
-            raise SystemExit(128 + received[0])
+        if (number := ending.number) is not None and not (number == signal.SIGUSR2 and status == "finished"):
+            _hand_on(number)
+            raise SystemExit(128 + number)
         return recorder.mean_return
+
+    @staticmethod
+    def _take_evaluations(evaluator: Evaluator | None, recorder: Recorder) -> None:
+        for evaluated in evaluator.results() if evaluator else ():
+            recorder.evaluated(evaluated)
 
     @contextmanager
     def _evaluations(self, recorder: Recorder) -> Iterator[Evaluator | None]:
@@ -392,28 +399,46 @@ class _Snapshot:
         return {name: file for saved in self.saved.values() for name, file in (saved.files or {}).items()}
 
 
+class _Ending:
+    """What signals have asked for.
+
+    Attributes:
+        is_saved: Set by the trial when its last checkpoint is written.
+        is_asked: Whether a signal has come.
+        number: Of the signal that ends this process when the run has ended; None for none.
+    """
+
+    def __init__(self) -> None:
+        self.is_saved = False
+        self.is_asked = False
+        self.number: int | None = None
+
+
 @contextmanager
-def _end_on_signals(control: Control, status: Status) -> Iterator[list[int]]:
+def _end_on_signals(control: Control, status: Status) -> Iterator[_Ending]:
     """Let the first signal ask the sessions to save and end, and a second Ctrl-C end everything at once.
+
+    When all is saved, what is left is the evaluation of the final weights: any signal ends it, and the summary, which
+    a second Ctrl-C waits for.  Ctrl-C then ends nothing else, so that a sweep goes on with its next job.
 
     Args:
         control: Of the sessions.
         status: Told what is about to happen.
-
-    Yields:
-        The signals that have come.
     """
-    received: list[int] = []
+    ending = _Ending()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if received and number == signal.SIGINT:
+        if ending.is_asked and number == signal.SIGINT and not ending.is_saved:
             _say("")
             os._exit(128 + number)  # sessions die with us
-        if not received:
-            status.note = f"{signal.Signals(number).name}: saving and ending; Ctrl-C ends at once"
+        if not ending.is_asked:
+            what = "ending without the last evaluation" if ending.is_saved else "saving and ending; Ctrl-C ends at once"
+            status.note = f"{signal.Signals(number).name}: {what}"
             if not status.is_shown:
                 _say(status.note)
-        received.append(number)
+        ending.is_asked = True
+        if ending.number is None and not (ending.is_saved and number == signal.SIGINT):
+            ending.number = number
         control.finish()
 
     # what is ignored (nohup, a background job of a script) stays ignored
@@ -422,7 +447,7 @@ def _end_on_signals(control: Control, status: Status) -> Iterator[list[int]]:
         mine = []
     before = {number: signal.signal(number, handle) or signal.SIG_DFL for number in mine}
     try:
-        yield received
+        yield ending
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -35,8 +35,7 @@ def main(cfg: DictConfig) -> float:
     except ValueError as error:
         raise CompactHydraException(str(error)) from error
     except OSError as error:
-        text = f"out={out} cannot be written: {error.strerror or error}; set out to another folder"
-        raise CompactHydraException(text) from error
+        raise CompactHydraException(f"run={cfg.run} could not be played to the end: {error}") from error
     numbers = played.statistics()
     if as_json:
         print(json.dumps(played.as_json(), indent=2))

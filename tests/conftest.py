@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from asynclab.agents import A3C, PPO, SAC, DiscreteSAC, NStepQ
+from asynclab.config import EvalConfig
 from asynclab.distributed import Control, Failure, Off, Started, launch
 from asynclab.envs import make_envs
 from asynclab.evaluator import Schedule
@@ -69,12 +70,17 @@ def copy_checkout(folder):
     shutil.copytree(ROOT, folder, ignore=ignored)
 
 
+def make_schedule(**settings):
+    """Return when a run is evaluated, by default never."""
+    return Schedule(**vars(EvalConfig(**settings)))
+
+
 @pytest.fixture
 def make_trial(tmp_path):
     """Return a function that makes a small trial of one of ``ALGOS``."""
 
     def make(algo="a3c", mode=None, max_frame=2_000, seed=0, optimizer=GlobalAdam, precision="fp32",
-             checkpoint=None, schedule=Schedule(), **agent):  # fmt: skip
+             checkpoint=None, schedule=make_schedule(), **agent):  # fmt: skip
         make_agent, make_memory, make = ALGOS[algo]
         return Trial(
             make_envs=partial(make, num_envs=2),

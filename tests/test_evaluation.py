@@ -1,5 +1,6 @@
 """Playing checkpoints, and evaluation while a run trains: in a process of its own, which training does not notice."""
 
+import argparse
 import json
 import logging
 import math
@@ -8,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -16,16 +18,16 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import ALGOS, ROOT, TORSO
+from conftest import ALGOS, ROOT, TORSO, make_schedule
 from hydra import compose, initialize_config_dir
 from hydra.errors import CompactHydraException, ConfigCompositionException
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from asynclab import build, checkpoint, config, curves
+from asynclab import build, checkpoint, config, curves, evaluation, evaluator, trial
 from asynclab.distributed import Synced
-from asynclab.evaluation import Evaluation, evaluate, num_envs
-from asynclab.evaluator import Evaluator, Match, Schedule
+from asynclab.evaluation import Evaluation, evaluate
+from asynclab.evaluator import Evaluated, Evaluator, Match
 
 config.register()
 NICE = 7  # by which tests find the process
@@ -62,10 +64,22 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_an_episode_is_that_of_its_seed_however_many_play_at_once(run):
-    together = evaluate(run, 10, deterministic=True)
-    assert (together.num_envs, together.seeds) == (5, list(range(1000, 1010)))
-    alone = [evaluate(run, 1, deterministic=True, seed=1000 + i) for i in (0, 4, 9)]
+@pytest.fixture(scope="module")
+def recurrent(tmp_path_factory):
+    """Return the folder of a small run whose agent remembers."""
+    folder = tmp_path_factory.mktemp("recurrent")
+    cfg = compose_run(folder, *PLAYED["lstm"], "distributed.max_session=1")
+    build.make_trial(cfg, folder).run()
+    return folder
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("name", ["run", "recurrent"])
+def test_an_episode_is_that_of_its_seed_whatever_else_is_played(request, name, deterministic):
+    folder = request.getfixturevalue(name)
+    together = evaluate(folder, 10, deterministic)
+    assert together.seeds == list(range(1000, 1010))
+    alone = [evaluate(folder, 1, deterministic, seed=1000 + i) for i in (0, 4, 9)]
     assert [together.returns[i] for i in (0, 4, 9)] == [e.returns[0] for e in alone]
     assert [together.lengths[i] for i in (0, 4, 9)] == [e.lengths[0] for e in alone]
     assert len(set(together.returns)) > 1
@@ -77,15 +91,9 @@ def test_the_same_evaluation_gives_the_same_returns_and_another_seed_others(run)
     assert returns[0] != evaluate(run, 6, deterministic=True, seed=0).returns
 
 
-def test_no_more_environments_than_the_fewest_rounds_need():
-    assert [num_envs(n) for n in (1, 8, 9, 10, 16, 17, 20, 100)] == [1, 8, 5, 5, 8, 6, 7, 8]
-
-
 def test_statistics_of_returns(run):
     def of(*returns):
-        e = Evaluation(
-            Path(), "X-v0", "000001", 1, 0, False, 1, [0] * len(returns), list(returns), [3] * len(returns), []
-        )
+        e = Evaluation(Path(), "X-v0", "000001", 1, 0, False, [0] * len(returns), list(returns), [3] * len(returns), [])
         return e.as_json()
 
     found = of(1.0, 3.0)
@@ -109,7 +117,7 @@ def test_results_are_written_with_what_it_takes_to_repeat_them(run, tmp_path):
     assert content["lengths"] == first.lengths
     assert (content["seeds"], content["deterministic"], content["session"]) == ([1000, 1001, 1002], True, 0)
     assert (content["env"], content["checkpoint"], content["frames"]) == ("CartPole-v1", "000001", 400)
-    assert (content["run"], content["videos"], content["num_envs"]) == (str(run), [], 3)
+    assert (content["run"], content["videos"]) == (str(run), [])
     assert content["packages"]["torch"] == torch.__version__
     assert content["asynclab"]
 
@@ -132,6 +140,22 @@ def test_a_request_that_makes_no_sense_plays_nothing(run, tmp_path, settings, me
     assert not list(tmp_path.iterdir())
 
 
+def test_what_fails_leaves_nothing_and_closes_the_environment(run, tmp_path, monkeypatch):
+    closed = []
+    monkeypatch.setattr("asynclab.envs.Envs.close", lambda envs: closed.append(envs))
+    monkeypatch.setattr(Path, "write_text", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(ValueError, match=r"results cannot be written \(No space left on device\); set out to another"):
+        evaluate(run, 1, results=tmp_path / "results")
+    assert not list((tmp_path / "results").iterdir())
+    monkeypatch.undo()
+    monkeypatch.setattr("asynclab.envs.Envs.close", lambda envs: closed.append(envs))
+    monkeypatch.setattr(evaluation, "equip", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate(run, 1, results=tmp_path / "others")
+    assert not (tmp_path / "others").exists()
+    assert len(closed) == 2
+
+
 @pytest.mark.medium
 def test_the_command_prints_a_sentence_or_json_and_names_a_folder_that_cannot_be_written(run, tmp_path):
     def command(*overrides):
@@ -151,7 +175,7 @@ def test_the_command_prints_a_sentence_or_json_and_names_a_folder_that_cannot_be
     assert printed["file"] == str(path.with_stem(f"{path.stem}__2"))
     process = command("out=/proc/nowhere")
     assert process.returncode == 1
-    assert "\nout=/proc/nowhere cannot be written: No such file or directory; set out to" in process.stderr
+    assert "\n/proc/nowhere/evaluations cannot be written (No such file or directory); set out to" in process.stderr
     assert "Traceback" not in process.stderr
 
 
@@ -161,7 +185,8 @@ def test_the_command_prints_a_sentence_or_json_and_names_a_folder_that_cannot_be
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("eval.every=-5", r"eval\.every=-5 must be a whole number of 1 or more"),
+        ("eval.every=-5", r"eval\.every=-5 must be a whole number of 1 or more, or null for no evaluation"),
+        ("eval.every=0", r"eval\.every=0 must be a whole number of 1 or more, or null for no evaluation"),
         ("eval.every=1e5", r"Value '100000\.0' of type 'float' could not be converted to Integer"),
         ("eval.every=often", r"Value 'often' .* could not be converted to Integer"),
         ("eval.episodes=0", r"eval\.episodes=0 must be a whole number of 1 or more"),
@@ -197,7 +222,7 @@ def test_the_last_evaluation_is_what_evaluate_says_of_the_last_checkpoint(tmp_pa
 
 def test_training_is_the_same_to_the_bit_with_evaluation(make_trial, tmp_path):
     thetas = []
-    for schedule in (Schedule(), Schedule(every=200, episodes=2)):
+    for schedule in (make_schedule(), make_schedule(every=200, episodes=2)):
         trial = make_trial(schedule=schedule, max_frame=2_000)
         trial.run()
         thetas.append(trial.stores[0].theta.clone())
@@ -210,16 +235,28 @@ def test_training_is_the_same_to_the_bit_with_evaluation(make_trial, tmp_path):
 
 @pytest.mark.medium
 def test_a_run_leaves_its_evaluations_in_every_log(make_trial, tmp_path):
-    make_trial(mode=Synced(2), schedule=Schedule(every=500, episodes=3, deterministic=True), max_frame=20_000).run()
+    schedule = make_schedule(every=500, episodes=3, deterministic=True)
+    made = make_trial(mode=Synced(2), schedule=schedule, max_frame=10**9)
+
+    def end_after_two():
+        metrics, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 240
+        while time.monotonic() < deadline and metrics.read_text().count('"kind": "evaluation"') < 2:
+            time.sleep(0.1)
+        made.control.finish()
+
+    (tmp_path / "metrics.jsonl").touch()
+    thread = threading.Thread(target=end_after_two)
+    thread.start()
+    made.run()
+    thread.join()
     lines = evaluations(tmp_path)
     frames = [line["total_frames"] for line in lines]
     assert len(frames) >= 2
     assert frames == sorted(frames)
-    assert frames[-1] == 20_000
     assert all(len(line["returns"]) == len(line["lengths"]) == 3 for line in lines)
     summary = json.loads((tmp_path / "summary.json").read_text())["evaluation"]
     means = [sum(line["returns"]) / 3 for line in lines]
-    assert (summary["mean_return"], summary["frames"]) == (pytest.approx(means[-1]), 20_000)
+    assert (summary["mean_return"], summary["frames"]) == (pytest.approx(means[-1]), frames[-1])
     assert summary["best"]["mean_return"] == pytest.approx(max(means))
     events = EventAccumulator(str(tmp_path / "tensorboard" / "trial"))
     events.Reload()
@@ -241,7 +278,7 @@ def test_a_run_leaves_its_evaluations_in_every_log(make_trial, tmp_path):
 
 @pytest.mark.medium
 def test_a_resumed_run_goes_on_with_its_evaluations(make_trial, tmp_path):
-    schedule = Schedule(every=1_000, episodes=2)
+    schedule = make_schedule(every=1_000, episodes=2)
     make_trial(schedule=schedule, max_frame=2_000).run()
     (tmp_path / "metrics.jsonl").open("a").write("half a line")
     make_trial(schedule=schedule, max_frame=5_000, checkpoint=checkpoint.load(tmp_path)).run()
@@ -287,7 +324,7 @@ def evaluates(make_trial, caplog):
         store = make_trial().stores[0]
         make_agent, _, make_envs = ALGOS[algo]
         found = Evaluator(
-            Schedule(every=100, episodes=episodes, nice=NICE),
+            make_schedule(every=100, episodes=episodes, nice=NICE),
             partial(make_envs, num_envs=2),
             partial(make_agent, **({"torso": TORSO} | agent)),
             [store],
@@ -326,13 +363,19 @@ def test_a_hung_evaluator_is_killed_and_one_that_fails_three_times_is_given_up(e
         assert list(found.finish(lambda: False)) == []
 
 
-def test_weights_in_between_are_left_out_and_the_final_ones_are_not(make_trial):
+@pytest.fixture
+def match(make_trial):
+    """Return what the process gets, and the store that it evaluates."""
     store = make_trial().stores[0]
     make_agent, _, make_envs = ALGOS["a3c"]
-    match = Match(
-        partial(make_envs, num_envs=2), partial(make_agent, torso=TORSO), Schedule(every=100, episodes=2), store.theta,
-        {}, [store.frames], [store.updates], torch.zeros(()), torch.zeros((), dtype=torch.bool),
-    )  # fmt: skip
+    return Match(
+        make_envs, partial(make_agent, torso=TORSO), make_schedule(every=100, episodes=2), store.theta,
+        {}, [store.frames], store.max_frame, [store.updates], torch.zeros(()), torch.zeros((), dtype=torch.bool),
+    ), store  # fmt: skip
+
+
+def test_weights_in_between_are_left_out_and_the_final_ones_are_not(match):
+    match, store = match
     results = match.run((0, 0))
     store.frames[0] = 120
     first = next(results)
@@ -346,8 +389,69 @@ def test_weights_in_between_are_left_out_and_the_final_ones_are_not(make_trial):
     assert list(match.run((599, 0))) == []  # nothing has changed since
 
 
+def test_when_the_budget_is_used_up_only_the_final_weights_are_evaluated(match, monkeypatch):
+    match, store = match
+    store.frames[0] = store.max_frame
+
+    def learn_for_the_last_time(seconds):
+        store.updates[0] = 7
+        match.ended.fill_(True)
+
+    monkeypatch.setattr(evaluator.time, "sleep", learn_for_the_last_time)
+    assert [(r.frames, r.updates) for r in match.run((0, 0))] == [(store.max_frame, 7)]
+
+
+def test_evaluations_that_come_after_the_last_event_are_in_the_checkpoint(make_trial, tmp_path, monkeypatch):
+    launched, late = trial.launch, []
+
+    class Late:
+        results = late.copy
+
+        def __init__(self, *args):
+            pass
+
+        def finish(self, cancelled):
+            return []
+
+        def close(self):
+            pass
+
+    def launch(*args):
+        yield from launched(*args)
+        late.append(Evaluated(1_500, 3, 0.0, [4.0], [5]))
+
+    monkeypatch.setattr(trial, "Evaluator", Late)
+    monkeypatch.setattr(trial, "launch", launch)
+    make_trial(schedule=make_schedule(every=100)).run()
+    assert checkpoint.load(tmp_path).trial()["recorder"]["evaluation"]["frames"] == 1_500
+
+
+def test_when_all_is_saved_signals_end_the_evaluation_and_not_the_summary(make_trial):
+    ends = []
+    for numbers in ([signal.SIGINT] * 3, [signal.SIGUSR2], [signal.SIGINT, signal.SIGTERM]):
+        made = make_trial()
+        status = argparse.Namespace(is_shown=True)
+        with trial._end_on_signals(made.control, status) as ending:
+            ending.is_saved = True
+            for number in numbers:
+                signal.raise_signal(number)
+        ends.append((ending.is_asked, ending.number))
+    assert ends == [(True, None), (True, signal.SIGUSR2), (True, signal.SIGTERM)]
+    assert status.note == "SIGINT: ending without the last evaluation"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 0),
+        pytest.param(signal.SIGUSR2, 0, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.medium
-def test_a_real_run_survives_a_killed_evaluator_and_ctrl_c_ends_the_wait_for_the_last_evaluation(tmp_path):
+def test_a_real_run_survives_a_killed_evaluator_and_a_signal_ends_the_wait_for_the_last_evaluation(
+    tmp_path, number, code
+):
     command = [
         sys.executable, ROOT / "train.py", *CARTPOLE, "env.max_frame=20_000", "distributed.max_session=2", "plot=false",
         "eval.every=1", "eval.episodes=1_000_000", f"eval.nice={NICE}", f"hydra.run.dir={tmp_path / 'run'}",
@@ -360,11 +464,11 @@ def test_a_real_run_survives_a_killed_evaluator_and_ctrl_c_ends_the_wait_for_the
             while not any(expected in line for line in lines):
                 lines.append(process.stdout.readline())
                 assert lines[-1], lines
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         output, _ = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "Traceback" not in output
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["status"], summary["frames"], summary["evaluation"]) == ("finished", 20_000, None)

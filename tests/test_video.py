@@ -113,12 +113,12 @@ def test_a_screen_that_goes_astray_is_noticed():
 @pytest.mark.parametrize(("name", "size", "fps"), [("cartpole", (400, 600), 50), ("pong", (210, 160), 15)])
 @pytest.mark.medium
 def test_every_episode_is_recorded_whole_and_none_is_overwritten(run, tmp_path, name, size, fps):
-    plain = evaluate(run(name), 2, deterministic=True)
-    first, again = (evaluate(run(name), n, deterministic=True, videos=tmp_path) for n in (2, 1))
+    plain = evaluate(run(name), 2)
+    first, again = (evaluate(run(name), n, videos=tmp_path) for n in (2, 1))
     assert plain.videos == []
     assert (first.returns, first.lengths, first.seeds) == (plain.returns, plain.lengths, [1000, 1001])
     assert [path.name for path in first.videos] == [
-        f"000001_deterministic_episode_{i}_seed_{1000 + i}_return_{first.returns[i]:.2f}.mp4" for i in range(2)
+        f"000001_sampled_episode_{i}_seed_{1000 + i}_return_{first.returns[i]:.2f}.mp4" for i in range(2)
     ]
     assert [path.stem for path in again.videos] == [f"{first.videos[0].stem}__2"]
     assert sorted(tmp_path.iterdir()) == sorted(first.videos + again.videos)  # and nothing that was half done
