@@ -27,13 +27,13 @@ check: $(READY)  ## lint, formatting, types and the fast tests (under 90 seconds
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q -m "not slow and not medium"
+	$(BIN)/pytest -q -n 2 --dist loadfile -m "not slow and not medium"
 
 test: $(READY)  ## all but the slow tests (under 10 minutes on 2 cores)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q -m "not slow"
+	$(BIN)/pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(READY)  ## the long proofs: does it learn, do 16 sessions start
 	$(BIN)/pytest -q -m slow --durations=0

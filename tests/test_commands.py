@@ -240,7 +240,7 @@ def sweep(tmp_path_factory):
 
 
 def test_a_sweep_leaves_four_complete_runs(sweep):
-    runs = sorted(p for p in sweep.iterdir() if p.is_dir())
+    runs = sorted(run.parent for run in sweep.glob("*/run.json"))
     assert [p.name for p in runs] == ["0", "1", "2", "3"]
     made = []
     for run in runs:

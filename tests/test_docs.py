@@ -50,12 +50,15 @@ SHORT = [
         "env.max_frame=1_100 env.num_envs=2",
     ),
     (r"train\.py .*resume=outputs", "env.max_frame=1_600"),
-    (r"train\.py -m .*seed=0,1,2", "seed=0,1"),
+    (r"train\.py -m .*seed=(0,1,2|range)", "seed=0,1"),
+    (r"train\.py -m .*lr=1e-4,", "algo.optimizer.lr=1e-4,5e-3"),
+    (r"train\.py -m .*seed=100", "seed=100"),
+    (r"train\.py -m .*(optuna|tune_cartpole$|n_trials)", "hydra.sweeper.n_trials=2"),
+    (r"train\.py -m .*submitit_slurm", "hydra/launcher=submitit_local"),  # there is no Slurm here
     (r"train\.py -m .*study_cartpole", "env.max_frame=4_000 seed=0 arm=a3c_2,ppo"),
     (r"benchmark\.py", "'sessions=[1]' repeats=1 seconds=0.5"),
     (r"doctor\.py", "frames=200"),
 ]
-NOT_RUN = {"make bench"}  # half an hour
 
 
 def commands(page):
@@ -100,8 +103,17 @@ def reader(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [c for c in commands(ROOT / "README.md") if c not in NOT_RUN])
-def test_the_commands_of_the_readme_run(command, reader):
+@pytest.mark.parametrize(
+    "command",
+    [
+        c
+        for page in ("README.md", "docs/tutorial.md", "docs/sweeps.md", "docs/tensorboard.md")
+        for c in commands(ROOT / page)
+    ],
+)
+def test_commands_run(command, reader):
+    if "cpus_per_task" in command:
+        pytest.skip("needs Slurm")
     if command.startswith("tensorboard"):
         command = f"timeout --preserve-status 20 {command} --port 0"  # it serves until it is ended
     process = reader(short(command))
