@@ -193,6 +193,7 @@ def test_an_output_folder_that_cannot_be_written_is_named(train):
     assert re.fullmatch(r"The output folder hydra\.run\.dir=/proc/asynclab cannot be written: .*\n", process.stderr)
 
 
+@pytest.mark.slow
 def test_evaluate_plays_a_checkpoint(train, tmp_path):
     assert train("algo=a2c", *SMALL).returncode == 0
     run = f"run={tmp_path / 'run'}"

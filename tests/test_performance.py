@@ -124,7 +124,7 @@ def benchmark(*overrides):
     return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_benchmark_measures_parts_whole_and_stable_baselines3(tmp_path):
     out = tmp_path / "benchmark.json"
     process = benchmark("env=cartpole", "sessions=[1,2]", "repeats=1", "seconds=2", "sb3=true", f"out={out}")

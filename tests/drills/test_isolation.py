@@ -13,6 +13,7 @@ from drill import LONG, SMALL, Run
 pytestmark = pytest.mark.medium
 
 
+@pytest.mark.slow
 def test_two_runs_cannot_write_one_folder_and_a_killed_one_leaves_no_lock(tmp_path):
     first = Run(tmp_path / "run", *LONG)
     first.until_running()

@@ -97,9 +97,8 @@ def test_one_session_that_was_interrupted_anywhere_ends_as_if_it_had_not_been(tm
     assert_equal(state(whole), state(run))
 
 
-@pytest.mark.parametrize(
-    "mode", ["synced", pytest.param("shared", marks=pytest.mark.slow), pytest.param("off", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["synced", "shared", "off"])
 def test_four_sessions_go_on_where_they_were(tmp_path, mode):
     budget = 40_000 if mode == "off" else 160_000
     settings = ["distributed.max_session=4", f"distributed={mode}", f"env.max_frame={budget}"]

@@ -42,7 +42,8 @@ def test_a_killed_session_is_restarted_and_no_frame_is_lost_or_counted_twice(tmp
     check_frames(run, 160_000 if mode == "off" else 80_000, 4, kills=1)
 
 
-@pytest.mark.parametrize("sessions", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("sessions", [1, 2])
 def test_a_session_that_fails_again_and_again_ends_the_trial_with_a_checkpoint(tmp_path, sessions):
     run = Run(tmp_path / "run", *SMALL, *env_id("Crash"), "env.max_frame=10_000_000", "distributed.max_restarts=2",
               f"distributed.max_session={sessions}")  # fmt: skip
@@ -66,6 +67,7 @@ def test_a_session_that_raises_before_its_first_step_is_not_tried_again(tmp_path
     assert (run.summary()["status"], run.summary()["restarts"]) == ("failed", 0)
 
 
+@pytest.mark.slow
 def test_a_stopped_session_is_noticed_and_replaced(tmp_path):
     run = Run(tmp_path / "run", *SMALL, *env_id("Counted"), "env.max_frame=60_000", "distributed.hang_after=3")
     victim = run.until_running()[0]
