@@ -84,7 +84,7 @@ class NStepQ(Agent):
         """Take the session's rate of exploration."""
         self._final = self.epsilons[rank % len(self.epsilons)]
 
-    def on_update(self, frames: int) -> None:
+    def on_update(self, frames: int, updates: int) -> None:
         """Copy theta into the target network when a period is over."""
         period = frames // self.target_every
         if self._period is not None and period > self._period:
