@@ -40,7 +40,7 @@ def train(cfg: DictConfig) -> float:
         provenance.write(run, plan.cfg, plan.overrides, trial.mode.max_session, trial.session.devices, plan.resumed)
         # a run that goes on was made by other choices than those of this command
         choices = HydraConfig.get().runtime.choices if plan.cfg is cfg else {}
-        screens.first(trial, plan.cfg, choices.get("algo"))
+        screens.first(trial, plan.cfg, choices)
         try:
             return trial.run()
         finally:

@@ -3,9 +3,13 @@
 import json
 import re
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
+import yaml
+from conftest import copy_checkout
 from drill import SMALL, Run
 
 from asynclab import checkpoint, snapshot
@@ -273,3 +277,40 @@ def test_the_same_command_again_goes_on_if_asked_to(tmp_path):
     again = Run(tmp_path / "run", *command)
     assert again.wait() == 0
     assert "is finished at 40,000 frames" in again.text()
+
+
+def test_a_run_keeps_its_settings_when_defaults_have_changed_since(tmp_path):
+    copy_checkout(tmp_path / "copy")
+    conf, run = tmp_path / "copy" / "conf", tmp_path / "run"
+
+    def train(*overrides):
+        command = [
+            sys.executable,
+            tmp_path / "copy" / "train.py",
+            *overrides,
+            "plot=false",
+            "distributed.max_session=1",
+        ]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+
+    first = ["algo=a3c", "env=cartpole", "algo.agent.lam=0.9", f"hydra.run.dir={run}"]
+    assert train(*first, "env.max_frame=1_000").returncode == 0
+    for path, old, new in [
+        (conf / "algo" / "a3c.yaml", "gamma: 0.99 ", "gamma: 0.5 "),
+        (conf / "tuned" / "a3c" / "discrete.yaml", "shared: false", "shared: true"),
+        (conf / "algo" / "optimizer" / "adam.yaml", "weight_decay: 0.0", "weight_decay: 0.1"),
+    ]:
+        assert old in (text := path.read_text())
+        path.write_text(text.replace(old, new))
+    assert train(f"resume={run}", "env.max_frame=2_000").returncode == 0
+    assert train(*first, "env.max_frame=3_000", "resume=auto").returncode == 0
+    cfg = yaml.safe_load((run / "config.yaml").read_text())
+    agent = cfg["algo"]["agent"]
+    assert (agent["gamma"], agent["shared"], agent["lam"], cfg["env"]["max_frame"]) == (0.99, False, 0.9, 3_000)
+    assert cfg["algo"]["optimizer"]["weight_decay"] == 0.0
+    assert [r["changes"]["env.max_frame"] for r in json.loads((run / "run.json").read_text())["resumes"]] == [
+        [1_000, 2_000], [2_000, 3_000],
+    ]  # fmt: skip
+    refused = train(f"resume={run}", "algo.agent.gamma=0.9", "env.max_frame=4_000")
+    assert refused.returncode == 1
+    assert "was made with other settings (algo.agent.gamma: 0.99 -> 0.9)" in refused.stdout + refused.stderr
