@@ -300,7 +300,8 @@ def test_a_run_keeps_its_settings_when_defaults_have_changed_since(tmp_path):
         (conf / "tuned" / "a3c" / "discrete.yaml", "shared: false", "shared: true"),
         (conf / "algo" / "optimizer" / "adam.yaml", "weight_decay: 0.0", "weight_decay: 0.1"),
     ]:
-        assert old in (text := path.read_text())
+        text = path.read_text()
+        assert old in text
         path.write_text(text.replace(old, new))
     assert train(f"resume={run}", "env.max_frame=2_000").returncode == 0
     assert train(*first, "env.max_frame=3_000", "resume=auto").returncode == 0
