@@ -45,6 +45,11 @@ kind: add `kind=continuous` or `kind=pixels`. `~tuned` leaves an algorithm as it
 """
 PRESETS = [
     ("Experiments: `+experiment`", "experiment", "Settings of several groups at once."),
+    (
+        "Pairs: `pair`",
+        "pair",
+        "Algorithm and environment, for `+experiment=defaults`; two sessions, A2C and PPO one.",
+    ),
     ("Arms: `arm`", "arm", "What is compared in the experiments `study_cartpole` and `study_pong`."),
 ]
 
