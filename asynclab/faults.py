@@ -23,7 +23,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import nn
 
 from asynclab import envs, flat, optim, returns
-from asynclab.agents import SAC, Agent, NStepQ
+from asynclab.agents import SAC, Agent, QLearning
 from asynclab.distributed import Mode, Off, Shared, Store
 from asynclab.envs import Envs
 from asynclab.flat import Vector
@@ -228,7 +228,7 @@ def local_clock() -> Replacements:
 @_fault("targets")
 def random_targets() -> Replacements:
     """Start target networks as the random weights that the first pull has replaced."""
-    for kind in (SAC, NStepQ):
+    for kind in (SAC, QLearning):
         yield kind, "bind", _bind_randomly(kind.bind)
 
 

@@ -44,13 +44,23 @@ class RolloutBatch(NamedTuple):
 
 
 class ReplayBatch(NamedTuple):
-    """N transitions: obs [N, ...], action [N, ...], reward [N], next_obs [N, ...], terminated [N]."""
+    """N transitions of k steps each: n of them, or fewer where an episode or the memory ends.
+
+    Attributes:
+        obs: [N, ...] the observations acted on.
+        action: [N] int64 or [N, A] float32.
+        reward: [N] float32, the k steps' rewards, discounted.
+        next_obs: [N, ...] the true observations after the k steps.
+        terminated: [N] bool; the episode terminated with the last of them.
+        discount: [N] float32, of the value of ``next_obs``: gamma^k, 0 where terminated.
+    """
 
     obs: Tensor
     action: Tensor
     reward: Tensor
     next_obs: Tensor
     terminated: Tensor
+    discount: Tensor
 
 
 class Memory(Protocol):
@@ -211,6 +221,9 @@ class Replay:
         start: No batch before the global clock shows this many frames.
         updates_per_frame: Batches per transition.
         combined: Put one transition of the newest step into every batch, another one each time.
+        n_step: n, steps of a transition (Sutton, 1988).  It ends earlier where its episode does, and the newest ones
+            end with what has been seen so far: nothing that is held is left out.
+        gamma: Discount.
     """
 
     def __init__(
@@ -225,12 +238,18 @@ class Replay:
         start: int = 0,
         updates_per_frame: float = 1.0,
         combined: bool = True,
+        n_step: int = 1,
+        gamma: float = 0.99,
     ) -> None:
         if check.count("algo.memory.capacity", capacity) < num_envs:
             raise ValueError(f"algo.memory.capacity={capacity} must be at least env.num_envs={num_envs}")
         self.batch_size = check.count("algo.memory.batch_size", batch_size)
         self.start = int(check.number("algo.memory.start", start))
         self.combined = check.flag("algo.memory.combined", combined)
+        self.n_step = check.count("algo.memory.n_step", n_step)
+        self.gamma = check.fraction("algo.memory.gamma", gamma)
+        powers = self.gamma ** np.arange(n_step + 1)
+        self._powers = powers.astype(np.float32)  # of gamma
         self._num_envs = num_envs
         self._updates_per_step = check.positive("algo.memory.updates_per_frame", updates_per_frame) * num_envs
         self._due = 0.0
@@ -335,16 +354,39 @@ class Replay:
         assert held > 0
         flat = self._rng.integers(held * num_envs, size=self.batch_size)
         # counted back from the head, which itself never is a transition
-        row, env = (self._head - 1 - flat // num_envs) % rows, flat % num_envs
+        age, env = flat // num_envs, flat % num_envs
         if self.combined:
-            row[-1], env[-1] = (self._head - 1) % rows, self._turn
+            age[-1], env[-1] = 0, self._turn
             self._turn = (self._turn + 1) % num_envs
+        row = (self._head - 1 - age) % rows
+        last, reward = self._look_ahead(row, env, age)
+        end = ((row + last) % rows, env)
+        next_obs = self._obs[(end[0] + 1) % rows, env]
+        for i in np.flatnonzero(self._truncated[end]):
+            next_obs[i] = self._final[int(end[0][i]), int(env[i])]
+        terminated = self._terminated[end]
+        discount = self._powers[last + 1] * ~terminated
         at = (row, env)
-        next_obs = self._obs[(row + 1) % rows, env]
-        for i in np.flatnonzero(self._truncated[at]):
-            next_obs[i] = self._final[int(row[i]), int(env[i])]
-        arrays = (self._obs[at], self._action[at], self._reward[at], next_obs, self._terminated[at])
+        arrays = (self._obs[at], self._action[at], reward, next_obs, terminated, discount)
         return ReplayBatch(*(torch.from_numpy(a) for a in arrays))
+
+    def _look_ahead(self, row: NDArray, env: NDArray, age: NDArray) -> tuple[NDArray, NDArray]:
+        """Return which step is the last of each transition [N], from 0, and the discounted sum of rewards [N].
+
+        Args:
+            row: [N] of the first steps.
+            env: [N].
+            age: [N] how many newer steps there are.
+        """
+        step = np.arange(self.n_step)
+        at = ((row[:, None] + step) % (self._rows + 1), env[:, None])
+        # what lies beyond the newest step is a whole ring old
+        ends = self._terminated[at] | self._truncated[at] | (step >= age[:, None])
+        ends[:, -1] = True
+        last = ends.argmax(1)
+        # chosen, not multiplied by zero: another episode's reward may be anything
+        reward = np.where(step <= last[:, None], self._reward[at], np.float32(0))
+        return last, (self._powers[:-1] * reward).sum(1)
 
 
 _COLUMNS = ("obs", "action", "reward", "terminated", "truncated")
