@@ -53,7 +53,7 @@ class Learner:
         self._dropped_in_row = 0
         self.profile = profile
         bf16 = precision.is_bf16(device)
-        self._seen = store.total_updates()  # how many updates the weights have seen
+        self._seen = self._followed = store.total_updates()  # updates that the weights and the agent have seen
         self._staleness: Counter[int] = Counter()
         self.weights = mode.weights(store, device, bf16)
         self.grad = flat.Vector.make(torch.zeros_like(self.weights.full), bf16)
@@ -105,7 +105,8 @@ class Learner:
             self.mode.pull(self.weights, self.store)
             if finite:
                 self._dropped_in_row = 0
-                self.agent.on_update(self.store.total_frames())
+                self.agent.on_update(self.store.total_frames(), self._seen - self._followed)
+                self._followed = self._seen
                 self._remember({f"loss/{k}": v.detach() for k, v in losses.items()} | norms | metrics)
         return finite
 

@@ -16,7 +16,7 @@ from gymnasium.spaces import Box
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, relu
 
-from asynclab import flat
+from asynclab import check, flat
 from asynclab.layout import is_image
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
@@ -74,12 +74,14 @@ class Dense(nn.Module):
         inputs: I.
         action_dim: Numbers of an action, 0 for none.
         hidden: Width of each layer.
+        layer_norm: Normalise what each layer gives before the ReLU (Ba et al., 2016).
     """
 
-    def __init__(self, inputs: int, action_dim: int, hidden: Sequence[int]) -> None:
+    def __init__(self, inputs: int, action_dim: int, hidden: Sequence[int], layer_norm: bool = False) -> None:
         super().__init__()
         if not hidden:
             raise ValueError("env.torso.hidden=[] must have the width of at least one dense layer")
+        check.flag("env.torso.layer_norm", layer_norm)
         joint = linear(inputs + action_dim, hidden[0])
         self.first = nn.Linear(inputs, hidden[0])
         self.first.load_state_dict({"weight": joint.weight[:, :inputs], "bias": joint.bias})
@@ -87,8 +89,11 @@ class Dense(nn.Module):
         if action_dim:
             self.action = nn.Linear(action_dim, hidden[0], bias=False)
             self.action.load_state_dict({"weight": joint.weight[:, inputs:]})
-        layers = [(linear(i, o), nn.ReLU(inplace=True)) for i, o in pairwise(hidden)]
-        self.rest = nn.Sequential(*[module for pair in layers for module in pair])
+        self.norm = nn.LayerNorm(hidden[0]) if layer_norm else nn.Identity()
+        rest: list[nn.Module] = []
+        for i, o in pairwise(hidden):
+            rest += [linear(i, o), *([nn.LayerNorm(o)] if layer_norm else []), nn.ReLU(inplace=True)]
+        self.rest = nn.Sequential(*rest)
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the part of the first layer that does not depend on the action, [N, H]."""
@@ -99,15 +104,15 @@ class Dense(nn.Module):
         if self.action is not None:
             assert action is not None
             encoded = encoded + self.action(action.to(encoded.dtype))
-        return self.rest(relu(encoded)).float()
+        return self.rest(relu(self.norm(encoded))).float()
 
 
 class MLPTorso(TorsoModule):
     """Dense layers on a flat observation (and action)."""
 
-    def __init__(self, space: Box, action_dim: int = 0, *, hidden: Sequence[int]) -> None:
+    def __init__(self, space: Box, action_dim: int = 0, *, hidden: Sequence[int], layer_norm: bool = False) -> None:
         super().__init__()
-        self.dense = Dense(prod(space.shape), action_dim, hidden)
+        self.dense = Dense(prod(space.shape), action_dim, hidden, layer_norm)
         self.features = hidden[-1]
 
     def encode(self, obs: Tensor) -> Tensor:
@@ -135,10 +140,17 @@ class ConvTorso(TorsoModule):
         action_dim: Numbers of an action, 0 for none.
         conv: One [channels, kernel, stride] per layer.
         hidden: Width of each dense layer.
+        layer_norm: Normalise what each layer gives before the ReLU, an image's channels and places together.
     """
 
     def __init__(
-        self, space: Box, action_dim: int = 0, *, conv: Sequence[Sequence[int]], hidden: Sequence[int]
+        self,
+        space: Box,
+        action_dim: int = 0,
+        *,
+        conv: Sequence[Sequence[int]],
+        hidden: Sequence[int],
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
         if len(space.shape) != 3:
@@ -149,7 +161,8 @@ class ConvTorso(TorsoModule):
         channels = space.shape[0]
         for out, kernel, stride in conv:
             make = nn.Conv2d if layers else PixelConv
-            layers += [_orthogonal(make(channels, out, kernel, stride)), nn.ReLU(inplace=True)]
+            norm = [nn.GroupNorm(1, out)] if layer_norm else []
+            layers += [_orthogonal(make(channels, out, kernel, stride)), *norm, nn.ReLU(inplace=True)]
             channels = out
         self.conv = nn.Sequential(*layers)
         try:
@@ -157,7 +170,7 @@ class ConvTorso(TorsoModule):
                 inputs = self.conv(torch.zeros(1, *space.shape)).numel()
         except RuntimeError as error:
             raise ValueError(f"env.torso.conv={conv} does not fit images of {space.shape}: {error}") from error
-        self.dense = Dense(inputs, action_dim, hidden)
+        self.dense = Dense(inputs, action_dim, hidden, layer_norm)
         self.features = hidden[-1]
 
     def encode(self, obs: Tensor) -> Tensor:
@@ -189,11 +202,18 @@ class LSTM(nn.Module):
         return torch.stack(self.cell(features, (state[0], state[1])))
 
 
-def auto_torso(space: Box, action_dim: int = 0, *, conv: Sequence[Sequence[int]], hidden: Sequence[int]) -> TorsoModule:
+def auto_torso(
+    space: Box,
+    action_dim: int = 0,
+    *,
+    conv: Sequence[Sequence[int]],
+    hidden: Sequence[int],
+    layer_norm: bool = False,
+) -> TorsoModule:
     """Return the torso that fits the observation: convolutions for images [C, H, W] of bytes, else dense layers."""
     if is_image(space):
-        return ConvTorso(space, action_dim, conv=conv, hidden=hidden)
-    return MLPTorso(space, action_dim, hidden=hidden)
+        return ConvTorso(space, action_dim, conv=conv, hidden=hidden, layer_norm=layer_norm)
+    return MLPTorso(space, action_dim, hidden=hidden, layer_norm=layer_norm)
 
 
 def _orthogonal(layer: Layer, gain: float = sqrt(2)) -> Layer:

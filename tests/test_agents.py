@@ -8,15 +8,21 @@ from batches import BOX, OBS, B, T, bound, replayed, rollout
 from conftest import TORSO
 from gymnasium.spaces import Box, Discrete
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, layer_norm
 
 from asynclab import flat
 from asynclab.agents import A3C, PPO, SAC, make_sac
 from asynclab.distributions import SquashedNormal
+from asynclab.envs import make_envs
 from asynclab.flat import Vector
 from asynclab.nets import ConvTorso, MLPTorso, auto_torso
 from asynclab.precision import Precision
 from asynclab.schedules import Linear
+
+
+def steps(envs):
+    """Return the observations after one more step without torque."""
+    return envs.step(np.zeros((envs.num_envs, *envs.action_space.shape), np.float32)).obs.copy()
 
 
 def heads(agent, obs):
@@ -112,9 +118,32 @@ def test_sac_targets_start_as_the_pulled_critics_and_follow_slowly():
     assert not any(torch.equal(p, q) for p, q in zip(discarded, targets, strict=True))
     before = copy.deepcopy(targets)
     weights += 1.0
-    agent.on_update(0)
+    agent.on_update(0, 1)
     for p, q in zip(before, targets, strict=True):
         torch.testing.assert_close(q, p + 0.1)
+
+
+def test_sac_targets_of_its_own_follow_the_updates_of_others_too():
+    agent = SAC(OBS, BOX, TORSO, polyak=0.1)
+    weights, _, _ = bound(agent)
+    before = agent.target.weights.clone()
+    weights += 1.0
+    agent.on_update(0, 3)
+    torch.testing.assert_close(agent.target.weights, before + 1 - 0.9**3)
+
+
+def test_sac_begins_with_small_values_on_humanoids_observations():
+    """A gain of 1 in the last layer began with |Q| of 8 to 13, nearly the same for every action."""
+    envs = make_envs("Humanoid-v5", 4)
+    obs = torch.from_numpy(np.concatenate([envs.reset([1, 2, 3, 4]), *(steps(envs) for _ in range(20))]))
+    envs.close()
+    assert obs.norm(dim=1).mean() > 100
+    torch.manual_seed(0)
+    agent = SAC(envs.obs_space, envs.action_space, partial(MLPTorso, hidden=[256, 256]))
+    with torch.no_grad():
+        q1, q2 = agent.critics(agent.critics.encode(obs), torch.rand(len(obs), 17) * 2 - 1)
+    assert q1.abs().mean() < 2
+    assert q2.abs().mean() < 2
 
 
 def test_sac_refuses_unbounded_actions():
@@ -170,6 +199,33 @@ def test_observation_and_action_meet_in_one_layer():
     expected = torso.dense.rest(torch.relu(torch.cat([s, a], 1) @ joint.T + first.bias))
     torch.testing.assert_close(torso(s, a), expected)
     torch.testing.assert_close(torso.join(torso.encode(s), a), expected)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("kind", ["dense", "images"])
+def test_layer_norm_makes_a_torso_blind_to_the_scale_of_what_it_sees(kind, bf16):
+    torch.manual_seed(0)
+    if kind == "dense":
+        torso, obs = MLPTorso(OBS, hidden=[16, 8], layer_norm=True), torch.randn(3, 5)
+    else:
+        space = Box(0, 255, (4, 84, 84), np.uint8)
+        torso = ConvTorso(space, conv=[[8, 8, 4], [16, 4, 2]], hidden=[16], layer_norm=True)
+        obs = torch.randint(40, (3, 4, 84, 84), dtype=torch.uint8)
+    scaled = torso(obs * 6)
+    if bf16:
+        torso.bfloat16()
+    tolerance = {"rtol": 0.05, "atol": 0.05} if bf16 else {"rtol": 1e-2, "atol": 1e-2}
+    torch.testing.assert_close(torso(obs), scaled, **tolerance)
+    assert scaled.std() > 0.1
+
+
+def test_layer_norm_normalises_every_layer_before_its_relu():
+    torch.manual_seed(0)
+    torso = MLPTorso(OBS, 2, hidden=[16, 8], layer_norm=True)
+    first, second = torso.dense.first, torso.dense.rest[0]
+    s, a = torch.randn(3, 5), torch.randn(3, 2)
+    x = torch.relu(layer_norm(first(s) + torso.dense.action(a), (16,)))
+    torch.testing.assert_close(torso(s, a), torch.relu(layer_norm(second(x), (8,))))
 
 
 @pytest.mark.parametrize("agent_class", [A3C, SAC])

@@ -70,7 +70,7 @@ def update(agent, grad, space):
     for p in agent.own:
         p.grad = None
     sum(agent.loss(replayed(space), 0.0)[0].values()).backward()
-    agent.on_update(0)
+    agent.on_update(0, 1)
 
 
 def test_diagnostics_leave_the_gradient_of_a_temperature_of_its_own(make_trial):
@@ -124,7 +124,7 @@ def test_shared_targets_are_moved_by_every_session_and_others_by_their_own_alone
     before = target.clone()
     weights += 1.0
     for agent in (shared, second, own):
-        agent.on_update(0)
+        agent.on_update(0, 1)
     torch.testing.assert_close(target, before + 0.75)
     torch.testing.assert_close(flat.flatten(second.target.network), target)
     torch.testing.assert_close(flat.flatten(own.target.network), before + 0.5)

@@ -82,6 +82,19 @@ def test_sessions_of_off_start_from_different_weights(make_trial):
     assert not torch.equal(a.theta, b.theta)
 
 
+@pytest.mark.parametrize("mode", [Synced, Shared])
+def test_targets_of_a_sessions_own_do_not_lag_more_when_there_are_others(make_trial, mode):
+    batches = some_batches(make_trial("sac"), 4)
+    trial = make_trial("sac", mode=mode(2))
+    mine, others = learner_of(trial), learner_of(trial)
+    before = mine.agent.target.weights.clone()
+    for batch in batches[1:]:
+        others.update(batch)
+    mine.update(batches[0])
+    theta = trial.stores[0].theta[mine.agent._critics_part]
+    torch.testing.assert_close(mine.agent.target.weights, before.lerp(theta, 1 - 0.995**4))
+
+
 @pytest.mark.parametrize("algo", ["a3c", "sac"])
 @pytest.mark.parametrize("mode", [Off, Synced, Shared])
 def test_a_second_update_pushes_only_its_own_gradient(make_trial, algo, mode):

@@ -39,7 +39,7 @@ def test_the_target_starts_as_theta_and_is_copied_once_a_period():
     seen = []
     for frames in (90, 99, 101, 199, 350, 399, 400):
         weights += 1.0
-        agent.on_update(frames)
+        agent.on_update(frames, 1)
         seen.append(float((shared - first).mean().round()))
     assert seen == [0, 0, 3, 3, 5, 5, 7]
     assert torch.equal(flat.flatten(agent.target.network), shared)
@@ -50,7 +50,7 @@ def test_a_session_that_starts_late_does_not_copy():
     weights, _, _ = bound(agent)
     before = flat.flatten(agent.target.network)
     weights += 1.0
-    agent.on_update(1_234)
+    agent.on_update(1_234, 1)
     assert torch.equal(flat.flatten(agent.target.network), before)
 
 
@@ -59,9 +59,9 @@ def test_all_sessions_see_a_copy():
     shared, agents = weights.clone(), [NStepQ(OBS, Discrete(3), TORSO, target_every=100) for _ in range(2)]
     for agent in agents:
         agent.bind(Vector(weights), Vector(torch.zeros_like(weights)), shared)
-        agent.on_update(0)
+        agent.on_update(0, 1)
     weights += 1.0
-    agents[0].on_update(100)
+    agents[0].on_update(100, 1)
     assert torch.equal(flat.flatten(agents[1].target.network), weights)
 
 

@@ -57,8 +57,13 @@ class Agent(ABC):
         """Yield what is learned from, one update each, of what the memory hands out."""
         yield batch
 
-    def on_update(self, frames: int) -> None:  # noqa: B027 - optional
-        """Follow the new weights; called after every pull with the frames on the global clock."""
+    def on_update(self, frames: int, updates: int) -> None:  # noqa: B027 - optional
+        """Follow the new weights; called after every update of the session's own, when it has pulled.
+
+        Args:
+            frames: On the global clock.
+            updates: That theta has seen since the last call, others' included: 1 with one session.
+        """
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies of what the agent has that theta does not hold, such as target networks."""

@@ -1,6 +1,6 @@
-"""n-step double Q-learning from replay, shared by several sessions: Gorila (Nair et al., 2015), Ape-X (Horgan et al., 2018).
+"""n-step double Q-learning from replay, as in Gorila (Nair et al., 2015) and Ape-X (Horgan et al., 2018).
 
-Here every session acts, remembers and learns, as in Gorila; there is no server and no priority.  N: batch,
+Here every session acts, remembers and learns, as in Gorila; there is no server, and no transition goes first.  N: batch,
 B: environments, A: actions.
 """
 

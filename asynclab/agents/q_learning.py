@@ -105,7 +105,7 @@ class QLearning(Agent):
         super().bind(weights, grad, target)
         self.target.bind(weights, target)
 
-    def on_update(self, frames: int) -> None:
+    def on_update(self, frames: int, updates: int) -> None:
         """Copy theta into the target network when a period is over."""
         period = frames // self.target_every
         if self._period is not None and period > self._period:

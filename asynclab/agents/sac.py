@@ -22,6 +22,8 @@ from asynclab.memory import ReplayBatch
 from asynclab.nets import Torso, TorsoModule, bind, linear
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
+# Of the critics' last layers: on raw observations as large as Humanoid's a gain of 1 would begin with |Q| of 8 to 13.
+Q_GAIN = 0.1
 
 
 class Head(nn.Module):
@@ -82,7 +84,7 @@ class SAC(Agent):
             schedule or a bound on the gradient, and a session that has failed begins with ``init_alpha`` again.
         temperature_lr: Learning rate of a temperature of its own.
         shared_targets: One pair of target critics, which every session's updates move; else every session has its own,
-            and only its own updates move them.
+            which it moves after its own updates, for those of the others too.
 
     Raises:
         ValueError: The action space is not a bounded Box.
@@ -133,7 +135,7 @@ class SAC(Agent):
         action_dim = prod(action_space.shape)
         self.target_entropy = (-1.0 if target_entropy is None else target_entropy) * action_dim
         actor = Head(torso(obs_space), 2 * action_dim, gain=0.01)
-        q1, q2 = (Head(torso(obs_space, action_dim), 1, gain=1.0) for _ in range(2))
+        q1, q2 = (Head(torso(obs_space, action_dim), 1, Q_GAIN) for _ in range(2))
         return actor, q1, q2
 
     def bind(self, weights: flat.Vector, grad: flat.Vector, target: Tensor | None = None) -> None:
@@ -146,9 +148,14 @@ class SAC(Agent):
             self.temperature.to(self.device)
             self._temperature_optimizer = torch.optim.Adam(self.temperature.parameters(), lr=self.temperature_lr)
 
-    def on_update(self, frames: int) -> None:
-        """Move the target critics, target <- (1 - polyak) target + polyak theta, and a temperature of its own."""
-        self.target.move(self.polyak)
+    def on_update(self, frames: int, updates: int) -> None:
+        """Move the target critics, target <- (1 - polyak) target + polyak theta, and a temperature of its own.
+
+        Targets of the session's own move once for every update that theta has seen: others' make it move, too, and
+        with S sessions the targets would lag S times as far behind.  Shared ones are moved by every session.
+        """
+        alone = updates == 1 or self.target_part is not None
+        self.target.move(self.polyak if alone else 1 - (1 - self.polyak) ** updates)
         if not self.shared_temperature:
             self._temperature_optimizer.step()
 
@@ -233,7 +240,7 @@ class DiscreteSAC(SAC):
         actions = int(action_space.n)
         share = 0.98 if target_entropy is None else check.fraction("algo.agent.target_entropy", target_entropy)
         self.target_entropy = share * log(actions)
-        actor, q1, q2 = (Head(torso(obs_space), actions, gain) for gain in (0.01, 1.0, 1.0))
+        actor, q1, q2 = (Head(torso(obs_space), actions, gain) for gain in (0.01, Q_GAIN, Q_GAIN))
         return actor, q1, q2
 
     def _logits(self, obs: Tensor) -> Tensor:
