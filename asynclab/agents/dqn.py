@@ -1,7 +1,7 @@
 """n-step double Q-learning from replay, as in Gorila (Nair et al., 2015) and Ape-X (Horgan et al., 2018).
 
-Here every session acts, remembers and learns, as in Gorila; there is no server, and no transition goes first.  N: batch,
-B: environments, A: actions.
+Here every session acts, remembers and learns, as in Gorila; there is no server, and no transition has priority.
+N: batch, B: environments, A: actions.
 """
 
 from collections.abc import Sequence
