@@ -3,6 +3,9 @@
 On- against off-policy lives here: ``Rollout`` hands out its last T steps once, ``Replay`` samples from everything
 that it holds.  Both keep each observation once: row t + 1 is the successor of row t, and where an episode was
 truncated in between, its true last observation lies on the side.
+
+Where environments normalise observations or scale rewards, a rollout has what was acted on, and a replay what the
+environments gave: its oldest steps would otherwise be in units of a moment at which little had been seen.
 """
 
 import json
@@ -16,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asynclab import check, layout
-from asynclab.envs import Step
+from asynclab.envs import Envs, Step
 
 
 class RolloutBatch(NamedTuple):
@@ -75,6 +78,9 @@ class Memory(Protocol):
 
     def nbytes(self) -> int:
         """Return the bytes that are allocated."""
+
+    def attach(self, envs: Envs) -> None:
+        """Take note of whose steps will come; called before ``reset``."""
 
     def reset(self, obs: NDArray) -> None:
         """Take the first observations [B, ...]."""
@@ -137,6 +143,9 @@ class Rollout:
     def nbytes(self) -> int:
         """Return the bytes that are allocated."""
         return sum(a.nbytes for a in (self._obs, self._action, self._reward, self._terminated, self._done))
+
+    def attach(self, envs: Envs) -> None:
+        """Do nothing: what was acted on is handed out as it was."""
 
     def reset(self, obs: NDArray) -> None:
         """Take the first observations [B, ...]."""
@@ -259,6 +268,7 @@ class Replay:
         self._head = 0  # row of the observation that is acted on next; it has no transition yet
         self._full = False
         self._least = 0  # transitions that it must hold before the first batch
+        self._envs: Envs | None = None  # that normalise or scale
         shape = (self._rows + 1, num_envs)
         self._final: dict[tuple[int, int], NDArray] = {}
         self._obs = layout.zeros(shape, obs_space)
@@ -284,9 +294,16 @@ class Replay:
         """Return the number of transitions held."""
         return (self._rows if self._full else self._head) * self._num_envs
 
+    def attach(self, envs: Envs) -> None:
+        """Keep what these environments give as it is, and normalise and scale what is sampled, by their moments then.
+
+        Without, what is handed out is what was given.
+        """
+        self._envs = envs if envs.moments else None
+
     def reset(self, obs: NDArray) -> None:
         """Take the first observations [B, ...]."""
-        self._obs[self._head] = obs
+        self._obs[self._head] = obs if self._envs is None else self._envs.raw
 
     def cut(self, obs: NDArray) -> None:
         """Take the first observations [B, ...] of new episodes; those before were truncated where they were."""
@@ -295,7 +312,7 @@ class Replay:
             for b in np.flatnonzero(~(self._terminated[row] | self._truncated[row])):
                 self._final[row, int(b)] = self._obs[self._head, b].copy()
                 self._truncated[row, b] = True
-        self._obs[self._head] = obs
+        self.reset(obs)
 
     def is_between_batches(self) -> bool:
         """Return False: batches are drawn from all that is held."""
@@ -310,14 +327,18 @@ class Replay:
         rows = slice(None) if self._full else slice(self._head + 1)
         arrays = {name: getattr(self, f"_{name}")[rows] for name in _COLUMNS}
         numbers = {name: getattr(self, f"_{name}") for name in _NUMBERS}
-        text = json.dumps({"rng": self._rng.bit_generator.state, "numbers": numbers})
+        text = json.dumps({"rng": self._rng.bit_generator.state, "numbers": numbers, "raw": True})
         return arrays | {"json": np.array(text)} | _pack(self._final, self._obs)
 
     def load_state_dict(self, state: Mapping[str, NDArray]) -> None:
         """Take over such a state."""
+        content = json.loads(str(state["json"]))
+        if self._envs is not None and "raw" not in content:  # of a version that kept what it had normalised
+            self.reset(self._envs.raw)
+            self.refill()
+            return
         for name in _COLUMNS:
             getattr(self, f"_{name}")[: len(state[name])] = state[name]
-        content = json.loads(str(state["json"]))
         for name in _NUMBERS:
             setattr(self, f"_{name}", content["numbers"][name])
         self._rng.bit_generator.state = content["rng"]
@@ -326,14 +347,16 @@ class Replay:
     def add(self, action: NDArray, step: Step) -> None:
         """Take what acting on the last observations gave."""
         row, following = self._head, (self._head + 1) % (self._rows + 1)
+        given = step if self._envs is None else step.raw
+        assert given is not None
         self._action[row] = action
-        self._reward[row] = step.reward
+        self._reward[row] = given.reward
         self._terminated[row] = step.terminated
         for b in np.flatnonzero(self._truncated[row]):  # what the ring overwrites here takes its side entry along
             del self._final[row, int(b)]
         self._truncated[row] = step.truncated
-        self._final.update({(row, b): obs for b, obs in step.final_obs.items()})
-        self._obs[following] = step.obs
+        self._final.update({(row, b): obs for b, obs in given.final_obs.items()})
+        self._obs[following] = given.obs
         self._full |= following == 0
         self._head = following
         self._due += self._updates_per_step
@@ -367,7 +390,10 @@ class Replay:
         terminated = self._terminated[end]
         discount = self._powers[last + 1] * ~terminated
         at = (row, env)
-        arrays = (self._obs[at], self._action[at], reward, next_obs, terminated, discount)
+        obs = self._obs[at]
+        if self._envs is not None:
+            obs, next_obs = self._envs.normalize(obs), self._envs.normalize(next_obs)
+        arrays = (obs, self._action[at], reward, next_obs, terminated, discount)
         return ReplayBatch(*(torch.from_numpy(a) for a in arrays))
 
     def _look_ahead(self, row: NDArray, env: NDArray, age: NDArray) -> tuple[NDArray, NDArray]:
@@ -384,8 +410,11 @@ class Replay:
         ends = self._terminated[at] | self._truncated[at] | (step >= age[:, None])
         ends[:, -1] = True
         last = ends.argmax(1)
+        reward = self._reward[at]
+        if self._envs is not None:
+            reward = self._envs.scale(reward)
         # chosen, not multiplied by zero: another episode's reward may be anything
-        reward = np.where(step <= last[:, None], self._reward[at], np.float32(0))
+        reward = np.where(step <= last[:, None], reward, np.float32(0))
         return last, (self._powers[:-1] * reward).sum(1)
 
 

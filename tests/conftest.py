@@ -38,6 +38,7 @@ ALGOS = {  # agent, memory, environment
     ),
     "nstep_q": (partial(NStepQ, target_every=100), ROLLOUT, partial(make_envs, "CartPole-v1")),
     "sac": (SAC, REPLAY, partial(make_envs, "Pendulum-v1")),
+    "sac_normalized": (SAC, REPLAY, partial(make_envs, "Pendulum-v1", normalize_obs=True, scale_reward=0.9)),
     "discrete_sac": (DiscreteSAC, REPLAY, partial(make_envs, "CartPole-v1")),
 }
 
