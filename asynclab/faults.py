@@ -370,6 +370,23 @@ def next_episode() -> Replacements:
     yield Envs, "step", faulty
 
 
+@_fault("transitions", lambda trial, _: "" if _n_step(trial) > 1 else "its transitions have one step")
+def n_step_leak() -> Replacements:
+    """Let the sums of n rewards run on over episode ends, and bootstrap from whatever comes then."""
+    look_ahead = Replay._look_ahead
+
+    def faulty(self: Replay, *args: Any) -> Any:
+        nowhere = np.zeros_like(self._terminated)
+        with mock.patch.multiple(self, _terminated=nowhere, _truncated=nowhere):
+            return look_ahead(self, *args)
+
+    yield Replay, "_look_ahead", faulty
+
+
+def _n_step(trial: Trial) -> int:
+    return int(getattr(trial.session.make_memory, "keywords", {}).get("n_step", 1))
+
+
 @_fault("episode_ends")
 def gae_leak() -> Replacements:
     """Let the traces of advantages run on over episode ends."""

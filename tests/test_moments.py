@@ -150,7 +150,7 @@ def test_a_replay_hands_out_all_its_steps_by_the_present_moments(make_trial):
     mean, var = parts.envs._moments["obs"].mean_var()
     (return_var,) = parts.envs._moments["return"].mean_var()[1]
     for batch in (parts.memory.sample() for _ in range(60)):
-        for obs, action, reward, next_obs, _ in zip(*batch, strict=True):
+        for obs, action, reward, next_obs, *_ in zip(*batch, strict=True):
             raw_obs, raw_reward, raw_next = rows[float(action)]
             np.testing.assert_allclose(obs, (raw_obs - mean) / np.sqrt(var), rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(next_obs, (raw_next - mean) / np.sqrt(var), rtol=1e-4, atol=1e-5)
