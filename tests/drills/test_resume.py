@@ -17,6 +17,7 @@ SAC = ["algo=sac", "env=pendulum", "algo.memory.start=400", "log_every=0.5"]
 # Halves and whole have different budgets, so nothing may follow the progress.
 FLAT = ["env=cartpole", "algo.lr_schedule.final=1.0"]
 Q = ["algo=nstep_q", *FLAT, "algo.optimizer.shared=false", "algo.agent.target_every=500", "algo.agent.anneal=1e-9"]
+DQN = ["algo=dqn", "env=cartpole", "algo.memory.start=400", "algo.agent.target_every=300", "algo.agent.anneal=1e-9"]
 LSTM = ["algo=ppo", *FLAT, "algo.agent.lstm=8", "algo.memory.horizon=24", "algo.agent.minibatch_size=48"]
 NORMALIZED = ["env.make.normalize_obs=true", "env.make.scale_reward=0.9"]
 PPO = ["algo=ppo", "env=pendulum", "algo.lr_schedule.final=1.0", "algo.agent.shared=false", *NORMALIZED]
@@ -60,6 +61,7 @@ def assert_equal(a, b):
         pytest.param([*SAC, "distributed=shared", *NORMALIZED], 700, marks=pytest.mark.slow),
         pytest.param(HUMANOID, 240, marks=pytest.mark.slow),
         pytest.param(Q, 3_000, marks=pytest.mark.slow),
+        pytest.param(DQN, 1_200, marks=pytest.mark.slow),
         pytest.param(PPO, 3_000, marks=pytest.mark.slow),
         pytest.param(LSTM, 3_000, marks=pytest.mark.slow),
         pytest.param([*DISCRETE, "distributed=shared"], 700, marks=pytest.mark.slow),
@@ -70,6 +72,7 @@ def assert_equal(a, b):
         "sac-normalized",
         "sac-humanoid",
         "nstep-q",
+        "dqn",
         "ppo-normalized",
         "ppo-lstm",
         "discrete-sac",
