@@ -27,16 +27,21 @@ FRAMESKIP = 4  # of Atari, unless the configuration has another
 
 # What can be wrong with transitions, the causes before what follows from them
 AUTORESET = "begin at an episode's last observation: the step that only resets became a transition"
+LEAK = "go on after the end of their episode"
 TERMINATED = "end in a truncation that is taken for a termination"
 NOT_TERMINATED = "end in a termination that is not marked"
 NEXT_EPISODE = "have the next episode's first observation as their successor"
 NOT_ENDED = "end an episode, or go on, where the plain environment did not"
 SUCCESSOR = "have a successor that the plain environment did not show"
 REWARD = "have a reward that the plain environment did not give"
+DISCOUNT = "discount what follows by another number of steps than they have"
 UNKNOWN = "begin where no plain environment was, or act as it did not"
 RETURN = "end an episode whose raw return or length is reported wrongly"
 MISSING = "were never handed out"
-KINDS = (AUTORESET, TERMINATED, NOT_TERMINATED, NEXT_EPISODE, NOT_ENDED, SUCCESSOR, REWARD, UNKNOWN, RETURN, MISSING)
+KINDS = (
+    AUTORESET, LEAK, TERMINATED, NOT_TERMINATED, NEXT_EPISODE, NOT_ENDED,
+    SUCCESSOR, REWARD, DISCOUNT, UNKNOWN, RETURN, MISSING,
+)  # fmt: skip
 
 
 class Audit(NamedTuple):
@@ -63,7 +68,10 @@ class Audit(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """One transition as a memory hands it out.  ``ended`` is None where the memory does not tell truncations."""
+    """One transition as a memory hands it out.
+
+    ``ended`` is None where the memory does not tell truncations, ``discount`` where it leaves discounting to the agent.
+    """
 
     obs: NDArray
     action: NDArray
@@ -71,15 +79,21 @@ class Transition(NamedTuple):
     terminated: bool
     ended: bool | None
     next_obs: NDArray
+    discount: float | None
 
 
 class _Outcome(NamedTuple):
-    """What a plain environment made of an action."""
+    """What a plain environment made of an action and of those that came after it, n steps in all or fewer."""
 
-    reward: float
+    reward: float  # discounted sum
     terminated: bool
     ended: bool
     successor: bytes
+    steps: int = 1
+
+    def then(self, other: "_Outcome", gamma: float) -> "_Outcome":
+        """Return this one and one more step."""
+        return other._replace(reward=self.reward + gamma**self.steps * other.reward, steps=self.steps + 1)
 
 
 class Plain:
@@ -211,7 +225,8 @@ def transitions(batch: Any) -> Iterator[Transition]:
     if isinstance(batch, ReplayBatch):
         obs, next_obs, action = (x.numpy() for x in (batch.obs, batch.next_obs, batch.action))
         for i in range(len(obs)):
-            yield Transition(obs[i], action[i], float(batch.reward[i]), bool(batch.terminated[i]), None, next_obs[i])
+            reward, discount = float(batch.reward[i]), float(batch.discount[i])
+            yield Transition(obs[i], action[i], reward, bool(batch.terminated[i]), None, next_obs[i], discount)
     elif isinstance(batch, RolloutBatch):
         rows, action, final = batch.obs.numpy(), batch.action.numpy(), batch.final_obs.numpy()
         place = {int(at): i for i, at in enumerate(batch.final_index)}
@@ -221,7 +236,7 @@ def transitions(batch: Any) -> Iterator[Transition]:
                 at = t * num_envs + b
                 next_obs = final[place[at]] if at in place else rows[t + 1, b]
                 flags = bool(batch.terminated[t, b]), bool(batch.done[t, b])
-                yield Transition(rows[t, b], action[t, b], float(batch.reward[t, b]), *flags, next_obs)
+                yield Transition(rows[t, b], action[t, b], float(batch.reward[t, b]), *flags, next_obs, None)
     else:
         raise ValueError(f"the audit knows rollouts and samples of a replay, not {type(batch).__name__}")
 
@@ -233,7 +248,10 @@ class _Auditor:
         self.envs = envs
         self.plain = plain
         self.seed = seed
-        self.outcomes: dict[bytes, set[_Outcome]] = {}  # of an observation and an action
+        self.outcomes: dict[bytes, set[_Outcome]] = {}  # of an observation and an action, n steps later
+        # By environment, those that have not had n steps yet.
+        self.open: list[list[tuple[bytes, _Outcome]]] = [[] for _ in plain]
+        self.n_step, self.gamma = 1, 1.0
         self.firsts: set[bytes] = set()
         self.lasts: set[bytes] = set()
         self.waiting: set[tuple[bytes, _Outcome]] = set()  # what has not been handed out
@@ -245,6 +263,8 @@ class _Auditor:
         rng = np.random.default_rng(self.seed)
         seeds = [self.seed + b for b in range(num_envs)]
         memory = make_memory(envs.obs_space, envs.action_space, num_envs, self.seed)
+        if isinstance(memory, Replay):
+            self.n_step, self.gamma = memory.n_step, memory.gamma
         current = [twin.reset(seed) for twin, seed in zip(self.plain, seeds, strict=True)]
         self.firsts |= {_digest(obs) for obs in current}
         totals, lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
@@ -258,7 +278,7 @@ class _Auditor:
             episodes = {}
             for b, twin in enumerate(self.plain):
                 obs, reward, raw, terminated, truncated = twin.step(action[b])
-                self._record(current[b], action[b], reward, terminated, truncated, obs)
+                self._record(b, current[b], action[b], reward, terminated, truncated, obs)
                 totals[b] += raw
                 lengths[b] += 1
                 if terminated or truncated:
@@ -280,20 +300,26 @@ class _Auditor:
         return Audit(stepped, self.ends[True], self.ends[False], self.bogus)
 
     def _record(
-        self, obs: NDArray, action: NDArray, reward: float, terminated: bool, truncated: bool, next_obs: NDArray
+        self, b: int, obs: NDArray, action: NDArray, reward: float, terminated: bool, truncated: bool, next_obs: NDArray
     ) -> None:
         key, successor = _digest(obs, action), _digest(next_obs)
         outcome = _Outcome(reward, terminated, terminated or truncated, successor)
-        self.outcomes.setdefault(key, set()).add(outcome)
-        self.waiting.add((key, outcome))
+        going_on = [*((begun, before.then(outcome, self.gamma)) for begun, before in self.open[b]), (key, outcome)]
+        self.open[b] = []
+        for begun, after in going_on:
+            if after.ended or after.steps == self.n_step:
+                self.outcomes.setdefault(begun, set()).add(after)
+            else:
+                self.open[b].append((begun, after))
+        self.waiting.add((key, outcome))  # the newest transition is handed out at once, so with this one step
         if outcome.ended:
             self.lasts.add(successor)
             self.ends[terminated] += 1
 
     def _judge(self, transition: Transition) -> None:
         key = _digest(transition.obs, transition.action)
-        outcomes = self.outcomes.get(key)
-        if outcomes is None:
+        outcomes = self.outcomes.get(key, set()) | {outcome for some in self.open for k, outcome in some if k == key}
+        if not outcomes:
             self.bogus[AUTORESET if _digest(transition.obs) in self.lasts else UNKNOWN] += 1
             return
         differences = {outcome: self._difference(transition, outcome) for outcome in outcomes}
@@ -304,16 +330,26 @@ class _Auditor:
 
     def _difference(self, transition: Transition, outcome: _Outcome) -> str | None:
         """Return what is wrong with a transition if this is what should have come of it."""
-        if transition.terminated != outcome.terminated:
-            return TERMINATED if outcome.ended else NOT_TERMINATED if transition.ended is None else NOT_ENDED
+        discount = self.gamma**outcome.steps
+        if outcome.ended and transition.discount and transition.discount < (1 - 1e-5) * discount:
+            return LEAK  # more steps than there were
+        if transition.terminated and not outcome.terminated:
+            return TERMINATED if outcome.ended else NOT_ENDED
+        if outcome.terminated and not transition.terminated:
+            return NOT_TERMINATED
         if transition.ended not in (None, outcome.ended):
             return NOT_ENDED
-        if transition.reward != outcome.reward:
+        tolerance = 0.0 if self.n_step == 1 else 1e-5  # a sum is rounded
+        if not np.isclose(transition.reward, outcome.reward, rtol=tolerance, atol=tolerance):
             return REWARD
         # what follows a terminal state is worth nothing and never looked at
         successor = _digest(transition.next_obs)
         if not outcome.terminated and successor != outcome.successor:
             return NEXT_EPISODE if outcome.ended and successor in self.firsts else SUCCESSOR
+        if outcome.terminated:
+            discount = 0.0
+        if transition.discount is not None and not np.isclose(transition.discount, discount, rtol=1e-5):
+            return DISCOUNT
         return None
 
     def _compare_returns(self, expected: dict[int, tuple[float, int]], reported: dict[int, tuple[float, int]]) -> None:

@@ -258,7 +258,11 @@ def _temperature(subject: Subject) -> str:
 
 
 def _gae(subject: Subject) -> str:
-    return "" if _gae_of(subject.agent) else "this agent's targets look one step ahead, so no trace can leak"
+    return (
+        ""
+        if _gae_of(subject.agent)
+        else "this agent estimates no advantages; what its replay sums up, transitions tells"
+    )
 
 
 def _gae_of(agent: Any) -> Callable[..., Tensor] | None:

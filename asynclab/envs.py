@@ -32,6 +32,14 @@ class Episode(NamedTuple):
     length: int
 
 
+class Raw(NamedTuple):
+    """What of a step is normalised or scaled, before it is: as in ``Step``."""
+
+    obs: NDArray[Any]
+    reward: NDArray[np.float32]
+    final_obs: dict[int, NDArray[Any]]
+
+
 class Step(NamedTuple):
     """What one step of B environments gives.
 
@@ -44,6 +52,7 @@ class Step(NamedTuple):
             An environment is never both.
         final_obs: Index b of each truncated environment -> the last observation of its episode.
         episodes: Episodes that ended in this step.
+        raw: The same before it was normalised and scaled; None where nothing is.
     """
 
     obs: NDArray[Any]
@@ -52,6 +61,7 @@ class Step(NamedTuple):
     truncated: NDArray[np.bool_]
     final_obs: dict[int, NDArray[Any]]
     episodes: list[Episode]
+    raw: Raw | None = None
 
     @property
     def done(self) -> NDArray[np.bool_]:
@@ -66,6 +76,7 @@ class Envs:
         obs_space: Space of one observation: uint8, or float32 for everything else.
         action_space: Space of one action as the agent gives it: Discrete, or a Box that is [-1, 1] if bounded.
         num_envs: B.
+        raw: [B, ...] the present observations before they are normalised; the same array every time.
         moments: How many numbers there are to each estimate of mean and variance that it needs, by name.
 
     Args:
@@ -92,7 +103,7 @@ class Envs:
         assert isinstance(space, Box)
         dtype: Any = np.uint8 if space.dtype == np.uint8 else np.float32
         self.obs_space = Box(space.low.astype(dtype), space.high.astype(dtype), space.shape, dtype)
-        self._raw = self._obs = layout.zeros((env.num_envs,), self.obs_space)
+        self.raw = self._obs = layout.zeros((env.num_envs,), self.obs_space)
         self._discounted = np.zeros(env.num_envs)  # return of each environment so far, as ``scale_reward`` has it
         self._scale_reward = scale_reward
         self.moments = {}
@@ -102,7 +113,7 @@ class Envs:
                     "env.make.normalize_obs=true is for vectors, and this env shows images; set it to false"
                 )
             self.moments["obs"] = int(np.prod(space.shape))
-            self._obs = np.zeros_like(self._raw)
+            self._obs = np.zeros_like(self.raw)
             self.obs_space = Box(-CLIP, CLIP, space.shape, dtype)
         if scale_reward is not None:
             self.moments["return"] = 1
@@ -129,7 +140,7 @@ class Envs:
         assert len(seeds) == self.num_envs
         packed: Any = np.asarray(seeds) if self._atari else seeds
         obs, _ = self._env.reset(seed=packed)
-        layout.copy_to(self._raw, obs)
+        layout.copy_to(self.raw, obs)
         self._discounted[:] = 0
         return self._normalized()  # not counted: a session that goes on where it was resets, too
 
@@ -140,45 +151,53 @@ class Envs:
             action: [B] int64 or [B, A] float32.
         """
         obs, reward, terminated, truncated, info = self._env.step(action)
-        layout.copy_to(self._raw, obs)
+        layout.copy_to(self.raw, obs)
         truncated = truncated & ~terminated
-        self._add("obs", self._raw)
+        self._add("obs", self.raw)
         obs = self._normalized()
         final = {int(b): info["final_obs"][b].astype(obs.dtype) for b in np.flatnonzero(truncated)}
-        final_obs = {b: self._normalize(x) for b, x in final.items()}
-        if self._scale_reward is not None:
-            reward = self._scaled(reward, terminated | truncated)
+        final_obs = {b: self.normalize(x) for b, x in final.items()}
+        raw = Raw(self.raw, reward.astype(np.float32), final) if self.moments else None
+        self._discount(reward, terminated | truncated)
         episodes = []
         if (ended := info.get("_episode")) is not None:
             returns, lengths = info["episode"]["r"], info["episode"]["l"]
             episodes = [Episode(int(b), float(returns[b]), int(lengths[b])) for b in np.flatnonzero(ended)]
-        return Step(obs, reward.astype(np.float32), terminated.copy(), truncated, final_obs, episodes)
+        return Step(obs, self.scale(reward), terminated.copy(), truncated, final_obs, episodes, raw)
 
     def _add(self, name: str, samples: NDArray[Any]) -> None:
         if name in self._moments and self._slot is not None:
             self._moments[name].add(self._slot, samples.reshape(self.num_envs, -1))
 
+    def _discount(self, reward: NDArray[Any], done: NDArray[np.bool_]) -> None:
+        """Take rewards [B] into account, by the discounted returns of the episodes so far."""
+        if self._scale_reward is not None:
+            self._discounted = self._scale_reward * self._discounted + reward
+            self._add("return", self._discounted)
+            self._discounted[done | ~np.isfinite(self._discounted)] = 0
+
     def _normalized(self) -> NDArray[Any]:
         """Return the present observations [B, ...] as the agent sees them."""
         if "obs" in self._moments:
-            self._obs[...] = self._normalize(self._raw)
+            self._obs[...] = self.normalize(self.raw)
         return self._obs
 
-    def _normalize(self, obs: NDArray[Any]) -> NDArray[Any]:
-        """Return observations [..., *shape] with mean 0 and variance 1."""
+    def normalize(self, obs: NDArray[Any]) -> NDArray[Any]:
+        """Return raw observations [..., *shape] as the agent sees them now: with mean 0 and variance 1, if so made."""
         if "obs" not in self._moments:
             return obs
         mean, var = (x.reshape(self.obs_space.shape) for x in self._moments["obs"].mean_var())
         return np.clip((obs - mean) / np.sqrt(var + EPSILON), -CLIP, CLIP).astype(obs.dtype)
 
-    def _scaled(self, reward: NDArray[Any], done: NDArray[np.bool_]) -> NDArray[Any]:
-        """Return rewards [B] in units of the standard deviation of the discounted return (Engstrom et al., 2020)."""
-        assert self._scale_reward is not None
-        self._discounted = self._scale_reward * self._discounted + reward
-        self._add("return", self._discounted)
-        self._discounted[done | ~np.isfinite(self._discounted)] = 0
-        _, var = self._moments["return"].mean_var()
-        return np.clip(reward / np.sqrt(var + EPSILON), -CLIP, CLIP)
+    def scale(self, reward: NDArray[Any]) -> NDArray[np.float32]:
+        """Return raw rewards [...] as the agent is paid now.
+
+        If so made, that is in units of the standard deviation of the discounted return (Engstrom et al., 2020).
+        """
+        if "return" in self._moments:
+            _, var = self._moments["return"].mean_var()
+            reward = np.clip(reward / np.sqrt(var + EPSILON), -CLIP, CLIP)
+        return reward.astype(np.float32)
 
     def state_dict(self) -> dict[str, Any]:
         """Return how the present episodes came about: tensors and plain Python only.
@@ -189,7 +208,7 @@ class Envs:
             return {}
         episodes = [traced.state_dict() for traced in self._traced()]
         statistics = [(float(r), int(n)) for r, n in zip(*self._so_far(), strict=True)]
-        obs, discounted = (torch.from_numpy(x.copy()) for x in (self._raw, self._discounted))
+        obs, discounted = (torch.from_numpy(x.copy()) for x in (self.raw, self._discounted))
         return {"episodes": episodes, "obs": obs, "discounted": discounted, "statistics": statistics}
 
     def retrace(self, state: Mapping[str, Any]) -> NDArray[Any] | None:
@@ -208,8 +227,8 @@ class Envs:
         seen = [traced.retrace(episode) for traced, episode in zip(self._traced(), state["episodes"], strict=True)]
         if any(obs is None for obs in seen):
             return None
-        layout.copy_to(self._raw, np.stack(seen).astype(self._raw.dtype))
-        if not np.array_equal(self._raw, state["obs"].numpy(), equal_nan=self._raw.dtype != np.uint8):
+        layout.copy_to(self.raw, np.stack(seen).astype(self.raw.dtype))
+        if not np.array_equal(self.raw, state["obs"].numpy(), equal_nan=self.raw.dtype != np.uint8):
             return None
         self._discounted[:] = state["discounted"].numpy()
         returns, lengths = self._so_far()
@@ -242,7 +261,7 @@ class Envs:
                 f" on shape {self.obs_space.shape} and type {self.obs_space.dtype}{wrap}"
             )
         ours = layout.zeros((1,), self.obs_space)
-        layout.copy_to(ours, self._normalize(array.astype(ours.dtype)[None]))
+        layout.copy_to(ours, self.normalize(array.astype(ours.dtype)[None]))
         return ours
 
     def perform(self, action: NDArray[Any]) -> Any:

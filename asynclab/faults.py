@@ -23,7 +23,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import nn
 
 from asynclab import envs, flat, optim, returns
-from asynclab.agents import SAC, Agent, NStepQ
+from asynclab.agents import SAC, Agent, QLearning
 from asynclab.distributed import Mode, Off, Shared, Store
 from asynclab.envs import Envs
 from asynclab.flat import Vector
@@ -228,7 +228,7 @@ def local_clock() -> Replacements:
 @_fault("targets")
 def random_targets() -> Replacements:
     """Start target networks as the random weights that the first pull has replaced."""
-    for kind in (SAC, NStepQ):
+    for kind in (SAC, QLearning):
         yield kind, "bind", _bind_randomly(kind.bind)
 
 
@@ -368,6 +368,23 @@ def next_episode() -> Replacements:
         return seen._replace(final_obs={b: seen.obs[b].copy() for b in seen.final_obs})
 
     yield Envs, "step", faulty
+
+
+@_fault("transitions", lambda trial, _: "" if _n_step(trial) > 1 else "its transitions have one step")
+def n_step_leak() -> Replacements:
+    """Let the sums of n rewards run on over episode ends, and bootstrap from whatever comes then."""
+    look_ahead = Replay._look_ahead
+
+    def faulty(self: Replay, *args: Any) -> Any:
+        nowhere = np.zeros_like(self._terminated)
+        with mock.patch.multiple(self, _terminated=nowhere, _truncated=nowhere):
+            return look_ahead(self, *args)
+
+    yield Replay, "_look_ahead", faulty
+
+
+def _n_step(trial: Trial) -> int:
+    return int(getattr(trial.session.make_memory, "keywords", {}).get("n_step", 1))
 
 
 @_fault("episode_ends")

@@ -3,6 +3,9 @@
 On- against off-policy lives here: ``Rollout`` hands out its last T steps once, ``Replay`` samples from everything
 that it holds.  Both keep each observation once: row t + 1 is the successor of row t, and where an episode was
 truncated in between, its true last observation lies on the side.
+
+Where environments normalise observations or scale rewards, a rollout has what was acted on, and a replay what the
+environments gave: its oldest steps would otherwise be in units of a moment at which little had been seen.
 """
 
 import json
@@ -16,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asynclab import check, layout
-from asynclab.envs import Step
+from asynclab.envs import Envs, Step
 
 
 class RolloutBatch(NamedTuple):
@@ -44,13 +47,23 @@ class RolloutBatch(NamedTuple):
 
 
 class ReplayBatch(NamedTuple):
-    """N transitions: obs [N, ...], action [N, ...], reward [N], next_obs [N, ...], terminated [N]."""
+    """N transitions of k steps each: n of them, or fewer where an episode or the memory ends.
+
+    Attributes:
+        obs: [N, ...] the observations acted on.
+        action: [N] int64 or [N, A] float32.
+        reward: [N] float32, the k steps' rewards, discounted.
+        next_obs: [N, ...] the true observations after the k steps.
+        terminated: [N] bool; the episode terminated with the last of them.
+        discount: [N] float32, of the value of ``next_obs``: gamma^k, 0 where terminated.
+    """
 
     obs: Tensor
     action: Tensor
     reward: Tensor
     next_obs: Tensor
     terminated: Tensor
+    discount: Tensor
 
 
 class Memory(Protocol):
@@ -65,6 +78,9 @@ class Memory(Protocol):
 
     def nbytes(self) -> int:
         """Return the bytes that are allocated."""
+
+    def attach(self, envs: Envs) -> None:
+        """Take note of whose steps will come; called before ``reset``."""
 
     def reset(self, obs: NDArray) -> None:
         """Take the first observations [B, ...]."""
@@ -127,6 +143,9 @@ class Rollout:
     def nbytes(self) -> int:
         """Return the bytes that are allocated."""
         return sum(a.nbytes for a in (self._obs, self._action, self._reward, self._terminated, self._done))
+
+    def attach(self, envs: Envs) -> None:
+        """Do nothing: what was acted on is handed out as it was."""
 
     def reset(self, obs: NDArray) -> None:
         """Take the first observations [B, ...]."""
@@ -211,6 +230,9 @@ class Replay:
         start: No batch before the global clock shows this many frames.
         updates_per_frame: Batches per transition.
         combined: Put one transition of the newest step into every batch, another one each time.
+        n_step: n, steps of a transition (Sutton, 1988).  It ends earlier where its episode does, and the newest ones
+            end with what has been seen so far: nothing that is held is left out.
+        gamma: Discount.
     """
 
     def __init__(
@@ -225,12 +247,18 @@ class Replay:
         start: int = 0,
         updates_per_frame: float = 1.0,
         combined: bool = True,
+        n_step: int = 1,
+        gamma: float = 0.99,
     ) -> None:
         if check.count("algo.memory.capacity", capacity) < num_envs:
             raise ValueError(f"algo.memory.capacity={capacity} must be at least env.num_envs={num_envs}")
         self.batch_size = check.count("algo.memory.batch_size", batch_size)
         self.start = int(check.number("algo.memory.start", start))
         self.combined = check.flag("algo.memory.combined", combined)
+        self.n_step = check.count("algo.memory.n_step", n_step)
+        self.gamma = check.fraction("algo.memory.gamma", gamma)
+        powers = self.gamma ** np.arange(n_step + 1)
+        self._powers = powers.astype(np.float32)  # of gamma
         self._num_envs = num_envs
         self._updates_per_step = check.positive("algo.memory.updates_per_frame", updates_per_frame) * num_envs
         self._due = 0.0
@@ -240,6 +268,7 @@ class Replay:
         self._head = 0  # row of the observation that is acted on next; it has no transition yet
         self._full = False
         self._least = 0  # transitions that it must hold before the first batch
+        self._envs: Envs | None = None  # that normalise or scale
         shape = (self._rows + 1, num_envs)
         self._final: dict[tuple[int, int], NDArray] = {}
         self._obs = layout.zeros(shape, obs_space)
@@ -265,9 +294,16 @@ class Replay:
         """Return the number of transitions held."""
         return (self._rows if self._full else self._head) * self._num_envs
 
+    def attach(self, envs: Envs) -> None:
+        """Keep what these environments give as it is, and normalise and scale what is sampled, by their moments then.
+
+        Without, what is handed out is what was given.
+        """
+        self._envs = envs if envs.moments else None
+
     def reset(self, obs: NDArray) -> None:
         """Take the first observations [B, ...]."""
-        self._obs[self._head] = obs
+        self._obs[self._head] = obs if self._envs is None else self._envs.raw
 
     def cut(self, obs: NDArray) -> None:
         """Take the first observations [B, ...] of new episodes; those before were truncated where they were."""
@@ -276,7 +312,7 @@ class Replay:
             for b in np.flatnonzero(~(self._terminated[row] | self._truncated[row])):
                 self._final[row, int(b)] = self._obs[self._head, b].copy()
                 self._truncated[row, b] = True
-        self._obs[self._head] = obs
+        self.reset(obs)
 
     def is_between_batches(self) -> bool:
         """Return False: batches are drawn from all that is held."""
@@ -291,14 +327,18 @@ class Replay:
         rows = slice(None) if self._full else slice(self._head + 1)
         arrays = {name: getattr(self, f"_{name}")[rows] for name in _COLUMNS}
         numbers = {name: getattr(self, f"_{name}") for name in _NUMBERS}
-        text = json.dumps({"rng": self._rng.bit_generator.state, "numbers": numbers})
+        text = json.dumps({"rng": self._rng.bit_generator.state, "numbers": numbers, "raw": True})
         return arrays | {"json": np.array(text)} | _pack(self._final, self._obs)
 
     def load_state_dict(self, state: Mapping[str, NDArray]) -> None:
         """Take over such a state."""
+        content = json.loads(str(state["json"]))
+        if self._envs is not None and "raw" not in content:  # of a version that kept what it had normalised
+            self.reset(self._envs.raw)
+            self.refill()
+            return
         for name in _COLUMNS:
             getattr(self, f"_{name}")[: len(state[name])] = state[name]
-        content = json.loads(str(state["json"]))
         for name in _NUMBERS:
             setattr(self, f"_{name}", content["numbers"][name])
         self._rng.bit_generator.state = content["rng"]
@@ -307,14 +347,16 @@ class Replay:
     def add(self, action: NDArray, step: Step) -> None:
         """Take what acting on the last observations gave."""
         row, following = self._head, (self._head + 1) % (self._rows + 1)
+        given = step if self._envs is None else step.raw
+        assert given is not None
         self._action[row] = action
-        self._reward[row] = step.reward
+        self._reward[row] = given.reward
         self._terminated[row] = step.terminated
         for b in np.flatnonzero(self._truncated[row]):  # what the ring overwrites here takes its side entry along
             del self._final[row, int(b)]
         self._truncated[row] = step.truncated
-        self._final.update({(row, b): obs for b, obs in step.final_obs.items()})
-        self._obs[following] = step.obs
+        self._final.update({(row, b): obs for b, obs in given.final_obs.items()})
+        self._obs[following] = given.obs
         self._full |= following == 0
         self._head = following
         self._due += self._updates_per_step
@@ -335,16 +377,45 @@ class Replay:
         assert held > 0
         flat = self._rng.integers(held * num_envs, size=self.batch_size)
         # counted back from the head, which itself never is a transition
-        row, env = (self._head - 1 - flat // num_envs) % rows, flat % num_envs
+        age, env = flat // num_envs, flat % num_envs
         if self.combined:
-            row[-1], env[-1] = (self._head - 1) % rows, self._turn
+            age[-1], env[-1] = 0, self._turn
             self._turn = (self._turn + 1) % num_envs
+        row = (self._head - 1 - age) % rows
+        last, reward = self._look_ahead(row, env, age)
+        end = ((row + last) % rows, env)
+        next_obs = self._obs[(end[0] + 1) % rows, env]
+        for i in np.flatnonzero(self._truncated[end]):
+            next_obs[i] = self._final[int(end[0][i]), int(env[i])]
+        terminated = self._terminated[end]
+        discount = self._powers[last + 1] * ~terminated
         at = (row, env)
-        next_obs = self._obs[(row + 1) % rows, env]
-        for i in np.flatnonzero(self._truncated[at]):
-            next_obs[i] = self._final[int(row[i]), int(env[i])]
-        arrays = (self._obs[at], self._action[at], self._reward[at], next_obs, self._terminated[at])
+        obs = self._obs[at]
+        if self._envs is not None:
+            obs, next_obs = self._envs.normalize(obs), self._envs.normalize(next_obs)
+        arrays = (obs, self._action[at], reward, next_obs, terminated, discount)
         return ReplayBatch(*(torch.from_numpy(a) for a in arrays))
+
+    def _look_ahead(self, row: NDArray, env: NDArray, age: NDArray) -> tuple[NDArray, NDArray]:
+        """Return which step is the last of each transition [N], from 0, and the discounted sum of rewards [N].
+
+        Args:
+            row: [N] of the first steps.
+            env: [N].
+            age: [N] how many newer steps there are.
+        """
+        step = np.arange(self.n_step)
+        at = ((row[:, None] + step) % (self._rows + 1), env[:, None])
+        # what lies beyond the newest step is a whole ring old
+        ends = self._terminated[at] | self._truncated[at] | (step >= age[:, None])
+        ends[:, -1] = True
+        last = ends.argmax(1)
+        reward = self._reward[at]
+        if self._envs is not None:
+            reward = self._envs.scale(reward)
+        # chosen, not multiplied by zero: another episode's reward may be anything
+        reward = np.where(step <= last[:, None], reward, np.float32(0))
+        return last, (self._powers[:-1] * reward).sum(1)
 
 
 _COLUMNS = ("obs", "action", "reward", "terminated", "truncated")

@@ -217,6 +217,7 @@ class Session:
         )  # fmt: skip
         torch.manual_seed(seeds.torch)  # not before: building networks that the pull overwrites also draws numbers
         obs = envs.reset(env_seeds)
+        memory.attach(envs)
         memory.reset(obs)
         agent.start(envs.num_envs, rank)
         return Parts(envs, learner, memory, obs, env_seeds)

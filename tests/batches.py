@@ -48,7 +48,7 @@ def rollout(action_space):
     )
 
 
-def replayed(action_space=BOX, n=32):
+def replayed(action_space=BOX, n=32, gamma=0.9):
     """Return n transitions, a quarter of them terminal."""
     g = torch.Generator().manual_seed(0)
     obs, next_obs = torch.randn(2, n, 5, generator=g)
@@ -56,4 +56,5 @@ def replayed(action_space=BOX, n=32):
         action = torch.randint(int(action_space.n), (n,), generator=g)
     else:
         action = torch.rand(n, 2, generator=g) * 2 - 1
-    return ReplayBatch(obs, action, torch.randn(n, generator=g), next_obs, torch.arange(n) % 4 == 0)
+    terminated = torch.arange(n) % 4 == 0
+    return ReplayBatch(obs, action, torch.randn(n, generator=g), next_obs, terminated, gamma * ~terminated)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from asynclab.agents import A3C, PPO, SAC, DiscreteSAC, NStepQ
+from asynclab.agents import A3C, DQN, PPO, SAC, DiscreteSAC, NStepQ
 from asynclab.config import EvalConfig
 from asynclab.distributed import Control, Failure, Off, Started, launch
 from asynclab.envs import make_envs
@@ -37,7 +37,9 @@ ALGOS = {  # agent, memory, environment
         partial(make_envs, "Pendulum-v1", normalize_obs=True, scale_reward=0.9),
     ),
     "nstep_q": (partial(NStepQ, target_every=100), ROLLOUT, partial(make_envs, "CartPole-v1")),
+    "dqn": (partial(DQN, target_every=40), partial(REPLAY, n_step=3), partial(make_envs, "CartPole-v1")),
     "sac": (SAC, REPLAY, partial(make_envs, "Pendulum-v1")),
+    "sac_normalized": (SAC, REPLAY, partial(make_envs, "Pendulum-v1", normalize_obs=True, scale_reward=0.9)),
     "discrete_sac": (DiscreteSAC, REPLAY, partial(make_envs, "CartPole-v1")),
 }
 

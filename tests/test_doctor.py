@@ -18,6 +18,7 @@ from asynclab.memory import Replay, Rollout
 config.register()
 
 A3C = ["env=cartpole", "distributed.max_session=2"]
+DQN = ["algo=dqn", "env=cartpole", "distributed.max_session=2"]
 SAC = ["algo=sac", "env=pendulum", "distributed=shared", "distributed.max_session=2"]
 OFF = ["env=cartpole", "distributed=off", "distributed.max_session=2"]
 PONG = ["env=pong", "env.num_envs=2", "distributed.max_session=2"]
@@ -44,6 +45,7 @@ CASES = {
     "autoreset": (A3C, r"truncations, \d+ begin at an episode's last observation: the step that only resets"),
     "truncation_as_termination": (A3C, r"truncations, \d+ end in a truncation that is taken for a termination\."),
     "next_episode": (A3C, r"truncations, \d+ have the next episode's first observation as their successor\."),
+    "n_step_leak": (DQN, r"truncations, \d+ go on after the end of their episode\."),
     "gae_leak": (A3C, r"advantages are \[1\.0, 1\.0, 1\.0\] and should be \[0\.0, 0\.0, 1\.0\]"),
     "emulator_clips": (PONG, r"truncations, \d+ end an episode whose raw return or length is reported wrongly\."),
 }
@@ -57,6 +59,7 @@ CARTPOLE = partial(make_envs, id="CartPole-v1", num_envs=3)
 MEMORIES = {
     "rollout": partial(Rollout, horizon=10),
     "replay": audit.hands_out_all(partial(Replay, capacity=9, batch_size=64, start=100, combined=False)),
+    "n_step": audit.hands_out_all(partial(Replay, capacity=9, batch_size=64, n_step=3)),
 }
 
 
@@ -117,6 +120,22 @@ class Endless(Rollout):
             yield batch._replace(done=batch.terminated)
 
 
+class Generous(Replay):
+    """Adds one reward too many."""
+
+    def sample(self):
+        batch = super().sample()
+        return batch._replace(reward=batch.reward + batch.discount)
+
+
+class Undiscounted(Replay):
+    """Forgets how many steps there were."""
+
+    def sample(self):
+        batch = super().sample()
+        return batch._replace(discount=0.9 * ~batch.terminated)
+
+
 class Selective(Rollout):
     """Hands out every other batch."""
 
@@ -145,6 +164,14 @@ def test_the_audit_knows_only_what_it_can_compare():
         audit.hands_out_all(list)
 
 
+@pytest.mark.parametrize(("memory", "kind"), [(Generous, audit.REWARD), (Undiscounted, audit.DISCOUNT)])
+def test_the_audit_adds_up_the_steps_of_a_transition(memory, kind):
+    make_memory = audit.hands_out_all(partial(memory, capacity=100, batch_size=1, n_step=4, gamma=0.9))
+    result = audit.audit(audit.cut_short(CARTPOLE, 16), 450, make_memory)
+    assert set(result.bogus) == {kind}
+    assert result.bogus[kind] > 200
+
+
 def test_a_fault_is_gone_when_it_is_left():
     step = audit.Envs.step
     with planted("next_episode"):
@@ -163,7 +190,15 @@ def test_every_fault_has_a_check_and_all_are_documented():
         assert f"`{name}`" in text, name
 
 
-IN_THIS_PROCESS = {"piled_gradients", "stale_gradients", "no_first_pull", "gae_leak", "next_episode", "random_targets"}
+IN_THIS_PROCESS = {
+    "piled_gradients",
+    "stale_gradients",
+    "no_first_pull",
+    "gae_leak",
+    "n_step_leak",
+    "next_episode",
+    "random_targets",
+}
 
 
 @pytest.mark.parametrize(
@@ -179,15 +214,17 @@ def test_every_planted_error_is_found_for_the_right_reason(tmp_path, fault):
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("overrides", [A3C, SAC, OFF, ["algo=a2c", "env=pendulum"]], ids=["a3c", "sac", "off", "a2c"])
+@pytest.mark.parametrize(
+    "overrides", [A3C, SAC, DQN, OFF, ["algo=a2c", "env=pendulum"]], ids=["a3c", "sac", "dqn", "off", "a2c"]
+)
 def test_a_healthy_configuration_passes_and_says_what_does_not_apply(tmp_path, overrides):
     findings = examine(tmp_path, overrides)
     assert list(findings) == list(doctor.CHECKS)
     counts = Counter(finding.status for finding in findings.values())
     assert counts[doctor.FAILED] == 0, findings
     assert counts[doctor.OK] >= 9
-    assert (findings["replay_precision"].status == doctor.OK) is (overrides is SAC)
-    assert (findings["episode_ends"].status == doctor.SKIPPED) is (overrides is SAC)
+    assert (findings["replay_precision"].status == doctor.OK) is (overrides in (SAC, DQN))
+    assert (findings["episode_ends"].status == doctor.SKIPPED) is (overrides in (SAC, DQN))
     assert (findings["stores_separate"].status == doctor.OK) is (overrides is OFF)
     assert (findings["seeds"].status == doctor.OK) is (overrides[0] != "algo=a2c")
 
@@ -197,7 +234,8 @@ def test_a_healthy_configuration_passes_and_says_what_does_not_apply(tmp_path, o
     [
         (A3C, {"inject": "float16_replay"}, "inject=float16_replay does not apply .*: there is no replay"),
         (SAC, {"inject": "no_first_pull"}, "does not apply .*: in distributed=shared the weights are the global"),
-        (SAC, {"inject": "gae_leak"}, "does not apply .*: this agent's targets look one step ahead"),
+        (SAC, {"inject": "gae_leak"}, "does not apply .*: this agent estimates no advantages"),
+        (SAC, {"inject": "n_step_leak"}, "does not apply .*: its transitions have one step"),
         (A3C, {"inject": "leaky_off"}, "does not apply .*: distributed=synced has one network for all sessions"),
         (A3C, {"inject": "random_targets"}, "does not apply .*: this agent has no target network"),
         (A3C, {"inject": "emulator_clips"}, "does not apply .*: CartPole-v1 has no emulator that clips rewards"),
@@ -216,8 +254,9 @@ def test_what_cannot_be_planted_or_checked_is_refused(tmp_path, overrides, setti
         examine(tmp_path, overrides, **settings)
 
 
-def test_random_targets_are_found_in_every_agent_that_has_targets(tmp_path):
-    overrides = ["algo=nstep_q", "env=cartpole", "distributed.max_session=1"]
+@pytest.mark.parametrize("algo", ["nstep_q", "dqn"])
+def test_random_targets_are_found_in_every_agent_that_has_targets(tmp_path, algo):
+    overrides = [f"algo={algo}", "env=cartpole", "distributed.max_session=1"]
     assert examine(tmp_path, overrides, names=["targets"])["targets"].status == doctor.OK
     found = examine(tmp_path, overrides, "random_targets", ["targets"])["targets"]
     assert (found.status, "discarded random weights" in found.text) == (doctor.FAILED, True)

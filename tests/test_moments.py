@@ -8,6 +8,7 @@ from gymnasium.wrappers.vector import NormalizeObservation, NormalizeReward
 
 from asynclab.envs import make_envs
 from asynclab.moments import Moments
+from asynclab.profile import Profile
 
 
 def test_several_writers_estimate_what_one_would_have():
@@ -33,8 +34,9 @@ def test_what_is_not_finite_spoils_nothing():
 def test_one_bad_reward_does_not_stay_in_the_discounted_return():
     envs = make_envs("Pendulum-v1", 2, scale_reward=0.9)
     envs.reset([1, 2])
-    envs._scaled(np.array([np.nan, 1.0]), np.array([False, False]))
-    assert np.isfinite(envs._scaled(np.array([1.0, 1.0]), np.array([False, False]))).all()
+    for reward in (np.array([np.nan, 1.0]), np.array([1.0, 1.0])):
+        envs._discount(reward, np.array([False, False]))
+    assert np.isfinite(envs.scale(np.array([1.0, 1.0]))).all()
     assert envs._discounted.tolist() == [1.0, 1.9]
 
 
@@ -98,8 +100,8 @@ def test_all_sessions_normalize_with_what_all_have_seen():
         envs.reset([slot, 10 + slot])
         envs.step(np.ones((2, 1), np.float32))
     assert moments["obs"].slots[:, 0].tolist() == [2, 2]
-    seen = np.concatenate([first._raw, second._raw])
-    expected = (second._raw - seen.mean(0)) / np.sqrt(seen.var(0) + 1e-8)
+    seen = np.concatenate([first.raw, second.raw])
+    expected = (second.raw - seen.mean(0)) / np.sqrt(seen.var(0) + 1e-8)
     np.testing.assert_allclose(second._normalized(), expected, rtol=1e-4, atol=1e-5)
     before = first._normalized().copy()
     second.step(np.ones((2, 1), np.float32))
@@ -124,3 +126,48 @@ def test_images_are_not_normalized():
         make_envs("ALE/Pong-v5", 1, normalize_obs=True)
     with pytest.raises(ValueError, match=r"env.make.scale_reward=2 must be a number from 0 to 1"):
         make_envs("Pendulum-v1", 1, scale_reward=2)
+
+
+def trained_on(make_trial, algo, steps):
+    """Let a session of Pendulum act; return its parts, the observations acted on, and what a plain twin gave."""
+    trial = make_trial(algo)
+    parts = trial.session.set_up(0, trial.stores[0], Profile(False))
+    plain = make_envs("Pendulum-v1", 2)
+    obs, rng, acted_on, rows = plain.reset(parts.seeds).copy(), np.random.default_rng(0), [parts.obs.copy()], {}
+    for _ in range(steps):
+        action = rng.uniform(-1, 1, (2, 1)).astype(np.float32)
+        seen, raw = parts.envs.step(action), plain.step(action)
+        parts.memory.add(action, seen)
+        acted_on.append(seen.obs.copy())
+        for b in range(2):
+            rows[float(action[b, 0])] = obs[b].copy(), raw.reward[b], raw.final_obs.get(b, raw.obs[b]).copy()
+        obs = raw.obs.copy()
+    return parts, acted_on, rows
+
+
+def test_a_replay_hands_out_all_its_steps_by_the_present_moments(make_trial):
+    parts, _, rows = trained_on(make_trial, "sac_normalized", 250)  # episodes are cut short after 200
+    mean, var = parts.envs._moments["obs"].mean_var()
+    (return_var,) = parts.envs._moments["return"].mean_var()[1]
+    for batch in (parts.memory.sample() for _ in range(60)):
+        for obs, action, reward, next_obs, *_ in zip(*batch, strict=True):
+            raw_obs, raw_reward, raw_next = rows[float(action)]
+            np.testing.assert_allclose(obs, (raw_obs - mean) / np.sqrt(var), rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(next_obs, (raw_next - mean) / np.sqrt(var), rtol=1e-4, atol=1e-5)
+            assert float(reward) == pytest.approx(raw_reward / np.sqrt(return_var), rel=1e-4, abs=1e-6)
+
+
+def test_a_rollout_hands_out_what_was_acted_on(make_trial):
+    parts, acted_on, _ = trained_on(make_trial, "ppo_normalized", 10)
+    (batch,) = parts.memory.batches(10**9)
+    assert torch.equal(batch.obs, torch.from_numpy(np.stack(acted_on)))
+
+
+def test_a_replay_of_normalized_steps_is_filled_anew(make_trial):
+    """Versions before kept what they had normalised."""
+    parts, _, _ = trained_on(make_trial, "sac_normalized", 200)
+    state = {name: array.copy() for name, array in parts.memory.state_dict().items()}
+    for marked, count in ((True, 200), (False, 0)):
+        other = trained_on(make_trial, "sac_normalized", 0)[0].memory
+        other.load_state_dict(state if marked else state | {"json": np.array(str(state["json"]).replace("raw", "x"))})
+        assert len(other) == 2 * count

@@ -70,7 +70,7 @@ def test_sessions_explore_at_different_rates_on_the_global_clock():
     rates = []
     for rank in range(4):
         agent.start(1, rank)
-        rates.append([round(agent.epsilon(progress), 3) for progress in (0.0, 0.25, 0.5, 1.0)])
+        rates.append([round(float(agent.epsilon(progress)), 3) for progress in (0.0, 0.25, 0.5, 1.0)])
     assert rates == [[1, 0.55, 0.1, 0.1], [1, 0.505, 0.01, 0.01], [1, 0.75, 0.5, 0.5], [1, 0.55, 0.1, 0.1]]
 
 

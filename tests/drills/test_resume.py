@@ -21,9 +21,10 @@ SAC = ["algo=sac", "env=pendulum", "algo.memory.start=400", "log_every=0.5"]
 # Halves and whole have different budgets, so nothing may follow the progress.
 FLAT = ["env=cartpole", "algo.lr_schedule.final=1.0"]
 Q = ["algo=nstep_q", *FLAT, "algo.optimizer.shared=false", "algo.agent.target_every=500", "algo.agent.anneal=1e-9"]
+DQN = ["algo=dqn", "env=cartpole", "algo.memory.start=400", "algo.agent.target_every=300", "algo.agent.anneal=1e-9"]
 LSTM = ["algo=ppo", *FLAT, "algo.agent.lstm=8", "algo.memory.horizon=24", "algo.agent.minibatch_size=48"]
-NORMALIZED = ["env.make.normalize_obs=true", "env.make.scale_reward=0.9", "algo.agent.shared=false"]
-PPO = ["algo=ppo", "env=pendulum", "algo.lr_schedule.final=1.0", *NORMALIZED]
+NORMALIZED = ["env.make.normalize_obs=true", "env.make.scale_reward=0.9"]
+PPO = ["algo=ppo", "env=pendulum", "algo.lr_schedule.final=1.0", "algo.agent.shared=false", *NORMALIZED]
 DISCRETE = ["algo=sac", "env=cartpole", "algo.agent.shared_temperature=false", "algo.agent.shared_targets=true",
             "algo.memory.start=400"]  # fmt: skip
 
@@ -61,13 +62,25 @@ def assert_equal(a, b):
     [
         (["algo=a3c", "env=cartpole", "algo.memory.horizon=24"], 3_000),  # ends within a rollout
         pytest.param([*SAC, "distributed=shared"], 700, marks=pytest.mark.slow),
+        pytest.param([*SAC, "distributed=shared", *NORMALIZED], 700, marks=pytest.mark.slow),
         pytest.param(HUMANOID, 240, marks=pytest.mark.slow),
         pytest.param(Q, 3_000, marks=pytest.mark.slow),
+        pytest.param(DQN, 1_200, marks=pytest.mark.slow),
         pytest.param(PPO, 3_000, marks=pytest.mark.slow),
         pytest.param(LSTM, 3_000, marks=pytest.mark.slow),
         pytest.param([*DISCRETE, "distributed=shared"], 700, marks=pytest.mark.slow),
     ],
-    ids=["a3c-synced", "sac-shared", "sac-humanoid", "nstep-q", "ppo-normalized", "ppo-lstm", "discrete-sac"],
+    ids=[
+        "a3c-synced",
+        "sac-shared",
+        "sac-normalized",
+        "sac-humanoid",
+        "nstep-q",
+        "dqn",
+        "ppo-normalized",
+        "ppo-lstm",
+        "discrete-sac",
+    ],
 )
 def test_one_session_with_n_plus_n_frames_equals_2n_bit_for_bit(tmp_path, settings, half):
     settings = [*settings, "distributed.max_session=1"]

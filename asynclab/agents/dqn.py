@@ -1,0 +1,75 @@
+"""n-step double Q-learning from replay, as in Gorila (Nair et al., 2015) and Ape-X (Horgan et al., 2018).
+
+Here every session acts, remembers and learns, as in Gorila; there is no server, and no transition has priority.
+N: batch, B: environments, A: actions.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor
+from torch.nn.functional import huber_loss, mse_loss
+
+from asynclab import check
+from asynclab.agents.q_learning import QLearning
+from asynclab.memory import ReplayBatch
+from asynclab.nets import Torso
+
+
+class DQN(QLearning):
+    """Q-learning on replayed transitions of n steps, which the memory makes, discounts and all.
+
+    The environments of all sessions take ``epsilons`` in turn, so that even one session explores at several rates, as
+    the many actors of Ape-X do.
+
+    Args:
+        obs_space: Of ``QLearning``, as are the others but ``double`` and ``huber``.
+        action_space: A Discrete.
+        torso: Makes the torso.
+        double: Let the network choose the best next action and the target network value it (van Hasselt et al., 2016);
+            else the target network does both.
+        dueling: Whether Q is made of V and advantages.
+        huber: Bound the gradient of each error to 1 (Mnih et al., 2015); else it is the error itself.
+        gamma: Discount; the memory, which uses it, must have the same.
+        epsilons: Final rates of random actions.
+        anneal: Share of the frame budget in which they are reached.
+        target_every: Frames on the global clock between two copies into the target network.
+    """
+
+    name = "dqn"
+
+    def __init__(
+        self,
+        obs_space: Box,
+        action_space: Box | Discrete,
+        torso: Torso,
+        double: bool = True,
+        dueling: bool = False,
+        huber: bool = True,
+        gamma: float = 0.99,
+        epsilons: Sequence[float] = (0.05, 0.02, 0.01, 0.005),
+        anneal: float = 0.02,
+        target_every: int = 8_000,
+    ) -> None:
+        super().__init__(obs_space, action_space, torso, dueling, gamma, epsilons, anneal, target_every)
+        self.double = check.flag("algo.agent.double", double)
+        self.huber = check.flag("algo.agent.huber", huber)
+
+    def start(self, num_envs: int, rank: int = 0) -> None:
+        """Take the environments' rates of exploration."""
+        self._final = [self.epsilons[(rank * num_envs + b) % len(self.epsilons)] for b in range(num_envs)]
+
+    def loss(self, batch: ReplayBatch, progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the loss of Q on the double Q-learning targets of replayed transitions."""
+        with torch.no_grad():
+            q_next = self.target.network(batch.next_obs)
+            best = (self.q(batch.next_obs) if self.double else q_next).argmax(-1, keepdim=True)
+            # y = r_1 + ... + gamma^(k-1) r_k + gamma^k Q(s_k, argmax_a Q(s_k, a); target)
+            target = batch.reward + batch.discount * q_next.gather(1, best).squeeze(1)
+        q = self.q(batch.obs).gather(1, batch.action[:, None]).squeeze(1)
+        losses = {
+            # J = E[1/2 (y - Q(s, a))^2], or linear beyond an error of 1
+            "q": huber_loss(q, target) if self.huber else 0.5 * mse_loss(q, target)
+        }
+        return losses, {"train/q": q.detach().mean(), "train/epsilon": self.epsilon(progress).mean()}

@@ -1,0 +1,138 @@
+"""What the forms of Q-learning share: network, target network, exploration.  N: batch, B: environments, A: actions."""
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from asynclab import check, flat
+from asynclab.agents.base import Agent
+from asynclab.agents.target import Target
+from asynclab.nets import Torso, linear
+from asynclab.schedules import Linear
+
+
+class QNetwork(nn.Module):
+    """Observations [N, ...] -> Q(s, .) [N, A]."""
+
+    def __init__(self, obs_space: Box, actions: int, torso: Torso) -> None:
+        super().__init__()
+        self.torso = torso(obs_space)
+        self.linear = linear(self.torso.features, actions, gain=1.0)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Return Q(s, a) of every action."""
+        return self.linear(self.torso(obs))
+
+
+class DuelingQNetwork(nn.Module):
+    """Q(s, .) = V(s) + A(s, .) - mean A(s, .) [N, A]   (Wang et al., 2016, eq. 9).
+
+    V and A have a dense layer each, as wide as the torso's last one, which the paper's have in its stead.
+    """
+
+    def __init__(self, obs_space: Box, actions: int, torso: Torso) -> None:
+        super().__init__()
+        self.torso = torso(obs_space)
+        features = self.torso.features
+        self.hidden = linear(features, 2 * features, gain=sqrt(2))  # of V and of A, in one product
+        self.value = linear(features, 1, gain=1.0)
+        self.advantage = linear(features, actions, gain=1.0)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Return Q(s, a) of every action."""
+        v, a = relu(self.hidden(self.torso(obs))).chunk(2, -1)
+        advantage = self.advantage(a)
+        return self.value(v) + advantage - advantage.mean(-1, keepdim=True)
+
+
+class QLearning(Agent):
+    """A Q-network, a target network that all sessions share, and random actions at rates that fall.
+
+    Args:
+        obs_space: Space of one observation.
+        action_space: A Discrete.
+        torso: Makes the torso.
+        dueling: Whether Q is made of V and advantages.
+        gamma: Discount.
+        epsilons: Final rates of random actions; who takes which says ``start``.
+        anneal: Share of the frame budget, on the global clock, in which the rates go from 1 to their final values.
+        target_every: Frames on the global clock between two copies of theta into the target network.  Each session
+            copies when it first sees that a period is over.
+
+    Raises:
+        ValueError: The action space is not a Discrete, or a setting is out of range.
+    """
+
+    name: str  # on the command line
+
+    def __init__(
+        self,
+        obs_space: Box,
+        action_space: Box | Discrete,
+        torso: Torso,
+        dueling: bool,
+        gamma: float,
+        epsilons: Sequence[float],
+        anneal: float,
+        target_every: int,
+    ) -> None:
+        if not isinstance(action_space, Discrete):
+            raise ValueError(
+                f"algo={self.name} needs discrete actions, and this env has {action_space}; use algo=a3c or another env"
+            )
+        if not isinstance(epsilons, Sequence) or isinstance(epsilons, str) or not epsilons:
+            raise ValueError(f"algo.agent.epsilons={epsilons} must be a list of one rate of exploration or more")
+        self.actions = int(action_space.n)
+        kind = DuelingQNetwork if check.flag("algo.agent.dueling", dueling) else QNetwork
+        self.q: QNetwork | DuelingQNetwork = kind(obs_space, self.actions, torso)
+        self.target = Target(self.q)
+        self.nets = nn.ModuleDict({"q": self.q})
+        self.targets = [self.target]
+        self.target_part = slice(0, flat.size(self.nets))
+        self.gamma = check.fraction("algo.agent.gamma", gamma)
+        self.epsilons = [check.fraction("algo.agent.epsilons", epsilon) for epsilon in epsilons]
+        self.anneal = check.positive("algo.agent.anneal", check.fraction("algo.agent.anneal", anneal))
+        self.target_every = check.count("algo.agent.target_every", target_every)
+        self._final = self.epsilons[:1]  # of each environment, or one for all
+        self._period: int | None = None  # on the global clock, of the last copy; unknown before the first update
+
+    def bind(self, weights: flat.Vector, grad: flat.Vector, target: Tensor | None = None) -> None:
+        """Bind the network to ``weights``, and the target network to the shared copy."""
+        super().bind(weights, grad, target)
+        self.target.bind(weights, target)
+
+    def on_update(self, frames: int, updates: int) -> None:
+        """Copy theta into the target network when a period is over."""
+        period = frames // self.target_every
+        if self._period is not None and period > self._period:
+            self.target.move(1.0)
+        self._period = period
+        self.target.follow()  # others may have copied
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return when the last copy was made; the copy itself is shared, like theta."""
+        return {"period": torch.tensor(-1 if self._period is None else self._period)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over such a state."""
+        period = int(state["period"])
+        self._period = None if period < 0 else period
+        self.target.follow()
+
+    def epsilon(self, progress: float) -> Tensor:
+        """Return the share of random actions [B] of each environment, or [1] of all."""
+        return torch.tensor([Linear(final)(progress / self.anneal) for final in self._final])
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, deterministic: bool = False, progress: float = 1.0) -> Tensor:
+        """Return the best actions, or with probability epsilon random ones."""
+        best = self.q(obs).argmax(-1)
+        if deterministic:
+            return best
+        random = torch.randint(self.actions, best.shape, device=best.device)
+        explores = torch.rand(best.shape, device=best.device) < self.epsilon(progress).to(best.device)
+        return torch.where(explores, random, best)
