@@ -145,6 +145,7 @@ class Trial:
             return Store(
                 flat.flatten(nets), parts, make_optimizer, max_frame, lr_schedule,
                 mode.writers, mode.lock, mode.diagnostics, probe.target_part, envs.moments,
+                {name: flat.matrices(net) for name, net in nets.items()},
             )  # fmt: skip
 
         self.stores = [make_store(rank) for rank in range(mode.num_stores)]
