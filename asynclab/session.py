@@ -309,7 +309,7 @@ class Seeds:
     """Distinct, reproducible random streams for every session and environment of a trial.
 
     Args:
-        seed: Of the trial.
+        seed: Of the trial, below 2**32: a larger one takes two words of entropy, and may be another's with its rank.
         rank: Of the session.
         life: Of the session: what begins again must not repeat the same episodes.
     """

@@ -104,7 +104,8 @@ class Trial:
         self.checkpoint_every = check.positive("checkpoint_every", checkpoint_every)
         self.checkpoints = Checkpoints(folder, checkpoint_keep)
         check.count("env.max_frame", max_frame)
-        check.whole("seed", seed)
+        if check.whole("seed", seed) >= 2**32 and checkpoint is None:
+            raise ValueError(f"seed={seed} must be below 2**32: sessions of others would share their random numbers")
         if max_grad_norm is not None:
             check.positive("algo.max_grad_norm", max_grad_norm)
         if checkpoint is None and holds_run(folder):
@@ -151,6 +152,7 @@ class Trial:
             return Store(
                 flat.flatten(nets), parts, make_optimizer, max_frame, lr_schedule,
                 mode.writers, mode.lock, mode.diagnostics, probe.target_part, envs.moments,
+                {name: flat.matrices(net) for name, net in nets.items()},
             )  # fmt: skip
 
         self.stores = [make_store(rank) for rank in range(mode.num_stores)]
