@@ -182,6 +182,9 @@ def register() -> None:
         use_cache=True,
         replace=True,
     )
+    OmegaConf.register_new_resolver(
+        "share_of_budget", lambda share, *, _root_: max(1, round(share * _root_.env.max_frame)), replace=True
+    )
     OmegaConf.register_new_resolver("job_number", lambda number, first: number + first, replace=True)
     store = ConfigStore.instance()
     store.store(name="base_config", node=Config)

@@ -93,6 +93,17 @@ def slices(networks: nn.ModuleDict) -> dict[str, slice]:
     return result
 
 
+def matrices(module: nn.Module) -> list[tuple[int, int]]:
+    """Return where in the vector weights of two dimensions and more begin and end: no biases, gains or lone numbers."""
+    result, start = [], 0
+    for p in module.parameters():
+        stop = start + p.numel()
+        if p.dim() > 1:
+            result.append((start, stop))
+        start = stop
+    return result
+
+
 def is_bound(module: nn.Module, weights: Vector, grad: Vector) -> bool:
     """Return whether every parameter lies in ``weights`` and its gradient in ``grad``."""
     return all(_lies_in(p, weights) and p.grad is not None and _lies_in(p.grad, grad) for p in module.parameters())

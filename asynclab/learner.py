@@ -11,7 +11,6 @@ from torch import Tensor
 from asynclab import flat
 from asynclab.agents import Agent
 from asynclab.distributed import FatalError, Mode, Store
-from asynclab.precision import Precision
 from asynclab.profile import Profile
 
 AGREEMENT_EVERY = 20  # updates of a session between two comparisons of gradients, with diagnostics
@@ -28,7 +27,7 @@ class Learner:
         device: Of the session's weights.
         max_grad_norm: Bound on each network's gradient norm, None for none.
         max_dropped: Non-finite updates in a row that are dropped; one more ends the trial.
-        precision: Of the torsos' arithmetic.
+        precision: Of the torsos' arithmetic, fp32 or bf16.
         profile: Told what the time of an update goes to.
     """
 
@@ -41,7 +40,7 @@ class Learner:
         device: str,
         max_grad_norm: float | None,
         max_dropped: int,
-        precision: Precision,
+        precision: str,
         profile: Profile,
     ) -> None:
         self.agent = agent
@@ -52,7 +51,7 @@ class Learner:
         self.max_dropped = max_dropped
         self._dropped_in_row = 0
         self.profile = profile
-        bf16 = precision.is_bf16(device)
+        bf16 = precision == "bf16"
         self._seen = self._followed = store.total_updates()  # updates that the weights and the agent have seen
         self._staleness: Counter[int] = Counter()
         self.weights = mode.weights(store, device, bf16)

@@ -6,6 +6,7 @@ silently not be shared.  Here the state exists before any process does.  The ari
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from asynclab import check
 
-Groups = list[dict[str, Any]]  # one group {"params": [vector], "name": network} per network
+# One group {"params": [vector], "name": network, "matrices": [(start, stop), ...]} per network
+Groups = list[dict[str, Any]]
 
 
 class GlobalOptimizer(torch.optim.Optimizer):
@@ -24,6 +26,15 @@ class GlobalOptimizer(torch.optim.Optimizer):
     """
 
     shared = True
+
+    def before_step(self) -> None:
+        """Add the gradient of the L2 penalty, to a copy of those of networks that have one.  The store calls it."""
+        for group in self.param_groups:
+            if decay := group["decay"]:
+                (p,) = group["params"]
+                p.grad = p.grad.clone()
+                for start, stop in group["matrices"]:
+                    p.grad[start:stop].add_(p.detach()[start:stop], alpha=decay)
 
     def own_state_dict(self) -> dict[str, Any]:
         """Return copies of what this process does not share with others."""
@@ -45,7 +56,8 @@ class GlobalAdam(GlobalOptimizer, torch.optim.Adam):
         lr: Learning rate.
         betas: Decay of the first and second moment.
         eps: Added to the root of the second moment.
-        weight_decay: L2 penalty: a number for all networks (single scalars excepted), or numbers by network name.
+        weight_decay: L2 penalty on the matrices (no biases, no gains of norms, no log_std, no temperature): a number
+            for all networks, or numbers by network name.
     """
 
     def __init__(
@@ -57,9 +69,9 @@ class GlobalAdam(GlobalOptimizer, torch.optim.Adam):
         weight_decay: float | Mapping[str, float] = 0.0,
     ) -> None:
         check.positive("algo.optimizer.lr", lr)
-        groups = _with_weight_decay(groups, weight_decay)
+        groups = _with_decay(groups, weight_decay)
         super().__init__(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True)
-        share_state(self, {"step": _scalar, "exp_avg": _vector, "exp_avg_sq": _vector})
+        share_state(self, {"step": _count, "exp_avg": torch.zeros_like, "exp_avg_sq": torch.zeros_like})
 
 
 class GlobalRMSprop(GlobalOptimizer, torch.optim.RMSprop):
@@ -72,6 +84,10 @@ class GlobalRMSprop(GlobalOptimizer, torch.optim.RMSprop):
         lr: Learning rate.
         alpha: Decay of the squared gradient's average.
         eps: Added to its root.
+        initial: First value of that average.  None for none: the average is one of the gradients so far, which is
+            Adam's correction of the bias written as a decay that grows (Shazeer & Stern, 2018, section 7.1).  From 0,
+            as torch has it, the first steps are 1 / sqrt(1 - alpha) = 10 times too large; from 1, as TensorFlow has
+            it, those of small gradients are next to nothing for a thousand updates and more.
         momentum: 0 for none.
         weight_decay: As in ``GlobalAdam``.
         shared: One set of statistics for all sessions; else each session has its own (section 4 compares them).
@@ -83,20 +99,36 @@ class GlobalRMSprop(GlobalOptimizer, torch.optim.RMSprop):
         lr: float = 7e-4,
         alpha: float = 0.99,
         eps: float = 1e-5,
+        initial: float | None = None,
         momentum: float = 0.0,
         weight_decay: float | Mapping[str, float] = 0.0,
         shared: bool = True,
     ) -> None:
         check.positive("algo.optimizer.lr", lr)
-        groups = _with_weight_decay(groups, weight_decay)
+        if check.fraction("algo.optimizer.alpha", alpha) == 1:
+            raise ValueError("algo.optimizer.alpha=1 would never see a gradient; it must be below 1")
+        if initial is not None and check.number("algo.optimizer.initial", initial) < 0:
+            raise ValueError(f"algo.optimizer.initial={initial} must be 0 or more, or null for none")
+        groups = _with_decay(groups, weight_decay)
         super().__init__(groups, lr=lr, alpha=alpha, eps=eps, momentum=momentum, foreach=True)
-        roles = {"step": _scalar, "square_avg": _vector}
-        share_state(self, roles | ({"momentum_buffer": _vector} if momentum else {}))
+        begin = partial(torch.full_like, fill_value=initial or 0.0)
+        buffer = {"momentum_buffer": torch.zeros_like} if momentum else {}
+        share_state(self, {"step": _count, "square_avg": begin, **buffer})
         self.shared = check.flag("algo.optimizer.shared", shared)
+        self.initial = initial
+
+    def before_step(self) -> None:
+        """Besides, let the average without a first value be one of the gradients so far."""
+        super().before_step()
+        if self.initial is None:
+            alpha = self.defaults["alpha"]
+            for group in self.param_groups:
+                t = float(self.state[group["params"][0]].get("step", 0)) + 1
+                group["alpha"] = alpha * (1 - alpha ** (t - 1)) / (1 - alpha**t)
 
     def __getstate__(self) -> dict[str, Any]:
         """Keep, unlike torch, what is not a part of its own state."""
-        return super().__getstate__() | {"shared": self.shared}
+        return super().__getstate__() | {"shared": self.shared, "initial": self.initial}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Arrive in another process; statistics that are not shared are the process's own from here on."""
@@ -109,32 +141,29 @@ class GlobalRMSprop(GlobalOptimizer, torch.optim.RMSprop):
 def share_state(optimizer: torch.optim.Optimizer, roles: Mapping[str, Callable[[Tensor], Tensor]]) -> None:
     """Create the whole state now: one shared vector per role, of which each network's state is a view."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
-    for role, like in roles.items():
-        parts = [like(p) for p in params]
-        memory = torch.zeros(sum(part.numel() for part in parts)).share_memory_()
+    for role, begin in roles.items():
+        parts = [begin(p.detach()) for p in params]
+        memory = torch.cat([part.flatten() for part in parts]).share_memory_()
         for p, part, view in zip(params, parts, memory.split([part.numel() for part in parts]), strict=True):
             optimizer.state[p][role] = view.view(part.shape)
 
 
-def _scalar(p: Tensor) -> Tensor:
-    return p.new_empty(())
+def _count(p: Tensor) -> Tensor:
+    return torch.zeros((), dtype=torch.float64)  # a float32, as torch has it, stops counting at 2^24
 
 
-def _vector(p: Tensor) -> Tensor:
-    return p
-
-
-def _with_weight_decay(groups: Groups, weight_decay: float | Mapping[str, float]) -> Groups:
+def _with_decay(groups: Groups, weight_decay: float | Mapping[str, float]) -> Groups:
     names = [group["name"] for group in groups]
     if not isinstance(weight_decay, Mapping):
         if not isinstance(weight_decay, (int, float)) or weight_decay < 0:
             raise ValueError(
                 f"algo.optimizer.weight_decay={weight_decay} must be a number of 0 or more, or one by network"
             )
-        # a learned temperature is no network that should be kept small
-        weight_decay = {g["name"]: weight_decay for g in groups if g["params"][0].numel() > 1}
+        weight_decay = dict.fromkeys(names, weight_decay)
     elif unknown := set(weight_decay) - set(names):
         raise ValueError(
             f"algo.optimizer.weight_decay names {sorted(unknown)}, but the networks are {names}; use those names"
         )
-    return [group | {"weight_decay": float(weight_decay.get(group["name"], 0.0))} for group in groups]
+    elif idle := [group["name"] for group in groups if weight_decay.get(group["name"]) and not group["matrices"]]:
+        raise ValueError(f"algo.optimizer.weight_decay names {idle}, which has no matrices to decay; leave it out")
+    return [group | {"decay": float(weight_decay.get(group["name"], 0.0))} for group in groups]

@@ -40,6 +40,7 @@ def write(
     overrides: Sequence[str],
     max_session: int,
     devices: Sequence[str],
+    precision: str,
     resumed: Mapping[str, Any] | None = None,
 ) -> None:
     """Write ``config.yaml`` (resolved) and ``run.json`` (overrides, seed, revision, versions, machine).
@@ -52,9 +53,10 @@ def write(
         overrides: As typed.
         max_session: What ``distributed.max_session`` became, which may be null in the config.
         devices: What ``device`` became.
+        precision: What ``algo.precision`` became.
         resumed: From which frame the run goes on, and which settings have changed; None for a new run.
     """
-    now = {"max_session": max_session, "devices": list(devices)} | circumstances()
+    now = {"max_session": max_session, "devices": list(devices), "precision": precision} | circumstances()
     if resumed is None:
         run = {"seed": cfg.seed, **now, "resumes": []}
     else:

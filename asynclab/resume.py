@@ -2,24 +2,25 @@
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from asynclab import checkpoint
 from asynclab.checkpoint import Checkpoint
-from asynclab.config import AUTO
+from asynclab.config import AUTO, Config
 from asynclab.text import override
 
 log = logging.getLogger(__name__)
 
-# What may differ from the run's settings: it does not change what is learned from a frame.
+# What may differ from the run's settings: it does not change what is learned from a frame, but for rounding.
 CHANGEABLE = {
+    "algo.precision",
     "checkpoint_every",
     "checkpoint_keep",
     "checkpoint_memory",
@@ -62,7 +63,8 @@ def plan(cfg: DictConfig, folder: Path) -> Plan:
     """Find out what a command goes on with, if ``resume`` is set.
 
     With ``resume=<folder>`` the settings are the run's, changed by what was typed beside it; with ``resume=auto`` the
-    command is the whole one, as it was typed for the first time.
+    command is the whole one, as it was typed for the first time.  Defaults that have changed since the run began do not
+    touch it.
 
     Args:
         cfg: As composed from the command line.
@@ -78,33 +80,71 @@ def plan(cfg: DictConfig, folder: Path) -> Plan:
         return Plan(cfg, typed)
     found = checkpoint.load(folder)
     saved = found.trial()
+    name = HydraConfig.get().job.config_name
+    recorded = _saved_overrides(folder)
     if cfg.resume != AUTO:
-        typed = _merge(_saved_overrides(folder), typed)
-        cfg = compose(HydraConfig.get().job.config_name, typed)
-    if cfg.distributed.get("max_session") is None:  # one per core then, but on which machine?
-        with open_dict(cfg):
-            cfg.distributed.max_session = len(saved["recorder"]["session_returns"])
-        saved["config"]["distributed"]["max_session"] = cfg.distributed.max_session
-    changes = compare(saved["config"], json.loads(json.dumps(OmegaConf.to_container(cfg, resolve=True))))
-    if wrong := {key: change for key, change in changes.items() if key not in CHANGEABLE}:
+        if recorded is None:
+            raise ValueError(
+                f"{folder / 'run.json'} is damaged; resume with the whole command, {override('hydra.run.dir', folder)}"
+                " and resume=auto"
+            )
+        typed = _merge(recorded, typed)
+        cfg = compose(name, typed)
+    # Defaults may have changed since the run began, and it keeps its own: what counts is what was typed differently.
+    before = dict(settings(saved["config"]))
+    then = saved["config"] if recorded is None else _resolved(compose(name, recorded))
+    changes = {key: (before.get(key), new) for key, (_, new) in compare(then, _resolved(cfg)).items()}
+    changes = {key: change for key, change in changes.items() if change[0] != change[1]}
+    if wrong := {k: c for k, c in changes.items() if k not in CHANGEABLE and not _follows_another(cfg, k)}:
         raise ValueError(
             f"the run in {folder} was made with other settings ({in_words(wrong)}); leave them as they were, or begin a"
             " new run in another hydra.run.dir"
         )
+    after = before | {key: new for key, (_, new) in changes.items()}
+    if after["distributed.max_session"] is None:  # one per core then, but on which machine?
+        after["distributed.max_session"] = len(saved["recorder"]["session_returns"])
     changes.pop("resume", None)
     if changes:
         log.info("changed settings: %s", in_words(changes))
-    return Plan(cfg, typed, found, {"frames": found.manifest["frames"], "changes": changes})
+    return Plan(_config_of(after), typed, found, {"frames": found.manifest["frames"], "changes": changes})
 
 
-def _saved_overrides(folder: Path) -> list[str]:
-    path = folder / "run.json"
+def _resolved(cfg: DictConfig) -> Any:
+    return json.loads(json.dumps(OmegaConf.to_container(cfg, resolve=True)))
+
+
+def _follows_another(cfg: DictConfig, key: str) -> bool:
+    """Return whether a setting, or what it is in, is an interpolation of others."""
+    node: Any = cfg
+    for part in key.split("."):
+        if not isinstance(node, DictConfig) or part not in node:
+            return False
+        if OmegaConf.is_interpolation(node, part):
+            return True
+        node = node._get_node(part)
+    return False
+
+
+def _config_of(values: Mapping[str, Any]) -> DictConfig:
+    """Return the config that has these settings, by dotted key."""
+    content: dict[str, Any] = {}
+    for key, value in values.items():
+        *above, last = key.split(".")
+        node = content
+        for part in above:
+            node = node.setdefault(part, {})
+        node[last] = value
+    cfg = OmegaConf.merge(OmegaConf.structured(Config), content)
+    assert isinstance(cfg, DictConfig)
+    return cfg
+
+
+def _saved_overrides(folder: Path) -> list[str] | None:
+    """Return what was typed when the run began; None if that can no longer be read."""
     try:
-        return list(json.loads(path.read_text())["overrides"])
+        return list(json.loads((folder / "run.json").read_text())["overrides"])
     except (OSError, ValueError, KeyError):
-        raise ValueError(
-            f"{path} is damaged; resume with the whole command, {override('hydra.run.dir', folder)} and resume=auto"
-        ) from None
+        return None
 
 
 def _merge(saved: Sequence[str], typed: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ from asynclab.folder import FAILURE, is_locked
 from asynclab.resume import CHANGEABLE, key_of, settings
 
 # what may differ between the runs of an arm: it changes neither what is learned nor how fast
-IRRELEVANT = (CHANGEABLE - {"device", "distributed.num_threads", "distributed.diagnostics"}) | {"seed"}
+IRRELEVANT = CHANGEABLE - {"algo.precision", "device", "distributed.num_threads", "distributed.diagnostics"} | {"seed"}
 EVALUATED = "eval.deterministic"  # changes what an evaluation means, though not what is learned
 MARKS = ("metrics.jsonl", "run.json", "config.yaml", FAILURE, ".hydra")  # any of them makes a folder a run's
 

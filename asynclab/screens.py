@@ -5,6 +5,7 @@ import logging
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,17 @@ STYLES = {"finished": "bold green", "interrupted": "bold yellow", "failed": "bol
 FILES = ("curve.png", "sessions.png", "report.html", "summary.json", f"{FOLDER}/latest", f"{FOLDER}/best")
 
 
-def first(trial: Trial, cfg: Any, algo: str | None = None) -> None:
+def first(trial: Trial, cfg: Any, choices: Mapping[str, str]) -> None:
     """Say what will run.
 
     Args:
         trial: What will run.
         cfg: Its config.
-        algo: The name of its algorithm; None for that of the agent's class.
+        choices: Of the config's groups; empty if they are not known.
     """
-    algo = algo or cfg.algo.agent._target_.rpartition(".")[2]
+    algo = choices.get("algo") or cfg.algo.agent._target_.rpartition(".")[2]
     mode, session, stores = trial.mode, trial.session, trial.stores
     sessions, each = mode.max_session, " each" * (mode.max_session > 1)
-    bf16 = session.precision.is_bf16(session.devices[0])
     memories = [trial.memory_bytes, sessions * trial.memory_bytes, resources.available_memory()]
     log.info("%s on %s, distributed=%s", algo, cfg.env.id, mode.name, extra={"title": "bold"})
     _row(
@@ -42,7 +42,7 @@ def first(trial: Trial, cfg: Any, algo: str | None = None) -> None:
         f" {', '.join(session.devices)}",
     )
     parameters = f"{len(stores[0].theta):,} parameters{' each' * (len(stores) > 1)}"
-    _row("network", f"{parameters}, {'bf16' if bf16 else 'fp32'}, seed {session.seed}")
+    _row("network", f"{parameters}, {session.precision}, seed {session.seed}")
     _row("memory", "{} per session, {} in all, {} available".format(*map(resources.size, memories)))
     per = " per session" if len(stores) > 1 else " in all" * (sessions > 1)
     left_out = "" if session.save_memory else "; without the memories, which exceed checkpoint_memory"
@@ -51,6 +51,8 @@ def first(trial: Trial, cfg: Any, algo: str | None = None) -> None:
     if trial.checkpoint is not None:
         frames = f"{trial.checkpoint.manifest['frames']:,}"
         _row("resumed", f"from {short(trial.checkpoint.path)} at {frames} frames")
+    if (kind := choices.get("kind", trial.kind)) != trial.kind:
+        _row("defaults", f"for kind={kind}, but this environment is of kind={trial.kind}, which has others: add that")
     _row("output", short(trial.folder), whole=True)
     _row("TensorBoard", tensorboard(trial.folder), whole=True)
     _row("to stop", "Ctrl-C saves a checkpoint and ends")

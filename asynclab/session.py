@@ -18,7 +18,6 @@ from asynclab.distributed import Control, Mode, Store
 from asynclab.envs import Envs
 from asynclab.learner import Learner
 from asynclab.memory import Memory
-from asynclab.precision import Precision
 from asynclab.profile import Profile
 
 Life = tuple[int, int]  # how often the trial has been resumed, and the session restarted since
@@ -172,7 +171,7 @@ class Session:
         mode: Where the weights lie.
         max_grad_norm: Bound on each network's gradient norm, None for none.
         max_dropped: Non-finite updates in a row that are dropped; one more ends the trial.
-        precision: Of the torsos' arithmetic.
+        precision: Of the torsos' arithmetic, fp32 or bf16.
         devices: Of the sessions' weights, taken in turn by rank.
         seed: Of the trial.
         log_every: Seconds between two records.
@@ -187,7 +186,7 @@ class Session:
     mode: Mode
     max_grad_norm: float | None
     max_dropped: int
-    precision: Precision
+    precision: str
     devices: list[str]
     seed: int
     log_every: float
@@ -309,7 +308,7 @@ class Seeds:
     """Distinct, reproducible random streams for every session and environment of a trial.
 
     Args:
-        seed: Of the trial.
+        seed: Of the trial, below 2**32: a larger one takes two words of entropy, and may be another's with its rank.
         rank: Of the session.
         life: Of the session: what begins again must not repeat the same episodes.
     """

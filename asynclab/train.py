@@ -37,10 +37,13 @@ def train(cfg: DictConfig) -> float:
         trial = build.make_trial(plan.cfg, run, plan.checkpoint)
         if trial.is_complete():
             return trial.report()
-        provenance.write(run, plan.cfg, plan.overrides, trial.mode.max_session, trial.session.devices, plan.resumed)
+        session = trial.session
+        provenance.write(
+            run, plan.cfg, plan.overrides, trial.mode.max_session, session.devices, session.precision, plan.resumed
+        )
         # a run that goes on was made by other choices than those of this command
         choices = HydraConfig.get().runtime.choices if plan.cfg is cfg else {}
-        screens.first(trial, plan.cfg, choices.get("algo"))
+        screens.first(trial, plan.cfg, choices)
         try:
             return trial.run()
         finally:

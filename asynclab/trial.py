@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 
-from asynclab import check, console, flat, resources
+from asynclab import check, console, flat, nets, resources
 from asynclab.agents import Agent
 from asynclab.checkpoint import FOLDER, Checkpoint, Checkpoints
 from asynclab.distributed import Control, Failure, Mode, SessionError, Started, Store, launch
-from asynclab.envs import Envs
+from asynclab.envs import Envs, kind
 from asynclab.evaluator import Evaluator, Schedule
 from asynclab.folder import holds_run
 from asynclab.memory import Memory
-from asynclab.precision import Precision
+from asynclab.precision import choose, is_native
 from asynclab.preload import SIGNALS
 from asynclab.recorder import Recorder
 from asynclab.session import Record, Saved, Seeds, Session, Start
@@ -104,7 +104,8 @@ class Trial:
         self.checkpoint_every = check.positive("checkpoint_every", checkpoint_every)
         self.checkpoints = Checkpoints(folder, checkpoint_keep)
         check.count("env.max_frame", max_frame)
-        check.whole("seed", seed)
+        if check.whole("seed", seed) >= 2**32 and checkpoint is None:
+            raise ValueError(f"seed={seed} must be below 2**32: sessions of others would share their random numbers")
         if max_grad_norm is not None:
             check.positive("algo.max_grad_norm", max_grad_norm)
         if checkpoint is None and holds_run(folder):
@@ -122,6 +123,7 @@ class Trial:
                 f"one session's memory cannot be allocated ({error}); lower algo.memory.capacity"
             ) from None
         self.num_envs = envs.num_envs
+        self.kind = kind(envs)
         self.memory_bytes = memory.nbytes()
         memories = mode.max_session * self.memory_bytes
         resources.check_memory(mode.max_session, self.memory_bytes)
@@ -137,19 +139,19 @@ class Trial:
             raise ValueError(
                 f"algo.memory.gamma={gammas[0]} and algo.agent.gamma={gammas[1]} differ; leave algo.memory.gamma out"
             )
-        nets = probe.nets
-        self._layout = flat.signature(nets)
-        weights = 4 * flat.size(nets) * mode.num_stores
+        self._layout = flat.signature(probe.nets)
+        weights = 4 * flat.size(probe.nets) * mode.num_stores
         resources.check_shared_memory(5 * weights)  # theta, two moments, the probe, and a margin
         resources.check_disk(folder, 3 * weights + memories * save_memory, self.checkpoints.missing + 2)
 
         def make_store(rank: int) -> Store:
             torch.manual_seed(Seeds(seed, rank).weights)
-            nets = make_agent(envs.obs_space, envs.action_space).nets
-            parts = flat.slices(nets)
+            networks = make_agent(envs.obs_space, envs.action_space).nets
+            parts = flat.slices(networks)
             return Store(
-                flat.flatten(nets), parts, make_optimizer, max_frame, lr_schedule,
+                flat.flatten(networks), parts, make_optimizer, max_frame, lr_schedule,
                 mode.writers, mode.lock, mode.diagnostics, probe.target_part, envs.moments,
+                {name: flat.matrices(net) for name, net in networks.items()},
             )  # fmt: skip
 
         self.stores = [make_store(rank) for rank in range(mode.num_stores)]
@@ -171,7 +173,7 @@ class Trial:
             mode,
             max_grad_norm,
             check.whole("max_dropped", max_dropped),
-            Precision(precision),
+            self._arithmetic(precision, nets.is_convolutional(probe.nets), devices),
             devices,
             seed,
             min(log_every, checkpoint_every),
@@ -197,6 +199,23 @@ class Trial:
         for store, state in zip(self.stores, states, strict=True):
             store.load_state_dict(state)
         return trial
+
+    def _arithmetic(self, precision: str, convolutional: bool, devices: list[str]) -> str:
+        """Return in what the torsos compute; with ``auto`` a run goes on in what it began with, on any processor."""
+        chosen = choose(precision, convolutional, devices)
+        if self.checkpoint is None or precision != "auto":
+            return chosen
+        begun = self._trial.get("precision")
+        if begun is None:  # of an older version, whose auto did not ask what the torsos are
+            begun = choose((self._trial["config"] or {"algo": {}})["algo"].get("precision", "auto"), True, devices)
+        if begun != chosen:
+            slow = "" if is_native(begun, devices) else ", although this processor only emulates it, which is slow"
+            log.warning(
+                "the run has computed in %s, and algo.precision=auto would now choose %s: it goes on in %s%s;"
+                " algo.precision=%s changes that",
+                begun, chosen, begun, slow, chosen,
+            )  # fmt: skip
+        return begun
 
     def is_complete(self) -> bool:
         """Return whether the budget is used up."""
@@ -376,6 +395,7 @@ class Trial:
         trial = {
             "config": self.config,
             "layout": self._layout,
+            "precision": self.session.precision,
             "resumes": self.resumes,
             "best": max(best, self._best) if max(best, self._best) > -math.inf else None,
             "recorder": recorder.state_dict(),

@@ -7,16 +7,16 @@ import torch
 from batches import BOX, OBS, B, T, bound, replayed, rollout
 from conftest import TORSO
 from gymnasium.spaces import Box, Discrete
+from torch import nn
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 from torch.nn.functional import conv2d, layer_norm
 
-from asynclab import flat, layout
-from asynclab.agents import A3C, PPO, SAC, make_sac
+from asynclab import flat, layout, nets, precision
+from asynclab.agents import A3C, PPO, SAC, NStepQ, make_sac
 from asynclab.distributions import SquashedNormal
 from asynclab.envs import make_envs
 from asynclab.flat import Vector
 from asynclab.nets import ConvTorso, MLPTorso, auto_torso
-from asynclab.precision import Precision
 from asynclab.schedules import Linear
 
 
@@ -285,9 +285,32 @@ def test_torsos_return_float32_for_any_layout_of_the_pixels(bf16):
     assert torch.equal(features, torso(pixels.contiguous(memory_format=torch.channels_last)))
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_auto_is_bf16_for_convolutional_torsos_where_the_processor_has_it(monkeypatch, native):
+    monkeypatch.setattr(precision, "has_native_bf16", lambda device: native)
+    pixels = Box(0, 255, (3, 20, 20), np.uint8)
+    torso = partial(auto_torso, conv=[[8, 4, 2]], hidden=[16])
+    for make, actions in (
+        (A3C, Discrete(3)),
+        (partial(PPO, shared=False), BOX),
+        (make_sac, BOX),
+        (NStepQ, Discrete(3)),
+    ):
+        assert [nets.is_convolutional(make(space, actions, torso).nets) for space in (pixels, OBS)] == [True, False]
+    chosen = [precision.choose(name, conv, ["cpu"]) for name in ("auto", "fp32", "bf16") for conv in (True, False)]
+    assert chosen == ["bf16" if native else "fp32", "fp32", "fp32", "fp32", "bf16", "bf16"]
+
+
+def test_auto_is_fp32_if_only_some_torsos_are_convolutional_or_there_is_none():
+    pixels = ConvTorso(Box(0, 255, (3, 20, 20), np.uint8), conv=[[8, 4, 2]], hidden=[16])
+    assert nets.is_convolutional(nn.ModuleList([pixels, nn.Linear(16, 1)]))
+    assert not nets.is_convolutional(nn.ModuleList([pixels, TORSO(OBS)]))
+    assert not nets.is_convolutional(nn.Linear(16, 1))
+
+
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="precision=fp8 is unknown; use one of auto, fp32, bf16"):
-        Precision("fp8")
+        precision.choose("fp8", True, ["cpu"])
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,15 @@ def test_train_meets_its_budget_and_every_session_contributes(train, tmp_path, o
     assert summary["mean_return"] == pytest.approx(sum(last_100) / len(last_100))
 
 
+def test_the_first_screen_says_when_the_defaults_are_those_of_another_kind(train, tmp_path):
+    pendulum = ["algo=ppo", "env=gym", "env.id=Pendulum-v1", "env.num_envs=2", "env.max_frame=512"]
+    hint = "for kind=discrete, but this environment is of kind=continuous, which has others: add that"
+    assert hint in train(*pendulum, folder=tmp_path / "unknown").stdout
+    told = train(*pendulum, "kind=continuous", folder=tmp_path / "told")
+    assert told.returncode == 0, told.stderr
+    assert "kind=" not in told.stdout
+
+
 def test_a_run_keeps_what_it_was_made_of(train, tmp_path):
     process = train("algo=a3c", *SMALL, "distributed.max_session=2", "seed=7", "algo.optimizer.lr=1e-3")
     assert process.returncode == 0, process.stderr
@@ -79,6 +88,8 @@ def test_a_run_keeps_what_it_was_made_of(train, tmp_path):
     assert made["packages"]["torch"] == torch.__version__
     assert re.fullmatch("[0-9a-f]{40}", made["git"]["revision"])
     assert made["machine"]["cores"] == len(os.sched_getaffinity(0))
+    assert made["precision"] == "fp32"  # the layers are dense, so auto chooses it on any processor
+    assert "  network      4,675 parameters, fp32, seed 7\n" in (run / "train.log").read_text()
     progress = [line for line in (run / "train.log").read_text().splitlines() if "frames " in line and " left " in line]
     assert progress
     assert "\x1b" not in "".join(progress)

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from asynclab import config
 from asynclab.agents import A3C, PPO, make_sac
 from asynclab.distributed import Off, Shared, Synced
+from asynclab.envs import kind
 from asynclab.optim import GlobalAdam, GlobalRMSprop
 
 config.register()
@@ -20,6 +21,11 @@ MODES = {"off": Off, "shared": Shared, "synced": Synced}
 def load(*overrides):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("config", list(overrides))
+
+
+def choice(group, *overrides):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", list(overrides), return_hydra_config=True).hydra.runtime.choices[group]
 
 
 IDS = {"gym": ["env.id=Acrobot-v1"], "atari": ["env.id=ALE/Seaquest-v5"]}
@@ -35,10 +41,11 @@ def test_every_algo_and_env_compose_and_instantiate(algo, env):
 
 @pytest.mark.medium
 @pytest.mark.parametrize("env", CHOICES["env"])
-def test_every_env_can_be_made_and_has_a_torso_that_fits(env):
+def test_every_env_can_be_made_and_has_a_torso_and_a_kind_that_fit(env):
     cfg = load(f"env={env}", *IDS.get(env, []))
     envs = instantiate(cfg.env.make, _convert_="object")(num_envs=1)
     assert instantiate(cfg.env.torso, _convert_="object")(envs.obs_space).features == cfg.env.torso.hidden[-1]
+    assert kind(envs) == choice("kind", f"env={env}", *IDS.get(env, []))
     envs.close()
 
 
@@ -54,6 +61,21 @@ def test_a2c_is_a3c_alone_and_can_be_overridden():
     assert load("algo=a2c", "distributed=synced").distributed._target_ == "asynclab.distributed.Synced"
 
 
+def test_the_environment_selects_an_algorithms_defaults():
+    assert [load("algo=ppo", f"env={env}").algo.agent.clip for env in ("pong", "cartpole")] == [0.1, 0.2]
+    assert load("algo=ppo", "env=hopper").env.make.normalize_obs
+    assert not load("algo=sac", "env=hopper").env.make.normalize_obs
+    assert load("algo=a2c", "env=pong").algo == load("algo=a3c", "env=pong").algo
+    assert load("algo=ppo", "env=gym", "env.id=Pendulum-v1", "kind=continuous").algo.agent.entropy_coef == 0.0
+    assert load("algo=ppo", "env=pong", "~tuned").algo.agent.clip == 0.2
+
+
+def test_what_is_typed_beats_the_defaults_of_a_kind():
+    assert load("algo=ppo", "env=pong", "algo.agent.clip=0.3").algo.agent.clip == 0.3
+    assert load("algo=sac", "env=pendulum").distributed._target_ == "asynclab.distributed.Shared"
+    assert load("algo=sac", "env=pendulum", "distributed=off").distributed._target_ == "asynclab.distributed.Off"
+
+
 def test_the_optimizer_is_a_choice():
     assert instantiate(load("algo/optimizer=rmsprop").algo.optimizer).func is GlobalRMSprop
     assert instantiate(load("algo=sac", "algo.optimizer.lr=1e-3").algo.optimizer).keywords["lr"] == 1e-3
@@ -67,7 +89,9 @@ def test_a3c_pong_has_the_reference_numbers():
     assert (cfg.distributed._target_, cfg.distributed.max_session) == ("asynclab.distributed.Synced", 16)
     assert (agent.gamma, agent.lam, agent.entropy_coef, agent.value_coef, agent.shared) == (0.99, 0.95, 0.01, 0.5, True)
     assert (memory.horizon, cfg.algo.max_grad_norm) == (32, 0.5)
-    assert (instantiate(optimizer).func, optimizer.lr) == (GlobalAdam, 7e-4)
+    assert (instantiate(optimizer).func, optimizer.lr, optimizer.eps) == (GlobalAdam, 7e-4, 1e-8)
+    schedule = instantiate(cfg.algo.lr_schedule)
+    assert (schedule(0.0), schedule(1.0)) == (1.0, 1.0)
     assert OmegaConf.to_container(cfg.env.torso.conv) == [[32, 8, 4], [64, 4, 2], [32, 3, 1]]
     assert list(cfg.env.torso.hidden) == [512]
 

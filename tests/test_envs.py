@@ -167,6 +167,13 @@ def test_seeds_of_all_sessions_and_environments_differ():
     assert not set(seeds) & {seed for rank in range(16) for seed in Seeds(1, rank).envs(8)}
 
 
+def test_seeds_that_would_share_their_streams_with_others_are_refused(make_trial):
+    assert Seeds(2**32 + 1, 0).weights == Seeds(1, 1).weights  # numpy makes two words of it: seed and rank
+    with pytest.raises(ValueError, match=r"seed=4294967297 must be below 2\*\*32"):
+        make_trial(seed=2**32 + 1)
+    make_trial(seed=2**32 - 1)
+
+
 @pytest.mark.parametrize("id", ["ALE/Pong-v5", "CartPole-v1"])
 def test_environments_of_different_seeds_differ_and_equal_seeds_repeat(id):
     def observe(seeds):

@@ -25,6 +25,13 @@ def test_bind_keeps_the_function():
     assert not flat.is_bound(net, Vector(weights), Vector(net["a"].weight.grad))
 
 
+def test_matrices_are_weights_and_no_biases_gains_or_lone_numbers():
+    net = nn.Sequential(nn.Conv2d(3, 5, 2), nn.LayerNorm(5), nn.Linear(5, 4, bias=False), nn.LSTMCell(4, 2))
+    net.log_std = nn.Parameter(torch.zeros(4))
+    net.log_alpha = nn.Parameter(torch.zeros(()))
+    assert flat.matrices(net) == [(5, 65), (80, 100), (100, 132), (132, 148)]
+
+
 def test_writing_the_vector_changes_the_network_and_back():
     net = convnet()
     weights = flat.flatten(net)

@@ -7,6 +7,7 @@ from conftest import items
 from torch import nn
 
 from asynclab.distributed import Store
+from asynclab.flat import Vector
 from asynclab.optim import GlobalAdam, GlobalRMSprop
 from asynclab.schedules import Constant, Linear
 
@@ -23,10 +24,13 @@ def make_store(optimizer, **kwargs):
     [
         (GlobalAdam, torch.optim.Adam, {"lr": 1e-2, "eps": 1e-5}),
         (GlobalAdam, torch.optim.Adam, {"lr": 1e-2, "weight_decay": 0.1}),
-        (GlobalRMSprop, torch.optim.RMSprop, {"lr": 1e-2, "alpha": 0.9, "eps": 0.1}),
-        (GlobalRMSprop, torch.optim.RMSprop, {"lr": 1e-2, "alpha": 0.99, "eps": 1e-5, "momentum": 0.9}),
+        (partial(GlobalRMSprop, initial=0.0), torch.optim.RMSprop, {"lr": 1e-2, "alpha": 0.9, "eps": 0.1}),
+        (
+            partial(GlobalRMSprop, initial=0.0), torch.optim.RMSprop,
+            {"lr": 1e-2, "alpha": 0.99, "eps": 1e-5, "momentum": 0.9, "weight_decay": 0.1},
+        ),
     ],
-)
+)  # fmt: skip
 def test_global_optimizers_equal_torch_over_100_steps(ours, torchs, kwargs):
     store = make_store(ours, **kwargs)
     p = nn.Parameter(torch.linspace(-1, 1, 70))
@@ -42,6 +46,64 @@ def test_global_optimizers_equal_torch_over_100_steps(ours, torchs, kwargs):
     torch.testing.assert_close(store.theta, p.detach(), rtol=1e-5, atol=1e-6)
 
 
+def step_sizes(updates, gradient, **kwargs):
+    """Return by how much each of some equal gradients moves a weight, in learning rates."""
+    store, sizes = make_store(GlobalRMSprop, lr=1.0, **kwargs), []
+    for _ in range(updates):
+        before = store.theta[0].clone()
+        store.apply(torch.full((70,), gradient))
+        sizes.append(round(float(before - store.theta[0]), 3))
+    return sizes
+
+
+def test_rmsprop_steps_by_the_learning_rate_from_the_first_update_on():
+    assert step_sizes(20, 1e-3) == [0.99] * 20  # eps is a hundredth of this gradient
+    torchs, tensorflows = step_sizes(20, 1e-3, initial=0.0), step_sizes(20, 1e-3, initial=1.0)
+    assert (torchs[0], torchs[9], torchs[19]) == (9.091, 3.133, 2.29)
+    assert tensorflows == [0.001] * 20
+    assert step_sizes(20, 1.0, initial=1.0) == [1.0] * 20
+
+
+def test_rmsprop_without_a_first_value_has_adams_correction_of_the_bias():
+    store, g = make_store(GlobalRMSprop, lr=0.1, alpha=0.9, momentum=0.5), torch.Generator().manual_seed(0)
+    theta, average, momentum = torch.linspace(-1, 1, 70), torch.zeros(70), torch.zeros(70)
+    for t in range(1, 51):
+        grad = torch.randn(70, generator=g)
+        store.apply(grad)
+        average = 0.9 * average + 0.1 * grad**2
+        momentum = 0.5 * momentum + grad / ((average / (1 - 0.9**t)).sqrt() + 1e-5)
+        theta = theta - 0.1 * momentum
+    torch.testing.assert_close(store.theta, theta, rtol=1e-5, atol=1e-5)
+
+
+def test_rmsprop_goes_on_from_a_checkpoint_of_an_older_version():
+    old, new = make_store(GlobalRMSprop, lr=0.1, initial=0.0), make_store(GlobalRMSprop, lr=0.1)
+    for _ in range(2_000):
+        old.apply(torch.ones(70))
+    state = old.state_dict()
+    for roles in state["optimizer"]["state"].values():
+        roles["step"] = roles["step"].float()
+    new.load_state_dict(state)
+    for store in (old, new):
+        store.apply(torch.full((70,), 0.1))
+    assert torch.equal(old.theta, new.theta)  # by then the two ways are the same
+    assert new.optimizer.state_dict()["state"][0]["step"] == 2_001
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"initial": -1.0}, r"algo\.optimizer\.initial=-1\.0 must be 0 or more, or null for none"),
+        ({"initial": "torch"}, r"algo\.optimizer\.initial=torch must be a number"),
+        ({"alpha": 1.0}, r"algo\.optimizer\.alpha=1 would never see a gradient"),
+        ({"alpha": 99}, r"algo\.optimizer\.alpha=99 must be a number from 0 to 1"),
+    ],
+)
+def test_rmsprop_refuses_what_cannot_work(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_store(GlobalRMSprop, **settings)
+
+
 def test_weight_decay_is_per_network():
     store = make_store(GlobalAdam, lr=0.1, weight_decay={"q1": 1.0})
     before = store.theta.clone()
@@ -50,12 +112,26 @@ def test_weight_decay_is_per_network():
     assert (store.theta[NETWORKS["q1"]] != before[NETWORKS["q1"]]).all()
 
 
-def test_a_number_decays_networks_but_not_a_lone_scalar():
-    optimizer = partial(GlobalAdam, lr=0.1, weight_decay=1.0)
-    store = Store(torch.ones(3), {"q1": slice(0, 2), "temperature": slice(2, 3)}, optimizer, 1_000, Constant())
-    store.apply(torch.zeros(3))
-    assert (store.theta[:2] < 1).all()
-    assert store.theta[2] == 1
+@pytest.mark.parametrize("optimizer", [GlobalAdam, GlobalRMSprop])
+@pytest.mark.parametrize(("algo", "spared"), [("lstm", 6), ("ppo_normalized", 7), ("sac", 10), ("nstep_q", 3)])
+def test_a_number_decays_matrices_and_no_bias_log_std_or_temperature(make_trial, optimizer, algo, spared):
+    trial = make_trial(algo, optimizer=partial(optimizer, weight_decay=0.1))
+    (store,), envs = trial.stores, trial.session.make_envs()
+    agent = trial.session.make_agent(envs.obs_space, envs.action_space)
+    store.theta.fill_(1.0)
+    grad = torch.zeros_like(store.theta)
+    store.apply(grad)
+    assert not grad.any()
+    agent.bind(Vector(store.theta), Vector(grad))
+    kept = {name: bool((p == 1).all()) for name, p in agent.nets.named_parameters()}
+    assert kept == {name: p.dim() < 2 for name, p in agent.nets.named_parameters()}
+    assert all((p < 1).all() for name, p in agent.nets.named_parameters() if not kept[name])
+    assert sum(kept.values()) == spared
+
+
+def test_weight_decay_of_what_has_no_matrices_is_refused(make_trial):
+    with pytest.raises(ValueError, match=r"weight_decay names \['temperature'\], which has no matrices to decay"):
+        make_trial("sac", optimizer=partial(GlobalAdam, weight_decay={"temperature": 0.1}))
 
 
 def test_weight_decay_of_an_unknown_network_is_refused():
@@ -97,7 +173,7 @@ def push_and_tell(store, pushes):
 def test_statistics_that_are_not_shared_are_each_sessions_own():
     told = {}
     for shared in (True, False):
-        store = make_store(GlobalRMSprop, alpha=0.5, shared=shared)
+        store = make_store(GlobalRMSprop, alpha=0.5, initial=0.0, shared=shared)
         before = store.theta.clone()
         told[shared] = sorted(items([partial(push_and_tell, store, pushes) for pushes in (1, 3)]))
         assert not torch.equal(store.theta, before)  # theta is everybody's in any case
@@ -117,6 +193,42 @@ def test_statistics_of_ones_own_are_saved_apart():
         assert all(torch.equal(mine[role], theirs[role]) for role in mine)
         assert mine["step"] == 1
     assert make_store(GlobalRMSprop).own_state_dict() == {}
+
+
+def test_statistics_of_ones_own_begin_without_a_first_value_in_every_process():
+    store = make_store(GlobalRMSprop, shared=False)
+    assert sorted(items([partial(push_and_tell, store, pushes) for pushes in (1, 2)])) == [(1, 1.0), (2, 1.0)]
+
+
+@pytest.mark.parametrize("optimizer", [GlobalAdam, GlobalRMSprop])
+def test_steps_are_counted_beyond_2_to_the_24(optimizer):
+    store = make_store(optimizer)
+    for values in store.optimizer.state.values():
+        values["step"].fill_(2**24 - 1)
+    store.updates[0] = 2**24 - 1
+    for _ in range(3):
+        store.apply(torch.ones(70))
+        store.updates[0] += 1
+    assert store.step_error() == 0
+    again = make_store(optimizer)
+    again.load_state_dict(store.state_dict())
+    assert again.step_error() == 0
+
+
+def test_a_count_that_got_stuck_says_nothing():
+    store = make_store(torch.optim.Adam, lr=0.1)
+    store.apply(torch.ones(70))
+    assert store.step_error() == 1
+    store.updates[0] = 2**24 + 1
+    assert store.step_error() is None
+
+    store = make_store(GlobalAdam)
+    store.updates[0] = 20_000_000
+    state = store.state_dict()
+    for roles in state["optimizer"]["state"].values():
+        roles["step"] = torch.tensor(2.0**24)  # as older versions counted
+    store.load_state_dict(state)
+    assert store.step_error() == 0
 
 
 def test_the_learning_rate_follows_the_global_clock_of_all_writers():

@@ -79,7 +79,7 @@ def test_nstep_q_solves_cartpole(train, tmp_path, seed):
 DISCRETE_SAC = [
     "env.max_frame=90_000", "env.make.normalize_obs=true", "algo.agent.target_entropy=0.3", "algo.agent.gamma=0.98",
     "algo.agent.polyak=0.02", "algo.max_grad_norm=null", "algo.optimizer.lr=1e-3", "algo.memory.batch_size=128",
-    "algo.memory.updates_per_frame=0.5", "algo.lr_schedule._target_=asynclab.schedules.Linear",
+    "algo.memory.updates_per_frame=0.5", "algo.lr_schedule.final=0.0",
 ]  # fmt: skip
 
 
@@ -95,8 +95,8 @@ def test_discrete_sac_shared_solves_cartpole(train, tmp_path, seed):
 @pytest.mark.parametrize("algo", ["a3c", "ppo"])
 def test_an_lstm_solves_what_a_policy_without_memory_cannot(train, tmp_path, algo, seed):
     common = [f"algo={algo}", "env=gym", "env.id=recall_env:Recall-v0", "env.torso.hidden=[32]",
-              "algo.optimizer.lr=3e-3", "algo.memory.horizon=32", "env.max_frame=100_000", "log_every=1",
-              f"seed={seed}"]  # fmt: skip
+              "algo.agent.shared=true", "algo.optimizer.lr=3e-3", "algo.memory.horizon=32", "env.max_frame=100_000",
+              "log_every=1", f"seed={seed}"]  # fmt: skip
     if algo == "a3c":
         common += ["distributed.max_session=2"]
     path = {"PYTHONPATH": str(Path(__file__).parent)}

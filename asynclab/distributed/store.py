@@ -1,7 +1,7 @@
 """The global network and optimizer in shared CPU memory.  P: parameters, W: writers (sessions that push here)."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from asynclab.distributed.lock import ProcessLock
 from asynclab.moments import Moments
 from asynclab.optim import GlobalOptimizer, Groups
+
+FLOAT32_COUNTS = 2**24  # adding 1 to a larger float32 leaves it as it is
 
 
 class Store:
@@ -38,6 +40,8 @@ class Store:
         diagnostics: Measure how many writes are lost when they step at the same time.
         target_part: The part of theta that has a lagging copy.
         moments: How many numbers there are to each estimate of mean and variance, by name.
+        matrices: Where in each network's part its matrices begin and end, by name: what weight decay is for.  None if
+            all of it is.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Store:
         diagnostics: bool = False,
         target_part: slice | None = None,
         moments: Mapping[str, int] | None = None,
+        matrices: Mapping[str, Sequence[tuple[int, int]]] | None = None,
     ) -> None:
         self.theta = theta.detach().clone().share_memory_()
         self.frames = torch.zeros(writers, dtype=torch.int64).share_memory_()
@@ -69,7 +74,10 @@ class Store:
         self.max_frame = max_frame
         self.lr_schedule = lr_schedule
         self._params = {name: nn.Parameter(self.theta[part]) for name, part in self.networks.items()}
-        self.optimizer = make_optimizer([{"params": [p], "name": name} for name, p in self._params.items()])
+        matrices = matrices or {name: [(0, p.numel())] for name, p in self._params.items()}
+        self.optimizer = make_optimizer(
+            [{"params": [p], "name": name, "matrices": list(matrices[name])} for name, p in self._params.items()]
+        )
         self._base_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     @property
@@ -90,6 +98,8 @@ class Store:
         for group, base_lr in zip(self.optimizer.param_groups, self._base_lr, strict=True):
             group["lr"] = base_lr * factor
         with self._update:
+            if isinstance(self.optimizer, GlobalOptimizer):
+                self.optimizer.before_step()
             self.optimizer.step()
             if self._probe is not None:
                 self._probe.add_(1)
@@ -146,9 +156,11 @@ class Store:
         return 1 - float(self._probe.double().mean()) / steps
 
     def step_error(self) -> float | None:
-        """Return by how much the optimizer's shared step count is off the exact one; None if it has none."""
+        """Return by how much the optimizer's shared step count is off the exact one; None if it has none, or stuck."""
         state = self.optimizer.state.get(next(iter(self._params.values())), {})
         if "step" not in state or (isinstance(self.optimizer, GlobalOptimizer) and not self.optimizer.shared):
+            return None
+        if state["step"].dtype is torch.float32 and self.total_updates() > FLOAT32_COUNTS:
             return None
         return float(state["step"]) - self.total_updates()
 
@@ -190,7 +202,10 @@ class Store:
         if self.is_global:
             for i, p in enumerate(self._params.values()):
                 for role, value in self.optimizer.state[p].items():
-                    value.copy_(state["optimizer"]["state"][i][role])
+                    saved = state["optimizer"]["state"][i][role]
+                    if role == "step" and saved.dtype is torch.float32 and saved >= FLOAT32_COUNTS:
+                        saved = torch.tensor(float(sum(state["updates"])))  # of an older version, whose count got stuck
+                    value.copy_(saved)
         else:
             self.optimizer.load_state_dict(state["optimizer"])
         for name in ("frames", "updates", "dropped"):

@@ -3,9 +3,13 @@
 import json
 import re
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
+import yaml
+from conftest import copy_checkout
 from drill import SMALL, Run
 
 from asynclab import checkpoint, snapshot
@@ -245,6 +249,20 @@ def test_what_must_not_change_is_named_setting_by_setting(tmp_path):
 
 
 @pytest.mark.slow
+def test_precision_changes_only_if_somebody_says_so(tmp_path):
+    run = Run(tmp_path / "run", *SMALL, "env.max_frame=3_000", "algo.precision=bf16")
+    assert run.wait() == 0, run.text()
+    for typed, expected in (("auto", "bf16"), ("fp32", "fp32"), ("auto", "fp32")):
+        budget = 3_000 + 1_000 * (1 + len(json.loads((run.folder / "run.json").read_text())["resumes"]))
+        run = Run(run.folder, f"resume={run.folder}", f"algo.precision={typed}", f"env.max_frame={budget}")
+        assert run.wait() == 0, run.text()
+        made = json.loads((run.folder / "run.json").read_text())
+        assert (made["precision"], made["resumes"][-1]["precision"]) == ("bf16", expected)
+    assert made["resumes"][1]["changes"]["algo.precision"] == ["auto", "fp32"]
+    assert "the run has computed in bf16, and algo.precision=auto would now choose fp32" in run.text()
+
+
+@pytest.mark.slow
 def test_a_run_with_as_many_sessions_as_cores_is_resumed_twice(tmp_path):
     settings = ["algo=a3c", "env=cartpole", "log_every=0.5"]  # and no distributed.max_session
     run = Run(tmp_path / "run", *settings, "env.max_frame=20_000")
@@ -286,3 +304,41 @@ def test_the_same_command_again_goes_on_if_asked_to(tmp_path):
     again = Run(tmp_path / "run", *command)
     assert again.wait() == 0
     assert "is finished at 40,000 frames" in again.text()
+
+
+def test_a_run_keeps_its_settings_when_defaults_have_changed_since(tmp_path):
+    copy_checkout(tmp_path / "copy")
+    conf, run = tmp_path / "copy" / "conf", tmp_path / "run"
+
+    def train(*overrides):
+        command = [
+            sys.executable,
+            tmp_path / "copy" / "train.py",
+            *overrides,
+            "plot=false",
+            "distributed.max_session=1",
+        ]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+
+    first = ["algo=a3c", "env=cartpole", "algo.agent.lam=0.9", f"hydra.run.dir={run}"]
+    assert train(*first, "env.max_frame=1_000").returncode == 0
+    for path, old, new in [
+        (conf / "algo" / "a3c.yaml", "gamma: 0.99 ", "gamma: 0.5 "),
+        (conf / "tuned" / "a3c" / "discrete.yaml", "shared: false", "shared: true"),
+        (conf / "algo" / "optimizer" / "adam.yaml", "weight_decay: 0.0", "weight_decay: 0.1"),
+    ]:
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+    assert train(f"resume={run}", "env.max_frame=2_000").returncode == 0
+    assert train(*first, "env.max_frame=3_000", "resume=auto").returncode == 0
+    cfg = yaml.safe_load((run / "config.yaml").read_text())
+    agent = cfg["algo"]["agent"]
+    assert (agent["gamma"], agent["shared"], agent["lam"], cfg["env"]["max_frame"]) == (0.99, False, 0.9, 3_000)
+    assert cfg["algo"]["optimizer"]["weight_decay"] == 0.0
+    assert [r["changes"]["env.max_frame"] for r in json.loads((run / "run.json").read_text())["resumes"]] == [
+        [1_000, 2_000], [2_000, 3_000],
+    ]  # fmt: skip
+    refused = train(f"resume={run}", "algo.agent.gamma=0.9", "env.max_frame=4_000")
+    assert refused.returncode == 1
+    assert "was made with other settings (algo.agent.gamma: 0.99 -> 0.9)" in refused.stdout + refused.stderr
