@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 from torch.nn.functional import conv2d, layer_norm
 
-from asynclab import flat, nets, precision
+from asynclab import flat, layout, nets, precision
 from asynclab.agents import A3C, PPO, SAC, NStepQ, make_sac
 from asynclab.distributions import SquashedNormal
 from asynclab.envs import make_envs
@@ -260,6 +260,18 @@ def test_bf16_gradients_of_the_pong_network_agree_with_fp32():
         grads.append(grad)
     assert torch.cosine_similarity(*grads, dim=0) > 0.99
     assert abs(grads[0].norm() / grads[1].norm() - 1) < 0.02
+
+
+@pytest.mark.parametrize("shape", [(6, 7), (6, 7, 5), (6, 7, 4, 8, 9)])
+def test_taking_a_part_leaves_images_as_they_lie_in_memory(shape):
+    x = torch.randint(0, 255, shape, dtype=torch.uint8)
+    if len(shape) == 5:
+        x = x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    index = torch.tensor([3, 0, 3])
+    for dim, expected in ((0, x[index]), (1, x[:, index])):
+        part = layout.take(x, dim, index)
+        assert torch.equal(part, expected)
+        assert len(shape) < 5 or part.stride()[2:] == x.stride()[2:]
 
 
 @pytest.mark.parametrize("bf16", [False, True])

@@ -109,7 +109,7 @@ def test_the_loss_is_the_papers(double, dueling, huber):
     batch = replayed(ACTIONS, gamma=0.7)
     losses, _ = agent.loss(batch, 0.0)
     q, q_next, lagging = (net(obs) for net, obs in ((agent.q, batch.obs), (agent.q, batch.next_obs),
-                                                    (agent.target.network, batch.next_obs)))  # fmt: skip
+                                                    (agent.lagging, batch.next_obs)))  # fmt: skip
     assert (q_next.argmax(1) != lagging.argmax(1)).any()
     expected = 0.0
     for i in range(32):
@@ -136,7 +136,7 @@ def test_gradients_reach_the_network_only():
     agent.loss(replayed(ACTIONS), 0.0)[0]["q"].backward()
     gather()
     assert grad.abs().max() > 0
-    assert all(p.grad is None for p in agent.target.network.parameters())
+    assert all(p.grad is None for p in agent.lagging.parameters())
 
 
 def test_it_finds_the_values_of_a_chain():
@@ -210,6 +210,7 @@ def test_both_forms_of_q_learning_have_the_same_network():
         (ACTIONS, {"double": "yes"}, "algo.agent.double=yes must be true or false"),
         (ACTIONS, {"dueling": 1}, "algo.agent.dueling=1 must be true or false"),
         (ACTIONS, {"huber": 2.0}, "algo.agent.huber=2.0 must be true or false"),
+        (ACTIONS, {"target_every": None}, "algo.agent.target_every=None must be a whole number of 1 or more"),
         (ACTIONS, {"epsilons": []}, r"algo.agent.epsilons=\[\] must be a list of one rate of exploration or more"),
     ],
 )

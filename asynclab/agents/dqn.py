@@ -52,6 +52,7 @@ class DQN(QLearning):
         anneal: float = 0.02,
         target_every: int = 8_000,
     ) -> None:
+        check.count("algo.agent.target_every", target_every)
         super().__init__(obs_space, action_space, torso, dueling, gamma, epsilons, anneal, target_every)
         self.double = check.flag("algo.agent.double", double)
         self.huber = check.flag("algo.agent.huber", huber)
@@ -63,7 +64,7 @@ class DQN(QLearning):
     def loss(self, batch: ReplayBatch, progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the loss of Q on the double Q-learning targets of replayed transitions."""
         with torch.no_grad():
-            q_next = self.target.network(batch.next_obs)
+            q_next = self.lagging(batch.next_obs)
             best = (self.q(batch.next_obs) if self.double else q_next).argmax(-1, keepdim=True)
             # y = r_1 + ... + gamma^(k-1) r_k + gamma^k Q(s_k, argmax_a Q(s_k, a); target)
             target = batch.reward + batch.discount * q_next.gather(1, best).squeeze(1)
