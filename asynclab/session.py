@@ -12,7 +12,7 @@ import psutil
 import torch
 from numpy.typing import NDArray
 
-from asynclab import snapshot
+from asynclab import generators, snapshot
 from asynclab.agents import Agent
 from asynclab.distributed import Control, Mode, Store
 from asynclab.envs import Envs
@@ -118,7 +118,7 @@ class Parts(NamedTuple):
             "agent": self.learner.agent.state_dict(),
             "envs": self.envs.state_dict(),
             "optimizer": self.learner.store.own_state_dict(),
-            "torch": torch.get_rng_state(),
+            **generators.state(self.learner.agent.device),
         }
         files = {tensors: snapshot.write_tensors(folder / tensors, state)}
         if with_memory:
@@ -152,7 +152,7 @@ class Parts(NamedTuple):
                 self.memory.cut(obs)
         if self.memory.is_between_batches():
             self.learner.agent.begin_batch()
-        torch.set_rng_state(state["torch"])
+        generators.restore(self.learner.agent.device, state)
         return self._replace(obs=obs)
 
 
