@@ -104,7 +104,10 @@ class Memory(Protocol):
         """Take what acting on the last observations gave."""
 
     def batches(self, total_frames: int) -> Iterator[NamedTuple]:
-        """Yield the batches that are due after this step; ``total_frames`` is the global clock."""
+        """Yield the batches that are due after this step; ``total_frames`` is the global clock.
+
+        Who stops in between may save the state, and ask for the others after it is loaded.
+        """
 
 
 class Rollout:
@@ -366,9 +369,9 @@ class Replay:
         if total_frames < self.start or len(self) < self._least:
             self._due = 0.0
             return
-        for _ in range(int(self._due)):
+        while self._due >= 1.0:
+            self._due -= 1.0
             yield self.sample()
-        self._due %= 1.0
 
     def sample(self) -> ReplayBatch:
         """Draw N transitions with replacement; if ``combined``, the last is the newest of each environment in turn."""

@@ -12,7 +12,7 @@ import psutil
 import torch
 from numpy.typing import NDArray
 
-from asynclab import snapshot
+from asynclab import generators, snapshot
 from asynclab.agents import Agent
 from asynclab.distributed import Control, Mode, Store
 from asynclab.envs import Envs
@@ -117,7 +117,7 @@ class Parts(NamedTuple):
             "agent": self.learner.agent.state_dict(),
             "envs": self.envs.state_dict(),
             "optimizer": self.learner.store.own_state_dict(),
-            "torch": torch.get_rng_state(),
+            **generators.state(self.learner.agent.device),
         }
         files = {tensors: snapshot.write_tensors(folder / tensors, state)}
         if with_memory:
@@ -151,7 +151,7 @@ class Parts(NamedTuple):
                 self.memory.cut(obs)
         if self.memory.is_between_batches():
             self.learner.agent.begin_batch()
-        torch.set_rng_state(state["torch"])
+        generators.restore(self.learner.agent.device, state)
         return self._replace(obs=obs)
 
 
@@ -242,7 +242,6 @@ class Session:
         process = psutil.Process()
         episodes: list[Return] = []
         frames = int(store.frames[slot])
-        handled = control.asked() - control.is_pending() - control.ending()
         resting = False
         next_record = time.monotonic()  # the first step is reported at once: the session runs
 
@@ -254,21 +253,32 @@ class Session:
             updates = int(store.updates[slot])
             return Record(rank, frames, updates, ended, metrics, profile.seconds(), learner.staleness())
 
+        def learn() -> None:
+            for batch in profile.each("sample", memory.batches(store.total_frames())):
+                for _ in learner.learn(batch):
+                    control.beat(rank)
+                    if control.is_late():
+                        return
+
         profile.start()
         with closing(envs):
+            _stand_still(control, rank, control.asked())
+            handled = control.join(rank)
+            has_caught_up = False
             while True:
                 control.beat(rank)
                 if (number := control.asked()) > handled:
-                    if control.is_awaited(rank):
-                        yield record()
-                        control.beat(rank, slow=True)
-                        yield self._save(rank, number, parts)
+                    yield record()
+                    control.beat(rank, slow=True)
+                    yield self._save(rank, number, parts)
                     handled = number
-                    while not control.is_released(number):
-                        control.beat(rank)
-                        time.sleep(0.002)
+                    _stand_still(control, rank, number)
                     if control.is_last(number):
                         return
+                    continue
+                if not has_caught_up:
+                    learn()  # what was due when the state was saved
+                    has_caught_up = True
                     continue
                 if not store.claim(slot, envs.num_envs):
                     if resting:  # until the end, or until a session dies and what it claimed is given back
@@ -289,11 +299,7 @@ class Session:
                 learner.agent.on_step(torch.from_numpy(step.done))
                 total_frames = store.total_frames()
                 episodes += [Return(frames, total_frames, time.monotonic(), e.ret, e.length) for e in step.episodes]
-                for batch in profile.each("sample", memory.batches(total_frames)):
-                    for _ in learner.learn(batch):
-                        control.beat(rank)
-                        if control.ending() and control.sessions > 1:
-                            break  # who makes the others wait for the rest of its updates would be killed
+                learn()
                 if time.monotonic() >= next_record:
                     yield record()
 
@@ -302,6 +308,13 @@ class Session:
             return Saved(rank, number, parts.save(snapshot.partial(self.folder, number), rank, self.save_memory))
         except OSError as error:
             return Saved(rank, number, None, str(error))
+
+
+def _stand_still(control: Control, rank: int, number: int) -> None:
+    """Wait until a snapshot is over."""
+    while not control.is_released(number):
+        control.beat(rank)
+        time.sleep(0.002)
 
 
 class Seeds:

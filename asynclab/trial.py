@@ -183,10 +183,7 @@ class Trial:
         )
         self._snapshot = _Snapshot(0)
         self._next_checkpoint = math.inf
-        self._alive: set[int] = set()  # ranks of sessions that have a process
-        self._starting: set[int] = set()  # those of them that have not stepped yet
-        self._joined: set[int] = set()  # those that have stepped at all; the others may be reading the last checkpoint
-        self._awaited: set[int] = set()  # those that must save their state before a snapshot is complete
+        self._joined: set[int] = set()  # sessions that have ever run; the others may be reading the last checkpoint
 
     def _load(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Take over a checkpoint's stores and return what the trial has to remember."""
@@ -337,19 +334,13 @@ class Trial:
     def _handle(self, event: object, recorder: Recorder) -> None:
         """Take what a session reports, or what happened to its process."""
         match event:
-            case Record(rank=rank):
-                self._starting.discard(rank)
-                self._joined.add(rank)
+            case Record():
                 recorder.write(event)
             case Saved(rank=rank, number=number) if number == self.control.asked():
                 self._snapshot_of(number).saved[rank] = event
             case Started(rank=rank, pid=pid):
-                self._alive.add(rank)
-                self._starting.add(rank)
                 recorder.process(rank, pid)
             case Failure(rank=rank):
-                self._alive.discard(rank)
-                self._starting.discard(rank)
                 self.store_of(rank).give_back(self.mode.slot(rank))
                 recorder.failure(event)
 
@@ -357,11 +348,13 @@ class Trial:
         """Do what is due: end, or take a checkpoint in a moment in which all sessions stand still."""
         if self.control.ending():
             return
+        running = self.control.running()
+        self._joined |= running
         if self.is_complete():
-            self.control.finish(10 * self.mode.hang_after)  # the time that a session may take to save
+            self.control.finish(10 * self.mode.hang_after)  # in which sessions make the updates that are due, and save
         elif self.control.is_pending():
             snapshot = self._snapshot_of(self.control.asked())
-            if self._awaited & self._alive <= set(snapshot.saved):
+            if running <= set(snapshot.saved):  # the others are dead, or wait before their first step
                 try:
                     snapshot.check()
                     self._commit(snapshot, recorder)
@@ -369,13 +362,8 @@ class Trial:
                     log.error("no checkpoint was written: %s; those before are untouched", error)
                 self.control.release(snapshot.number)
                 self._next_checkpoint = time.monotonic() + self.checkpoint_every
-        elif (
-            time.monotonic() >= self._next_checkpoint
-            and self._joined == set(self._ranks)
-            and self._alive > self._starting
-        ):
-            self._awaited = self._alive - self._starting
-            self.control.ask(self._awaited)
+        elif time.monotonic() >= self._next_checkpoint and self._joined == set(self._ranks) and running:
+            self.control.ask()
 
     def _snapshot_of(self, number: int) -> "_Snapshot":
         if self._snapshot.number != number:

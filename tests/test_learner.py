@@ -233,7 +233,7 @@ def test_what_is_left_of_a_rollout_is_dropped_with_its_first_bad_minibatch(make_
 @pytest.mark.timeout(60)
 def test_a_session_that_begins_when_the_end_has_been_asked_for_saves_and_ends(make_trial):
     trial, control = make_trial(), Control(1)
-    control.ask([0])
+    control.ask()
     control.finish()
     *_, saved = trial.session.run(0, trial.stores[0], control)
     assert (saved.number, set(saved.files)) == (2, {"session_00.pt", "session_00.npz"})
