@@ -134,6 +134,7 @@ class Trial:
         resources.check_descriptors(mode.max_session, mode.num_stores)
         probe = make_agent(envs.obs_space, envs.action_space)
         self._layout = flat.signature(probe.nets)
+        self._own_way = probe.deterministic
         weights = 4 * flat.size(probe.nets) * mode.num_stores
         resources.check_shared_memory(5 * weights)  # theta, two moments, the probe, and a margin
         resources.check_disk(folder, 3 * weights + memories * save_memory, self.checkpoints.missing + 2)
@@ -210,6 +211,16 @@ class Trial:
                 begun, chosen, begun, slow, chosen,
             )  # fmt: skip
         return begun
+
+    def decided(self) -> dict[str, Any]:
+        """Return what became of settings that leave it to the machine or the agent."""
+        asked = self.schedule.deterministic
+        return {
+            "max_session": self.mode.max_session,
+            "devices": self.session.devices,
+            "precision": self.session.precision,
+            "deterministic": self._own_way if asked is None else asked,
+        }
 
     def is_complete(self) -> bool:
         """Return whether the budget is used up."""

@@ -46,6 +46,8 @@ class NStepQ(Agent):
         ValueError: The action space is not a Discrete, or a setting is out of range.
     """
 
+    deterministic = True
+
     def __init__(
         self,
         obs_space: Box,
@@ -81,7 +83,7 @@ class NStepQ(Agent):
         self.target.bind(weights, target)
 
     def start(self, num_envs: int, rank: int = 0) -> None:
-        """Take the session's rate of exploration."""
+        """Take the session's rate of exploration; who only plays has the final one of the session that it names."""
         self._final = self.epsilons[rank % len(self.epsilons)]
 
     def on_update(self, frames: int) -> None:
