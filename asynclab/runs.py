@@ -346,7 +346,9 @@ def _ways(members: Sequence[Run]) -> list[str]:
 
 
 def _way(run: Run) -> str:
-    return _text(run.settings.get(EVALUATED))
+    """Return whether the best actions are played: as it is set, else as the agent has it."""
+    typed = run.settings.get(EVALUATED)
+    return _text(run.made.get("deterministic") if typed is None else typed)
 
 
 def _key(override: str) -> str:

@@ -140,6 +140,7 @@ class Trial:
                 f"algo.memory.gamma={gammas[0]} and algo.agent.gamma={gammas[1]} differ; leave algo.memory.gamma out"
             )
         self._layout = flat.signature(probe.nets)
+        self._own_way = probe.deterministic
         weights = 4 * flat.size(probe.nets) * mode.num_stores
         resources.check_shared_memory(5 * weights)  # theta, two moments, the probe, and a margin
         resources.check_disk(folder, 3 * weights + memories * save_memory, self.checkpoints.missing + 2)
@@ -213,6 +214,16 @@ class Trial:
                 begun, chosen, begun, slow, chosen,
             )  # fmt: skip
         return begun
+
+    def decided(self) -> dict[str, Any]:
+        """Return what became of settings that leave it to the machine or the agent."""
+        asked = self.schedule.deterministic
+        return {
+            "max_session": self.mode.max_session,
+            "devices": self.session.devices,
+            "precision": self.session.precision,
+            "deterministic": self._own_way if asked is None else asked,
+        }
 
     def is_complete(self) -> bool:
         """Return whether the budget is used up."""

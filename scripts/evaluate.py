@@ -25,7 +25,8 @@ def main(cfg: DictConfig) -> float:
         raise CompactHydraException("run is missing: set run=<output folder>, such as run=outputs/a3c_pong_synced/...")
     out = Path(str(cfg.out))
     try:
-        deterministic, video, as_json = (check.flag(key, cfg[key]) for key in ("deterministic", "video", "json"))
+        video, as_json = (check.flag(key, cfg[key]) for key in ("video", "json"))
+        deterministic = None if cfg.deterministic is None else check.flag("deterministic", cfg.deterministic)
         played = evaluate(
             Path(str(cfg.run)), cfg.episodes, deterministic, check.whole("session", cfg.session), cfg.seed,
             str(cfg.checkpoint), out / "evaluations", out / "videos" if video else None,
@@ -47,7 +48,8 @@ def main(cfg: DictConfig) -> float:
         text += (
             f" +- {numbers['std_return']:.2f} over {episodes} episodes (mean between {low:.2f} and {high:.2f} with 95%)"
         )
-    print(f"{text} of {cfg.run}, checkpoint {played.checkpoint} at {played.frames:,} frames")
+    actions = "best" if played.deterministic else "sampled"
+    print(f"{text} of {cfg.run}, checkpoint {played.checkpoint} at {played.frames:,} frames, {actions} actions")
     for path in (*played.videos, played.file):
         print(f"wrote {path}")
     return numbers["mean_return"]

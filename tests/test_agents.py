@@ -174,6 +174,12 @@ def test_acting_deterministically_repeats_and_sampling_does_not():
         assert agent.act(obs).shape == (3, 2)
 
 
+def test_sac_and_q_learning_are_judged_by_their_best_actions_and_actor_critics_by_sampled_ones():
+    agents = A3C(OBS, BOX, TORSO), PPO(OBS, BOX, TORSO), *(make_sac(OBS, space, TORSO) for space in (BOX, Discrete(3)))
+    assert [agent.deterministic for agent in agents] == [False, False, True, True]
+    assert NStepQ(OBS, Discrete(3), TORSO).deterministic
+
+
 def test_the_torso_fits_the_observation():
     settings = {"conv": [[8, 4, 2]], "hidden": [16]}
     assert isinstance(auto_torso(Box(0, 255, (3, 20, 20), np.uint8), **settings), ConvTorso)

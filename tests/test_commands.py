@@ -88,6 +88,7 @@ def test_a_run_keeps_what_it_was_made_of(train, tmp_path):
     assert made["packages"]["torch"] == torch.__version__
     assert re.fullmatch("[0-9a-f]{40}", made["git"]["revision"])
     assert made["machine"]["cores"] == len(os.sched_getaffinity(0))
+    assert made["deterministic"] is False  # A3C is evaluated by sampled actions
     assert made["precision"] == "fp32"  # the layers are dense, so auto chooses it on any processor
     assert "  network      4,675 parameters, fp32, seed 7\n" in (run / "train.log").read_text()
     progress = [line for line in (run / "train.log").read_text().splitlines() if "frames " in line and " left " in line]

@@ -71,6 +71,7 @@ class QLearning(Agent):
     """
 
     name: str  # on the command line
+    deterministic = True
 
     def __init__(
         self,

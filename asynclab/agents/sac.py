@@ -90,6 +90,8 @@ class SAC(Agent):
         ValueError: The action space is not a bounded Box.
     """
 
+    deterministic = True
+
     def __init__(
         self,
         obs_space: Box,
