@@ -134,11 +134,6 @@ class Trial:
         save_memory = memories <= 1e9 * check.number("checkpoint_memory", checkpoint_memory)
         resources.check_descriptors(mode.max_session, mode.num_stores)
         probe = make_agent(envs.obs_space, envs.action_space)
-        gammas = getattr(memory, "gamma", None), getattr(probe, "gamma", None)
-        if None not in gammas and gammas[0] != gammas[1]:
-            raise ValueError(
-                f"algo.memory.gamma={gammas[0]} and algo.agent.gamma={gammas[1]} differ; leave algo.memory.gamma out"
-            )
         self._layout = flat.signature(probe.nets)
         self._own_way = probe.deterministic
         weights = 4 * flat.size(probe.nets) * mode.num_stores

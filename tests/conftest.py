@@ -42,7 +42,7 @@ ALGOS = {  # agent, memory, environment
         ROLLOUT,
         partial(make_envs, "CartPole-v1"),
     ),
-    "dqn": (partial(DQN, target_every=40), partial(REPLAY, n_step=3), partial(make_envs, "CartPole-v1")),
+    "dqn": (partial(DQN, target_every=40), partial(REPLAY, n_step=3, gamma=0.99), partial(make_envs, "CartPole-v1")),
     "sac": (SAC, REPLAY, partial(make_envs, "Pendulum-v1")),
     "sac_normalized": (SAC, REPLAY, partial(make_envs, "Pendulum-v1", normalize_obs=True, scale_reward=0.9)),
     "discrete_sac": (DiscreteSAC, REPLAY, partial(make_envs, "CartPole-v1")),
