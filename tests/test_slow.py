@@ -78,10 +78,20 @@ def test_nstep_q_solves_cartpole(train, tmp_path, seed):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_dqn_shared_solves_cartpole(train, tmp_path, seed):
-    process = train(
-        "algo=dqn", "env=cartpole", "env.max_frame=100_000", "distributed.max_session=2", "log_every=1", f"seed={seed}",
-        "algo.agent.target_every=500", "algo.optimizer.lr=1e-3", "algo.lr_schedule.final=0.0", timeout=1_200,
-    )  # fmt: skip
+    settings = ["algo=dqn", "env=cartpole", "env.max_frame=200_000", "distributed.max_session=2", "log_every=1"]
+    process = train(*settings, f"seed={seed}", timeout=1_200)
+    assert process.returncode == 0, process.stderr
+    assert statistics.fmean(evaluate(tmp_path / "run", episodes=20, deterministic=True).returns) >= 475
+
+
+PQN = ["algo=nstep_q", "algo/optimizer=adam", "env=cartpole", "env.torso.layer_norm=true", "algo.memory.horizon=32",
+       "algo.agent.lam=0.65", "algo.agent.target_every=null", "algo.agent.epochs=2", "algo.agent.minibatch_size=64",
+       "algo.agent.epsilons=[0.02]", "algo.optimizer.lr=5e-4", "algo.max_grad_norm=10"]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_nstep_q_as_pqn_solves_cartpole(train, tmp_path, seed):
+    process = train(*PQN, "distributed.max_session=2", "log_every=1", f"seed={seed}", timeout=1_200)
     assert process.returncode == 0, process.stderr
     assert statistics.fmean(evaluate(tmp_path / "run", episodes=20, deterministic=True).returns) >= 475
 
