@@ -46,8 +46,8 @@ def test_ppo_synced_solves_cartpole(train, tmp_path, seed):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_dqn_shared_solves_cartpole(train, tmp_path, seed):
-    command = ["algo=dqn", "env=cartpole", "env.max_frame=100_000", "distributed.max_session=2", f"seed={seed}"]
-    process = train(*command, "log_every=1", timeout=1_200)
+    settings = ["algo=dqn", "env=cartpole", "env.max_frame=200_000", "distributed.max_session=2", "log_every=1"]
+    process = train(*settings, f"seed={seed}", timeout=1_200)
     assert process.returncode == 0, process.stderr
     assert statistics.fmean(evaluate(tmp_path / "run", episodes=20, deterministic=True).returns) >= 475
 
