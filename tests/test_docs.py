@@ -59,6 +59,7 @@ SHORT = [
     (r"train\.py -m .*study_cartpole", "env.max_frame=4_000 seed=0 arm=a3c_2,ppo"),
     (r"benchmark\.py", "'sessions=[1]' repeats=1 seconds=0.5"),
     (r"doctor\.py", "frames=200"),
+    (r"export\.py", "episodes=1"),
 ]
 
 

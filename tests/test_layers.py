@@ -37,6 +37,7 @@ LAYERS = [
         "trial",
         "evaluation",
         "evaluator",
+        "export",
         "curves",
         "estimates",
         "jobs",
@@ -59,6 +60,7 @@ LAYERS = [
         "sweeps",
         "tensorboard",
         "tuning",
+        "zoo",
     },
     {"train", "scripts"},
 ]
