@@ -330,7 +330,7 @@ class _Auditor:
 
     def _difference(self, transition: Transition, outcome: _Outcome) -> str | None:
         """Return what is wrong with a transition if this is what should have come of it."""
-        discount = self.gamma**outcome.steps
+        discount = self.gamma ** (outcome.steps - 1)
         if outcome.ended and transition.discount and transition.discount < (1 - 1e-5) * discount:
             return LEAK  # more steps than there were
         if transition.terminated and not outcome.terminated:

@@ -59,7 +59,7 @@ class EvalConfig:
 
     every: int | None = None  # frames of all sessions from one to the next; null: none
     episodes: int = 10
-    deterministic: bool = False
+    deterministic: bool | None = None  # take the best actions instead of sampling; null: the agent's own way
     nice: int = 10  # by how much its process yields to others
     wait: float = 300.0  # seconds, at the end, for the evaluation of the final weights
 

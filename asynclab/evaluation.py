@@ -72,7 +72,7 @@ class Evaluation(NamedTuple):
         checkpoint: Number of the checkpoint, as its folder is called.
         frames: Of the trial when the checkpoint was taken.
         session: Whose network played.
-        deterministic: Whether it acted by the policy's mode.
+        deterministic: Whether it took its best actions instead of sampling.
         seeds: Of the episodes: of each one's environment and of its sampled actions.
         returns: Raw.
         lengths: In frames.
@@ -107,17 +107,18 @@ class Evaluation(NamedTuple):
             "interval_95": ends.tolist(),
         }
 
-    def in_words(self) -> str:
-        """Return what the agent is worth as the beginning of a sentence."""
+    def sentence(self) -> str:
+        """Return what the agent is worth, with an interval if that can be known."""
         found = self.statistics()
         text = f"return {found['mean_return']:.2f}"
-        if found["interval_95"] is None:
-            return text
-        low, high = found["interval_95"]
-        return (
-            f"{text} +- {found['std_return']:.2f} over {len(self.returns)} episodes (mean between {low:.2f} and"
-            f" {high:.2f} with 95%)"
-        )
+        if found["interval_95"] is not None:
+            low, high = found["interval_95"]
+            text += (
+                f" +- {found['std_return']:.2f} over {len(self.returns)} episodes (mean between {low:.2f} and"
+                f" {high:.2f} with 95%)"
+            )
+        actions = "best" if self.deterministic else "sampled"
+        return f"{text} of {self.run}, checkpoint {self.checkpoint} at {self.frames:,} frames, {actions} actions"
 
     def as_json(self) -> dict[str, Any]:
         """Return everything, with the statistics and the circumstances, as JSON has it."""
@@ -227,7 +228,7 @@ def check_request(episodes: int, seed: int, prefix: str = "") -> None:
 
 
 def play(
-    agent: Agent, envs: Envs, episodes: int, deterministic: bool, seed: int = SEED, session: int = 0
+    agent: Agent, envs: Envs, episodes: int, deterministic: bool | None, seed: int = SEED, session: int = 0
 ) -> Iterator[Game | None]:
     """Play whole episodes one after the other, episode i and its sampled actions from ``seed + i``.
 
@@ -238,13 +239,15 @@ def play(
         agent: Bound to its weights.
         envs: A single environment.
         episodes: E.
-        deterministic: Act by the policy's mode instead of sampling.
+        deterministic: Take the best actions instead of sampling; None for the agent's own way.
         seed: Of the first episode.
         session: Whose network it is.
 
     Yields:
         Every episode as it ends, and None after every other step.
     """
+    if deterministic is None:
+        deterministic = agent.deterministic
     for own in range(seed, seed + episodes):
         torch.manual_seed(own)
         obs = envs.reset([own])
@@ -261,7 +264,7 @@ def play(
 def evaluate(
     run: Path,
     episodes: int,
-    deterministic: bool = False,
+    deterministic: bool | None = None,
     session: int = 0,
     seed: int = SEED,
     name: str = "latest",
@@ -273,7 +276,7 @@ def evaluate(
     Args:
         run: Output folder.
         episodes: E.
-        deterministic: Act by the policy's mode instead of sampling.
+        deterministic: Take the best actions instead of sampling; None for the agent's own way.
         session: Whose network, where sessions have one each.
         seed: Of the first episode's environment and sampled actions; the others count up.
         name: Of the checkpoint: ``latest``, ``best`` or a number.
@@ -302,6 +305,8 @@ def evaluate(
                 results.mkdir(parents=True, exist_ok=True)
                 TemporaryFile(dir=results).close()
         torch.set_num_threads(1)  # a batch of one only loses by more
+        if deterministic is None:
+            deterministic = player.agent.deterministic
         stem = _stem(player.checkpoint, deterministic)
         for game in play(player.agent, player.envs, episodes, deterministic, seed, session):
             if game is None:

@@ -41,7 +41,7 @@ class Schedule:
     Attributes:
         every: Frames of all sessions from one evaluation to the next; None for none at all.
         episodes: Of each.
-        deterministic: Act by the policy's mode instead of sampling.
+        deterministic: Take the best actions instead of sampling; None for the agent's own way.
         nice: By how much the process yields to others, 0 to 19.
         wait: Seconds that the end of the run waits for the evaluation of the final weights.
 
@@ -51,7 +51,7 @@ class Schedule:
 
     every: int | None
     episodes: int
-    deterministic: bool
+    deterministic: bool | None
     nice: int
     wait: float
 
@@ -59,7 +59,8 @@ class Schedule:
         if self.every is not None and self.every < 1:
             raise ValueError(f"eval.every={self.every} must be a whole number of 1 or more, or null for no evaluation")
         check_request(self.episodes, SEED, prefix="eval.")
-        check.flag("eval.deterministic", self.deterministic)
+        if self.deterministic is not None:
+            check.flag("eval.deterministic", self.deterministic)
         if check.whole("eval.nice", self.nice) > 19:
             raise ValueError(f"eval.nice={self.nice} must be a whole number from 0 to 19")
         if check.number("eval.wait", self.wait) < 0:

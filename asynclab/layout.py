@@ -7,6 +7,7 @@ every batch around would cost more than turning every observation once.
 import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
+from torch import Tensor
 
 
 def is_image(space: Box) -> bool:
@@ -32,3 +33,13 @@ def copy_to(target: NDArray, obs: NDArray) -> None:
         return
     for channel in range(target.shape[1]):  # numpy turns whole images around three times slower
         target[:, channel] = obs[:, channel]
+
+
+def take(x: Tensor, dim: int, index: Tensor) -> Tensor:
+    """Return ``x[..., index, ...]``, indexed along ``dim``; images [..., C, H, W] stay as they lie in memory.
+
+    Torch picks what lies so number by number, 60 times slower than whole images.
+    """
+    if x.dim() < dim + 4:
+        return x.index_select(dim, index)
+    return x.movedim(-3, -1).index_select(dim, index).movedim(-1, -3)

@@ -8,10 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from asynclab import flat
+from asynclab import flat, generators
 from asynclab.agents import Agent
 from asynclab.distributed import FatalError, Mode, Store
-from asynclab.precision import Precision
 from asynclab.profile import Profile
 
 AGREEMENT_EVERY = 20  # updates of a session between two comparisons of gradients, with diagnostics
@@ -28,7 +27,7 @@ class Learner:
         device: Of the session's weights.
         max_grad_norm: Bound on each network's gradient norm, None for none.
         max_dropped: Non-finite updates in a row that are dropped; one more ends the trial.
-        precision: Of the torsos' arithmetic.
+        precision: Of the torsos' arithmetic, fp32 or bf16.
         profile: Told what the time of an update goes to.
     """
 
@@ -41,7 +40,7 @@ class Learner:
         device: str,
         max_grad_norm: float | None,
         max_dropped: int,
-        precision: Precision,
+        precision: str,
         profile: Profile,
     ) -> None:
         self.agent = agent
@@ -52,7 +51,7 @@ class Learner:
         self.max_dropped = max_dropped
         self._dropped_in_row = 0
         self.profile = profile
-        bf16 = precision.is_bf16(device)
+        bf16 = precision == "bf16"
         self._seen = self._followed = store.total_updates()  # updates that the weights and the agent have seen
         self._staleness: Counter[int] = Counter()
         self.weights = mode.weights(store, device, bf16)
@@ -82,7 +81,7 @@ class Learner:
         """
         phase = self.profile.phase
         sampled = self.mode.diagnostics and int(self.store.updates[self.slot]) % AGREEMENT_EVERY == 0
-        rng = torch.get_rng_state() if sampled else None
+        rng = generators.state(self.agent.device) if sampled else None
         with phase("forward"):
             if self.mode.is_live:
                 self._seen = self.store.total_updates()
@@ -119,27 +118,27 @@ class Learner:
         self.grad.gather_()
         return clip_norm_(self.grad.full, self.store.networks, self.max_grad_norm)
 
-    def _agreement(self, batch: Any, rng: Tensor) -> Tensor:
+    def _agreement(self, batch: Any, rng: Mapping[str, Tensor]) -> Tensor:
         """Return the cosine between the gradient and the one that the same batch gives at theta as it is now.
 
         The gradient and the random numbers are left as they were.
 
         Args:
             batch: Of the gradient.
-            rng: State of the random numbers before its loss.
+            rng: States of the random generators before its loss.
         """
-        stale, after = self.grad.full.clone(), torch.get_rng_state()
+        stale, after = self.grad.full.clone(), generators.state(self.agent.device)
         own = [p.grad for p in self.agent.own]
         self.mode.pull(self.weights, self.store)
         self.mode.follow(self.weights)
-        torch.set_rng_state(rng)
+        generators.restore(self.agent.device, rng)
         losses, _ = self.agent.loss(batch, self.store.progress())
         self._differentiate(losses)
         cosine = torch.nn.functional.cosine_similarity(stale, self.grad.full, dim=0)
         self.grad.full.copy_(stale)
         for p, grad in zip(self.agent.own, own, strict=True):
             p.grad = grad
-        torch.set_rng_state(after)
+        generators.restore(self.agent.device, after)
         return cosine
 
     def act(self, obs: NDArray) -> NDArray:

@@ -55,7 +55,8 @@ class ReplayBatch(NamedTuple):
         reward: [N] float32, the k steps' rewards, discounted.
         next_obs: [N, ...] the true observations after the k steps.
         terminated: [N] bool; the episode terminated with the last of them.
-        discount: [N] float32, of the value of ``next_obs``: gamma^k, 0 where terminated.
+        discount: [N] float32, by which the value of ``next_obs`` counts less than one step after ``obs``: gamma^(k-1),
+            0 where terminated.  The agent multiplies it by its own gamma.
     """
 
     obs: Tensor
@@ -104,7 +105,10 @@ class Memory(Protocol):
         """Take what acting on the last observations gave."""
 
     def batches(self, total_frames: int) -> Iterator[NamedTuple]:
-        """Yield the batches that are due after this step; ``total_frames`` is the global clock."""
+        """Yield the batches that are due after this step; ``total_frames`` is the global clock.
+
+        Who stops in between may save the state, and ask for the others after it is loaded.
+        """
 
 
 class Rollout:
@@ -232,7 +236,7 @@ class Replay:
         combined: Put one transition of the newest step into every batch, another one each time.
         n_step: n, steps of a transition (Sutton, 1988).  It ends earlier where its episode does, and the newest ones
             end with what has been seen so far: nothing that is held is left out.
-        gamma: Discount.
+        gamma: The agent's discount; needed for n > 1.
     """
 
     def __init__(
@@ -248,7 +252,7 @@ class Replay:
         updates_per_frame: float = 1.0,
         combined: bool = True,
         n_step: int = 1,
-        gamma: float = 0.99,
+        gamma: float | None = None,
     ) -> None:
         if check.count("algo.memory.capacity", capacity) < num_envs:
             raise ValueError(f"algo.memory.capacity={capacity} must be at least env.num_envs={num_envs}")
@@ -256,9 +260,12 @@ class Replay:
         self.start = int(check.number("algo.memory.start", start))
         self.combined = check.flag("algo.memory.combined", combined)
         self.n_step = check.count("algo.memory.n_step", n_step)
-        self.gamma = check.fraction("algo.memory.gamma", gamma)
-        powers = self.gamma ** np.arange(n_step + 1)
-        self._powers = powers.astype(np.float32)  # of gamma
+        if gamma is not None:
+            check.fraction("algo.memory.gamma", gamma)
+        elif n_step > 1:
+            raise ValueError(f"algo.memory.n_step={n_step} needs algo.memory.gamma, the agent's discount")
+        self.gamma = 1.0 if gamma is None else gamma
+        self._powers = (self.gamma ** np.arange(n_step)).astype(np.float32)  # of gamma
         self._num_envs = num_envs
         self._updates_per_step = check.positive("algo.memory.updates_per_frame", updates_per_frame) * num_envs
         self._due = 0.0
@@ -366,9 +373,9 @@ class Replay:
         if total_frames < self.start or len(self) < self._least:
             self._due = 0.0
             return
-        for _ in range(int(self._due)):
+        while self._due >= 1.0:
+            self._due -= 1.0
             yield self.sample()
-        self._due %= 1.0
 
     def sample(self) -> ReplayBatch:
         """Draw N transitions with replacement; if ``combined``, the last is the newest of each environment in turn."""
@@ -388,7 +395,7 @@ class Replay:
         for i in np.flatnonzero(self._truncated[end]):
             next_obs[i] = self._final[int(end[0][i]), int(env[i])]
         terminated = self._terminated[end]
-        discount = self._powers[last + 1] * ~terminated
+        discount = self._powers[last] * ~terminated
         at = (row, env)
         obs = self._obs[at]
         if self._envs is not None:
@@ -415,7 +422,7 @@ class Replay:
             reward = self._envs.scale(reward)
         # chosen, not multiplied by zero: another episode's reward may be anything
         reward = np.where(step <= last[:, None], reward, np.float32(0))
-        return last, (self._powers[:-1] * reward).sum(1)
+        return last, (self._powers * reward).sum(1)
 
 
 _COLUMNS = ("obs", "action", "reward", "terminated", "truncated")

@@ -60,6 +60,13 @@ def bind(module: nn.Module, weights: flat.Vector, grad: flat.Vector | None = Non
     flat.bind(module, weights, grad)
 
 
+def is_convolutional(module: nn.Module) -> bool:
+    """Return whether there are torsos in ``module``, and convolutions in each of them."""
+    torsos = [torso for torso in module.modules() if isinstance(torso, TorsoModule)]
+    kinds = nn.Conv1d, nn.Conv2d, nn.Conv3d
+    return bool(torsos) and all(any(isinstance(layer, kinds) for layer in torso.modules()) for torso in torsos)
+
+
 def linear(inputs: int, outputs: int, gain: float = sqrt(2)) -> nn.Linear:
     """Return a dense layer with orthogonal weights and zero bias; the gain fits a following ReLU by default."""
     return _orthogonal(nn.Linear(inputs, outputs), gain)

@@ -35,7 +35,7 @@ class Policy:
         """Forget what a recurrent agent remembers; to be called with the environment's own ``reset``."""
         self._agent.start(1, self._session)
 
-    def act(self, obs: Any, deterministic: bool = False) -> Any:
+    def act(self, obs: Any, deterministic: bool | None = None) -> Any:
         """Return the action for one observation: an int, or an array within the bounds of the action space.
 
         Args:
@@ -43,10 +43,13 @@ class Policy:
                 the bit what ale-py gave in training is (with OpenCV, which these wrappers need)
                 ``AtariPreprocessing(gymnasium.make(policy.env_id, frameskip=1))`` in
                 ``FrameStackObservation(env, 4, padding_type="zero")``.
-            deterministic: Take the likeliest or best action; else actions are drawn with torch's random numbers.
+            deterministic: Take the likeliest or best action; else actions are drawn with torch's random numbers.  None
+                for the agent's own way: SAC and Q-learning take the best one, actor-critics draw.
 
         Raises:
             ValueError: The observation is of another environment.
         """
+        if deterministic is None:
+            deterministic = self._agent.deterministic
         tensor = torch.from_numpy(self._envs.observe(obs))
         return self._envs.perform(self._agent.act(tensor, deterministic)[0].numpy())

@@ -1,25 +1,35 @@
-"""Arithmetic in bfloat16 where the processor has instructions for it."""
+"""Arithmetic in bfloat16 where it pays: for convolutions, on processors that have instructions for it."""
+
+from collections.abc import Iterable
 
 import torch
 
 CHOICES = ("auto", "fp32", "bf16")
 
 
-class Precision:
-    """Chooses the arithmetic of the networks' torsos; theta, heads, losses and optimizer stay float32.
+def choose(name: str, convolutional: bool, devices: Iterable[str]) -> str:
+    """Return the arithmetic of the networks' torsos, fp32 or bf16; theta, heads, losses and optimizer stay float32.
 
     Args:
-        name: ``bf16``, ``fp32``, or ``auto`` for bf16 where the processor multiplies it natively.
+        name: ``fp32``, ``bf16``, or ``auto`` for bf16 where all torsos are convolutional and all devices multiply it
+            natively.  Pixels have 8 bits anyway; dense torsos would see other observations rounded to 8 bits, and only
+            large ones are faster for it.
+        convolutional: Whether all torsos are.
+        devices: Of the sessions' weights.
+
+    Raises:
+        ValueError: There is no such choice.
     """
+    if name not in CHOICES:
+        raise ValueError(f"algo.precision={name} is unknown; use one of {', '.join(CHOICES)}")
+    if name != "auto":
+        return name
+    return "bf16" if convolutional and is_native("bf16", devices) else "fp32"
 
-    def __init__(self, name: str) -> None:
-        if name not in CHOICES:
-            raise ValueError(f"algo.precision={name} is unknown; use one of {', '.join(CHOICES)}")
-        self.name = name
 
-    def is_bf16(self, device: torch.device | str) -> bool:
-        """Return whether torsos on this device compute in bfloat16."""
-        return has_native_bf16(torch.device(device)) if self.name == "auto" else self.name == "bf16"
+def is_native(precision: str, devices: Iterable[str]) -> bool:
+    """Return whether all devices have instructions for this arithmetic; torch emulates bf16 where they do not."""
+    return precision == "fp32" or all(has_native_bf16(torch.device(device)) for device in devices)
 
 
 def has_native_bf16(device: torch.device) -> bool:

@@ -38,8 +38,7 @@ def write(
     folder: Path,
     cfg: DictConfig,
     overrides: Sequence[str],
-    max_session: int,
-    devices: Sequence[str],
+    decided: Mapping[str, Any],
     resumed: Mapping[str, Any] | None = None,
 ) -> None:
     """Write ``config.yaml`` (resolved) and ``run.json`` (overrides, seed, revision, versions, machine).
@@ -50,11 +49,10 @@ def write(
         folder: Output folder.
         cfg: The composed config.
         overrides: As typed.
-        max_session: What ``distributed.max_session`` became, which may be null in the config.
-        devices: What ``device`` became.
+        decided: What the config leaves to the machine or the agent, as ``Trial.decided`` returns it.
         resumed: From which frame the run goes on, and which settings have changed; None for a new run.
     """
-    now = {"max_session": max_session, "devices": list(devices)} | circumstances()
+    now = {**decided, **circumstances()}
     if resumed is None:
         run = {"seed": cfg.seed, **now, "resumes": []}
     else:

@@ -18,8 +18,9 @@ from asynclab.text import override
 
 log = logging.getLogger(__name__)
 
-# What may differ from the run's settings: it does not change what is learned from a frame.
+# What may differ from the run's settings: it does not change what is learned from a frame, but for rounding.
 CHANGEABLE = {
+    "algo.precision",
     "checkpoint_every",
     "checkpoint_keep",
     "checkpoint_memory",

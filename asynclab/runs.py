@@ -19,7 +19,7 @@ from asynclab.folder import FAILURE, is_locked
 from asynclab.resume import CHANGEABLE, key_of, settings
 
 # what may differ between the runs of an arm: it changes neither what is learned nor how fast
-IRRELEVANT = (CHANGEABLE - {"device", "distributed.num_threads", "distributed.diagnostics"}) | {"seed"}
+IRRELEVANT = CHANGEABLE - {"algo.precision", "device", "distributed.num_threads", "distributed.diagnostics"} | {"seed"}
 EVALUATED = "eval.deterministic"  # changes what an evaluation means, though not what is learned
 MARKS = ("metrics.jsonl", "run.json", "config.yaml", FAILURE, ".hydra")  # any of them makes a folder a run's
 
@@ -346,7 +346,9 @@ def _ways(members: Sequence[Run]) -> list[str]:
 
 
 def _way(run: Run) -> str:
-    return _text(run.settings.get(EVALUATED))
+    """Return whether the best actions are played: as it is set, else as the agent has it."""
+    typed = run.settings.get(EVALUATED)
+    return _text(run.made.get("deterministic") if typed is None else typed)
 
 
 def _key(override: str) -> str:

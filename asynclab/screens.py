@@ -34,7 +34,6 @@ def first(trial: Trial, cfg: Any, choices: Mapping[str, str]) -> None:
     algo = choices.get("algo") or cfg.algo.agent._target_.rpartition(".")[2]
     mode, session, stores = trial.mode, trial.session, trial.stores
     sessions, each = mode.max_session, " each" * (mode.max_session > 1)
-    bf16 = session.precision.is_bf16(session.devices[0])
     memories = [trial.memory_bytes, sessions * trial.memory_bytes, resources.available_memory()]
     log.info("%s on %s, distributed=%s", algo, cfg.env.id, mode.name, extra={"title": "bold"})
     _row(
@@ -43,7 +42,7 @@ def first(trial: Trial, cfg: Any, choices: Mapping[str, str]) -> None:
         f" {', '.join(session.devices)}",
     )
     parameters = f"{len(stores[0].theta):,} parameters{' each' * (len(stores) > 1)}"
-    _row("network", f"{parameters}, {'bf16' if bf16 else 'fp32'}, seed {session.seed}")
+    _row("network", f"{parameters}, {session.precision}, seed {session.seed}")
     _row("memory", "{} per session, {} in all, {} available".format(*map(resources.size, memories)))
     per = " per session" if len(stores) > 1 else " in all" * (sessions > 1)
     left_out = "" if session.save_memory else "; without the memories, which exceed checkpoint_memory"

@@ -12,13 +12,12 @@ import psutil
 import torch
 from numpy.typing import NDArray
 
-from asynclab import snapshot
+from asynclab import generators, snapshot
 from asynclab.agents import Agent
 from asynclab.distributed import Control, Mode, Store
 from asynclab.envs import Envs
 from asynclab.learner import Learner
 from asynclab.memory import Memory
-from asynclab.precision import Precision
 from asynclab.profile import Profile
 
 Life = tuple[int, int]  # how often the trial has been resumed, and the session restarted since
@@ -118,7 +117,7 @@ class Parts(NamedTuple):
             "agent": self.learner.agent.state_dict(),
             "envs": self.envs.state_dict(),
             "optimizer": self.learner.store.own_state_dict(),
-            "torch": torch.get_rng_state(),
+            **generators.state(self.learner.agent.device),
         }
         files = {tensors: snapshot.write_tensors(folder / tensors, state)}
         if with_memory:
@@ -152,7 +151,7 @@ class Parts(NamedTuple):
                 self.memory.cut(obs)
         if self.memory.is_between_batches():
             self.learner.agent.begin_batch()
-        torch.set_rng_state(state["torch"])
+        generators.restore(self.learner.agent.device, state)
         return self._replace(obs=obs)
 
 
@@ -172,7 +171,7 @@ class Session:
         mode: Where the weights lie.
         max_grad_norm: Bound on each network's gradient norm, None for none.
         max_dropped: Non-finite updates in a row that are dropped; one more ends the trial.
-        precision: Of the torsos' arithmetic.
+        precision: Of the torsos' arithmetic, fp32 or bf16.
         devices: Of the sessions' weights, taken in turn by rank.
         seed: Of the trial.
         log_every: Seconds between two records.
@@ -187,7 +186,7 @@ class Session:
     mode: Mode
     max_grad_norm: float | None
     max_dropped: int
-    precision: Precision
+    precision: str
     devices: list[str]
     seed: int
     log_every: float
@@ -243,7 +242,6 @@ class Session:
         process = psutil.Process()
         episodes: list[Return] = []
         frames = int(store.frames[slot])
-        handled = control.asked() - control.is_pending() - control.ending()
         resting = False
         next_record = time.monotonic()  # the first step is reported at once: the session runs
 
@@ -255,21 +253,32 @@ class Session:
             updates = int(store.updates[slot])
             return Record(rank, frames, updates, ended, metrics, profile.seconds(), learner.staleness())
 
+        def learn() -> None:
+            for batch in profile.each("sample", memory.batches(store.total_frames())):
+                for _ in learner.learn(batch):
+                    control.beat(rank)
+                    if control.is_late():
+                        return
+
         profile.start()
         with closing(envs):
+            _stand_still(control, rank, control.asked())
+            handled = control.join(rank)
+            has_caught_up = False
             while True:
                 control.beat(rank)
                 if (number := control.asked()) > handled:
-                    if control.is_awaited(rank):
-                        yield record()
-                        control.beat(rank, slow=True)
-                        yield self._save(rank, number, parts)
+                    yield record()
+                    control.beat(rank, slow=True)
+                    yield self._save(rank, number, parts)
                     handled = number
-                    while not control.is_released(number):
-                        control.beat(rank)
-                        time.sleep(0.002)
+                    _stand_still(control, rank, number)
                     if control.is_last(number):
                         return
+                    continue
+                if not has_caught_up:
+                    learn()  # what was due when the state was saved
+                    has_caught_up = True
                     continue
                 if not store.claim(slot, envs.num_envs):
                     if resting:  # until the end, or until a session dies and what it claimed is given back
@@ -290,11 +299,7 @@ class Session:
                 learner.agent.on_step(torch.from_numpy(step.done))
                 total_frames = store.total_frames()
                 episodes += [Return(frames, total_frames, time.monotonic(), e.ret, e.length) for e in step.episodes]
-                for batch in profile.each("sample", memory.batches(total_frames)):
-                    for _ in learner.learn(batch):
-                        control.beat(rank)
-                        if control.ending() and control.sessions > 1:
-                            break  # who makes the others wait for the rest of its updates would be killed
+                learn()
                 if time.monotonic() >= next_record:
                     yield record()
 
@@ -303,6 +308,13 @@ class Session:
             return Saved(rank, number, parts.save(snapshot.partial(self.folder, number), rank, self.save_memory))
         except OSError as error:
             return Saved(rank, number, None, str(error))
+
+
+def _stand_still(control: Control, rank: int, number: int) -> None:
+    """Wait until a snapshot is over."""
+    while not control.is_released(number):
+        control.beat(rank)
+        time.sleep(0.002)
 
 
 class Seeds:

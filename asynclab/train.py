@@ -37,7 +37,7 @@ def train(cfg: DictConfig) -> float:
         trial = build.make_trial(plan.cfg, run, plan.checkpoint)
         if trial.is_complete():
             return trial.report()
-        provenance.write(run, plan.cfg, plan.overrides, trial.mode.max_session, trial.session.devices, plan.resumed)
+        provenance.write(run, plan.cfg, plan.overrides, trial.decided(), plan.resumed)
         # a run that goes on was made by other choices than those of this command
         choices = HydraConfig.get().runtime.choices if plan.cfg is cfg else {}
         screens.first(trial, plan.cfg, choices)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from asynclab import check, console, flat, resources
+from asynclab import check, console, flat, nets, resources
 from asynclab.agents import Agent
 from asynclab.checkpoint import FOLDER, Checkpoint, Checkpoints
 from asynclab.distributed import Control, Failure, Mode, SessionError, Started, Store, launch
@@ -24,7 +24,7 @@ from asynclab.envs import Envs, kind
 from asynclab.evaluator import Evaluator, Schedule
 from asynclab.folder import holds_run
 from asynclab.memory import Memory
-from asynclab.precision import Precision
+from asynclab.precision import choose, is_native
 from asynclab.preload import SIGNALS
 from asynclab.recorder import Recorder
 from asynclab.session import Record, Saved, Seeds, Session, Start
@@ -134,25 +134,20 @@ class Trial:
         save_memory = memories <= 1e9 * check.number("checkpoint_memory", checkpoint_memory)
         resources.check_descriptors(mode.max_session, mode.num_stores)
         probe = make_agent(envs.obs_space, envs.action_space)
-        gammas = getattr(memory, "gamma", None), getattr(probe, "gamma", None)
-        if None not in gammas and gammas[0] != gammas[1]:
-            raise ValueError(
-                f"algo.memory.gamma={gammas[0]} and algo.agent.gamma={gammas[1]} differ; leave algo.memory.gamma out"
-            )
-        nets = probe.nets
-        self._layout = flat.signature(nets)
-        weights = 4 * flat.size(nets) * mode.num_stores
+        self._layout = flat.signature(probe.nets)
+        self._own_way = probe.deterministic
+        weights = 4 * flat.size(probe.nets) * mode.num_stores
         resources.check_shared_memory(5 * weights)  # theta, two moments, the probe, and a margin
         resources.check_disk(folder, 3 * weights + memories * save_memory, self.checkpoints.missing + 2)
 
         def make_store(rank: int) -> Store:
             torch.manual_seed(Seeds(seed, rank).weights)
-            nets = make_agent(envs.obs_space, envs.action_space).nets
-            parts = flat.slices(nets)
+            networks = make_agent(envs.obs_space, envs.action_space).nets
+            parts = flat.slices(networks)
             return Store(
-                flat.flatten(nets), parts, make_optimizer, max_frame, lr_schedule,
+                flat.flatten(networks), parts, make_optimizer, max_frame, lr_schedule,
                 mode.writers, mode.lock, mode.diagnostics, probe.target_part, envs.moments,
-                {name: flat.matrices(net) for name, net in nets.items()},
+                {name: flat.matrices(net) for name, net in networks.items()},
             )  # fmt: skip
 
         self.stores = [make_store(rank) for rank in range(mode.num_stores)]
@@ -174,7 +169,7 @@ class Trial:
             mode,
             max_grad_norm,
             check.whole("max_dropped", max_dropped),
-            Precision(precision),
+            self._arithmetic(precision, nets.is_convolutional(probe.nets), devices),
             devices,
             seed,
             min(log_every, checkpoint_every),
@@ -184,10 +179,7 @@ class Trial:
         )
         self._snapshot = _Snapshot(0)
         self._next_checkpoint = math.inf
-        self._alive: set[int] = set()  # ranks of sessions that have a process
-        self._starting: set[int] = set()  # those of them that have not stepped yet
-        self._joined: set[int] = set()  # those that have stepped at all; the others may be reading the last checkpoint
-        self._awaited: set[int] = set()  # those that must save their state before a snapshot is complete
+        self._joined: set[int] = set()  # sessions that have ever run; the others may be reading the last checkpoint
 
     def _load(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Take over a checkpoint's stores and return what the trial has to remember."""
@@ -200,6 +192,33 @@ class Trial:
         for store, state in zip(self.stores, states, strict=True):
             store.load_state_dict(state)
         return trial
+
+    def _arithmetic(self, precision: str, convolutional: bool, devices: list[str]) -> str:
+        """Return in what the torsos compute; with ``auto`` a run goes on in what it began with, on any processor."""
+        chosen = choose(precision, convolutional, devices)
+        if self.checkpoint is None or precision != "auto":
+            return chosen
+        begun = self._trial.get("precision")
+        if begun is None:  # of an older version, whose auto did not ask what the torsos are
+            begun = choose((self._trial["config"] or {"algo": {}})["algo"].get("precision", "auto"), True, devices)
+        if begun != chosen:
+            slow = "" if is_native(begun, devices) else ", although this processor only emulates it, which is slow"
+            log.warning(
+                "the run has computed in %s, and algo.precision=auto would now choose %s: it goes on in %s%s;"
+                " algo.precision=%s changes that",
+                begun, chosen, begun, slow, chosen,
+            )  # fmt: skip
+        return begun
+
+    def decided(self) -> dict[str, Any]:
+        """Return what became of settings that leave it to the machine or the agent."""
+        asked = self.schedule.deterministic
+        return {
+            "max_session": self.mode.max_session,
+            "devices": self.session.devices,
+            "precision": self.session.precision,
+            "deterministic": self._own_way if asked is None else asked,
+        }
 
     def is_complete(self) -> bool:
         """Return whether the budget is used up."""
@@ -321,19 +340,13 @@ class Trial:
     def _handle(self, event: object, recorder: Recorder) -> None:
         """Take what a session reports, or what happened to its process."""
         match event:
-            case Record(rank=rank):
-                self._starting.discard(rank)
-                self._joined.add(rank)
+            case Record():
                 recorder.write(event)
             case Saved(rank=rank, number=number) if number == self.control.asked():
                 self._snapshot_of(number).saved[rank] = event
             case Started(rank=rank, pid=pid):
-                self._alive.add(rank)
-                self._starting.add(rank)
                 recorder.process(rank, pid)
             case Failure(rank=rank):
-                self._alive.discard(rank)
-                self._starting.discard(rank)
                 self.store_of(rank).give_back(self.mode.slot(rank))
                 recorder.failure(event)
 
@@ -341,11 +354,13 @@ class Trial:
         """Do what is due: end, or take a checkpoint in a moment in which all sessions stand still."""
         if self.control.ending():
             return
+        running = self.control.running()
+        self._joined |= running
         if self.is_complete():
-            self.control.finish(10 * self.mode.hang_after)  # the time that a session may take to save
+            self.control.finish(10 * self.mode.hang_after)  # in which sessions make the updates that are due, and save
         elif self.control.is_pending():
             snapshot = self._snapshot_of(self.control.asked())
-            if self._awaited & self._alive <= set(snapshot.saved):
+            if running <= set(snapshot.saved):  # the others are dead, or wait before their first step
                 try:
                     snapshot.check()
                     self._commit(snapshot, recorder)
@@ -353,13 +368,8 @@ class Trial:
                     log.error("no checkpoint was written: %s; those before are untouched", error)
                 self.control.release(snapshot.number)
                 self._next_checkpoint = time.monotonic() + self.checkpoint_every
-        elif (
-            time.monotonic() >= self._next_checkpoint
-            and self._joined == set(self._ranks)
-            and self._alive > self._starting
-        ):
-            self._awaited = self._alive - self._starting
-            self.control.ask(self._awaited)
+        elif time.monotonic() >= self._next_checkpoint and self._joined == set(self._ranks) and running:
+            self.control.ask()
 
     def _snapshot_of(self, number: int) -> "_Snapshot":
         if self._snapshot.number != number:
@@ -379,6 +389,7 @@ class Trial:
         trial = {
             "config": self.config,
             "layout": self._layout,
+            "precision": self.session.precision,
             "resumes": self.resumes,
             "best": max(best, self._best) if max(best, self._best) > -math.inf else None,
             "recorder": recorder.state_dict(),

@@ -28,7 +28,8 @@ def main(cfg: DictConfig) -> float:
     if zoo.is_agent(out):
         raise CompactHydraException(f"out={out} is a zoo's agent, which stays as it is; set out to another folder")
     try:
-        deterministic, video, as_json = (check.flag(key, cfg[key]) for key in ("deterministic", "video", "json"))
+        video, as_json = (check.flag(key, cfg[key]) for key in ("video", "json"))
+        deterministic = None if cfg.deterministic is None else check.flag("deterministic", cfg.deterministic)
         played = evaluate(
             run, cfg.episodes, deterministic, check.whole("session", cfg.session), cfg.seed,
             str(cfg.checkpoint), out / "evaluations", out / "videos" if video else None,
@@ -43,7 +44,7 @@ def main(cfg: DictConfig) -> float:
     if as_json:
         print(json.dumps(played.as_json(), indent=2))
         return numbers["mean_return"]
-    print(f"{played.in_words()} of {cfg.run}, checkpoint {played.checkpoint} at {played.frames:,} frames")
+    print(played.sentence())
     for path in (*played.videos, played.file):
         print(f"wrote {path}")
     return numbers["mean_return"]

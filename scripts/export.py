@@ -34,7 +34,7 @@ def main(cfg: DictConfig) -> None:
     except KeyboardInterrupt:
         sys.exit("interrupted: nothing is written")
     size = sum(path.stat().st_size for path in out.iterdir())
-    print(f"{played.in_words()} of {cfg.run}, checkpoint {played.checkpoint} at {played.frames:,} frames")
+    print(played.sentence())
     print(f"wrote {out} ({size / 1e6:.2f} MB)")
 
 

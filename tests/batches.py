@@ -48,7 +48,7 @@ def rollout(action_space):
     )
 
 
-def replayed(action_space=BOX, n=32, gamma=0.9):
+def replayed(action_space=BOX, n=32, discount=1.0):
     """Return n transitions, a quarter of them terminal."""
     g = torch.Generator().manual_seed(0)
     obs, next_obs = torch.randn(2, n, 5, generator=g)
@@ -57,4 +57,4 @@ def replayed(action_space=BOX, n=32, gamma=0.9):
     else:
         action = torch.rand(n, 2, generator=g) * 2 - 1
     terminated = torch.arange(n) % 4 == 0
-    return ReplayBatch(obs, action, torch.randn(n, generator=g), next_obs, terminated, gamma * ~terminated)
+    return ReplayBatch(obs, action, torch.randn(n, generator=g), next_obs, terminated, discount * ~terminated)

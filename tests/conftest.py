@@ -37,7 +37,12 @@ ALGOS = {  # agent, memory, environment
         partial(make_envs, "Pendulum-v1", normalize_obs=True, scale_reward=0.9),
     ),
     "nstep_q": (partial(NStepQ, target_every=100), ROLLOUT, partial(make_envs, "CartPole-v1")),
-    "dqn": (partial(DQN, target_every=40), partial(REPLAY, n_step=3), partial(make_envs, "CartPole-v1")),
+    "pqn": (
+        partial(NStepQ, lam=0.7, epochs=2, minibatch_size=8, target_every=None),
+        ROLLOUT,
+        partial(make_envs, "CartPole-v1"),
+    ),
+    "dqn": (partial(DQN, target_every=40), partial(REPLAY, n_step=3, gamma=0.99), partial(make_envs, "CartPole-v1")),
     "sac": (SAC, REPLAY, partial(make_envs, "Pendulum-v1")),
     "sac_normalized": (SAC, REPLAY, partial(make_envs, "Pendulum-v1", normalize_obs=True, scale_reward=0.9)),
     "discrete_sac": (DiscreteSAC, REPLAY, partial(make_envs, "CartPole-v1")),

@@ -103,6 +103,16 @@ def sleep_on_a_lost_lock():
     time.sleep(1)
 
 
+def step_slowly(control, rank, seconds):
+    while True:
+        control.beat(rank)
+        if control.ending():
+            yield (rank, "saved")
+            return
+        yield (rank, "step")
+        time.sleep(seconds)
+
+
 def handles(store):
     """Yield how many descriptors this process has, and how many shared segments."""
     store.apply(torch.ones_like(store.theta))

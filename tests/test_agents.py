@@ -7,16 +7,16 @@ import torch
 from batches import BOX, OBS, B, T, bound, replayed, rollout
 from conftest import TORSO
 from gymnasium.spaces import Box, Discrete
+from torch import nn
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 from torch.nn.functional import conv2d, layer_norm
 
-from asynclab import flat
-from asynclab.agents import A3C, PPO, SAC, make_sac
+from asynclab import flat, layout, nets, precision
+from asynclab.agents import A3C, PPO, SAC, NStepQ, make_sac
 from asynclab.distributions import SquashedNormal
 from asynclab.envs import make_envs
 from asynclab.flat import Vector
 from asynclab.nets import ConvTorso, MLPTorso, auto_torso
-from asynclab.precision import Precision
 from asynclab.schedules import Linear
 
 
@@ -174,6 +174,12 @@ def test_acting_deterministically_repeats_and_sampling_does_not():
         assert agent.act(obs).shape == (3, 2)
 
 
+def test_sac_and_q_learning_are_judged_by_their_best_actions_and_actor_critics_by_sampled_ones():
+    agents = A3C(OBS, BOX, TORSO), PPO(OBS, BOX, TORSO), *(make_sac(OBS, space, TORSO) for space in (BOX, Discrete(3)))
+    assert [agent.deterministic for agent in agents] == [False, False, True, True]
+    assert NStepQ(OBS, Discrete(3), TORSO).deterministic
+
+
 def test_the_torso_fits_the_observation():
     settings = {"conv": [[8, 4, 2]], "hidden": [16]}
     assert isinstance(auto_torso(Box(0, 255, (3, 20, 20), np.uint8), **settings), ConvTorso)
@@ -262,6 +268,18 @@ def test_bf16_gradients_of_the_pong_network_agree_with_fp32():
     assert abs(grads[0].norm() / grads[1].norm() - 1) < 0.02
 
 
+@pytest.mark.parametrize("shape", [(6, 7), (6, 7, 5), (6, 7, 4, 8, 9)])
+def test_taking_a_part_leaves_images_as_they_lie_in_memory(shape):
+    x = torch.randint(0, 255, shape, dtype=torch.uint8)
+    if len(shape) == 5:
+        x = x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    index = torch.tensor([3, 0, 3])
+    for dim, expected in ((0, x[index]), (1, x[:, index])):
+        part = layout.take(x, dim, index)
+        assert torch.equal(part, expected)
+        assert len(shape) < 5 or part.stride()[2:] == x.stride()[2:]
+
+
 @pytest.mark.parametrize("bf16", [False, True])
 def test_torsos_return_float32_for_any_layout_of_the_pixels(bf16):
     torso = ConvTorso(Box(0, 255, (4, 84, 84), np.uint8), conv=[[8, 8, 4]], hidden=[16])
@@ -273,9 +291,32 @@ def test_torsos_return_float32_for_any_layout_of_the_pixels(bf16):
     assert torch.equal(features, torso(pixels.contiguous(memory_format=torch.channels_last)))
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_auto_is_bf16_for_convolutional_torsos_where_the_processor_has_it(monkeypatch, native):
+    monkeypatch.setattr(precision, "has_native_bf16", lambda device: native)
+    pixels = Box(0, 255, (3, 20, 20), np.uint8)
+    torso = partial(auto_torso, conv=[[8, 4, 2]], hidden=[16])
+    for make, actions in (
+        (A3C, Discrete(3)),
+        (partial(PPO, shared=False), BOX),
+        (make_sac, BOX),
+        (NStepQ, Discrete(3)),
+    ):
+        assert [nets.is_convolutional(make(space, actions, torso).nets) for space in (pixels, OBS)] == [True, False]
+    chosen = [precision.choose(name, conv, ["cpu"]) for name in ("auto", "fp32", "bf16") for conv in (True, False)]
+    assert chosen == ["bf16" if native else "fp32", "fp32", "fp32", "fp32", "bf16", "bf16"]
+
+
+def test_auto_is_fp32_if_only_some_torsos_are_convolutional_or_there_is_none():
+    pixels = ConvTorso(Box(0, 255, (3, 20, 20), np.uint8), conv=[[8, 4, 2]], hidden=[16])
+    assert nets.is_convolutional(nn.ModuleList([pixels, nn.Linear(16, 1)]))
+    assert not nets.is_convolutional(nn.ModuleList([pixels, TORSO(OBS)]))
+    assert not nets.is_convolutional(nn.Linear(16, 1))
+
+
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="precision=fp8 is unknown; use one of auto, fp32, bf16"):
-        Precision("fp8")
+        precision.choose("fp8", True, ["cpu"])
 
 
 @pytest.mark.parametrize(

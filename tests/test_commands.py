@@ -88,6 +88,9 @@ def test_a_run_keeps_what_it_was_made_of(train, tmp_path):
     assert made["packages"]["torch"] == torch.__version__
     assert re.fullmatch("[0-9a-f]{40}", made["git"]["revision"])
     assert made["machine"]["cores"] == len(os.sched_getaffinity(0))
+    assert made["deterministic"] is False  # A3C is evaluated by sampled actions
+    assert made["precision"] == "fp32"  # the layers are dense, so auto chooses it on any processor
+    assert "  network      4,675 parameters, fp32, seed 7\n" in (run / "train.log").read_text()
     progress = [line for line in (run / "train.log").read_text().splitlines() if "frames " in line and " left " in line]
     assert progress
     assert "\x1b" not in "".join(progress)
@@ -130,7 +133,7 @@ def test_a_run_is_not_overwritten(train, tmp_path):
         (["algo=nstep_q", "env=pendulum"], r"algo=nstep_q needs discrete actions, and this env has Box"),
         (["algo=dqn", "env=pendulum"], r"algo=dqn needs discrete actions, and this env has Box"),
         (["algo=dqn", "algo.memory.n_step=0"], r"algo\.memory\.n_step=0 must be a whole number of 1 or more"),
-        (["algo=dqn", "algo.memory.gamma=0.9"], r"algo\.memory\.gamma=0\.9 and algo\.agent\.gamma=0\.99 differ"),
+        (["algo=dqn", "algo.memory.gamma=null"], r"algo\.memory\.n_step=3 needs algo\.memory\.gamma"),
         (["distributed.max_session=0"], r"distributed\.max_session=0 must be a whole number of 1 or more"),
         (["distributed.lock=all"], r"distributed\.lock=all is unknown; use one of none, update"),
         (["distributed.max_session=-3"], r"distributed\.max_session=-3 must be"),

@@ -200,16 +200,6 @@ def test_a_hung_session_is_killed_with_its_stacks_and_restarted():
     assert "in sleep_on_a_lost_lock" in failure.details
 
 
-def test_every_session_saves_for_the_last_snapshot_as_soon_as_it_can_see_it():
-    control = Control(2)
-    control.ask([1])
-    assert (control.is_awaited(0), control.is_awaited(1)) == (False, True)
-    control.finish()
-    control._end.fill_(False)  # a session looks before the second of two writes
-    assert control.is_awaited(0)
-    assert control.is_awaited(1)
-
-
 def lost(lock, size, pushes):
     """Let four processes step as often as they can; return the store."""
     store = Store(torch.zeros(size), {"all": slice(0, size)}, partial(GlobalAdam, lr=0.1), 1_000, Constant(), 4,

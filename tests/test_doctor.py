@@ -59,7 +59,7 @@ CARTPOLE = partial(make_envs, id="CartPole-v1", num_envs=3)
 MEMORIES = {
     "rollout": partial(Rollout, horizon=10),
     "replay": audit.hands_out_all(partial(Replay, capacity=9, batch_size=64, start=100, combined=False)),
-    "n_step": audit.hands_out_all(partial(Replay, capacity=9, batch_size=64, n_step=3)),
+    "n_step": audit.hands_out_all(partial(Replay, capacity=9, batch_size=64, n_step=3, gamma=0.9)),
 }
 
 
@@ -125,7 +125,7 @@ class Generous(Replay):
 
     def sample(self):
         batch = super().sample()
-        return batch._replace(reward=batch.reward + batch.discount)
+        return batch._replace(reward=batch.reward + 0.9 * batch.discount)
 
 
 class Undiscounted(Replay):
@@ -133,7 +133,7 @@ class Undiscounted(Replay):
 
     def sample(self):
         batch = super().sample()
-        return batch._replace(discount=0.9 * ~batch.terminated)
+        return batch._replace(discount=1.0 * ~batch.terminated)
 
 
 class Selective(Rollout):

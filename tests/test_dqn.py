@@ -52,27 +52,27 @@ def test_returns_of_three_steps_by_hand():
     # 0 -1-> 1 -2-> 2 -4-> 3 -8-> terminal; 10 -16-> 11 -32-> 12, cut short there; 20 -64-> 21 -128-> 22
     walk(memory, (1, 1), (2, 2), (4, 3), (8, 10, "t"), (16, 11), (32, 20, 12), (64, 21), (128, 22))
     assert handed_out(memory) == {
-        0: (1 + 2 / 2 + 4 / 4, 3, False, 0.125),
+        0: (1 + 2 / 2 + 4 / 4, 3, False, 0.25),
         1: (2 + 4 / 2 + 8 / 4, 10, True, 0.0),
         2: (4 + 8 / 2, 10, True, 0.0),
         3: (8, 10, True, 0.0),
-        10: (16 + 32 / 2, 12, False, 0.25),
-        11: (32, 12, False, 0.5),
-        20: (64 + 128 / 2, 22, False, 0.25),  # the newest have as many steps as there are
-        21: (128, 22, False, 0.5),
+        10: (16 + 32 / 2, 12, False, 0.5),
+        11: (32, 12, False, 1.0),
+        20: (64 + 128 / 2, 22, False, 0.5),  # the newest have as many steps as there are
+        21: (128, 22, False, 1.0),
     }
     walk(memory, (256, 23))
-    assert handed_out(memory)[20] == (64 + 128 / 2 + 256 / 4, 23, False, 0.125)
+    assert handed_out(memory)[20] == (64 + 128 / 2 + 256 / 4, 23, False, 0.25)
 
 
 def test_one_step_is_what_it_was():
-    memory = chain(1, gamma=0.9)
+    memory = chain(1, gamma=None)
     walk(memory, (1, 1), (2, 10, "t"), (4, 11), (8, 20, 12))
     assert handed_out(memory) == {
-        0: (1, 1, False, np.float32(0.9)),
+        0: (1, 1, False, 1.0),
         1: (2, 10, True, 0.0),
-        10: (4, 11, False, np.float32(0.9)),
-        11: (8, 12, False, np.float32(0.9)),
+        10: (4, 11, False, 1.0),
+        11: (8, 12, False, 1.0),
     }
 
 
@@ -103,18 +103,18 @@ def test_the_newest_is_in_every_batch_with_what_is_known_of_it():
 @pytest.mark.parametrize("dueling", [True, False])
 def test_the_loss_is_the_papers(double, dueling, huber):
     torch.manual_seed(0)
-    agent = DQN(OBS, ACTIONS, TORSO, double=double, dueling=dueling, huber=huber)
+    agent = DQN(OBS, ACTIONS, TORSO, double=double, dueling=dueling, huber=huber, gamma=0.7)
     weights, _, _ = bound(agent)
     weights += 0.1 * torch.randn_like(weights)  # so that network and target differ
-    batch = replayed(ACTIONS, gamma=0.7)
+    batch = replayed(ACTIONS, discount=0.7**2)
     losses, _ = agent.loss(batch, 0.0)
     q, q_next, lagging = (net(obs) for net, obs in ((agent.q, batch.obs), (agent.q, batch.next_obs),
-                                                    (agent.target.network, batch.next_obs)))  # fmt: skip
+                                                    (agent.lagging, batch.next_obs)))  # fmt: skip
     assert (q_next.argmax(1) != lagging.argmax(1)).any()
     expected = 0.0
     for i in range(32):
         best = (q_next if double else lagging)[i].argmax()
-        y = batch.reward[i] + (0.0 if batch.terminated[i] else 0.7 * lagging[i, best])
+        y = batch.reward[i] + (0.0 if batch.terminated[i] else 0.7**3 * lagging[i, best])
         error = (y - q[i, batch.action[i]]).abs()
         expected += (0.5 * error**2 if error < 1 or not huber else error - 0.5) / 32
     torch.testing.assert_close(losses["q"], expected)
@@ -136,14 +136,14 @@ def test_gradients_reach_the_network_only():
     agent.loss(replayed(ACTIONS), 0.0)[0]["q"].backward()
     gather()
     assert grad.abs().max() > 0
-    assert all(p.grad is None for p in agent.target.network.parameters())
+    assert all(p.grad is None for p in agent.lagging.parameters())
 
 
 def test_it_finds_the_values_of_a_chain():
     """Four states in a row; action 1 goes on, 0 goes back to the first, and the end of the row pays 1."""
     torch.manual_seed(0)
     space = Box(0, 1, (4,), np.float32)
-    agent = DQN(space, Discrete(2), lambda space: MLPTorso(space, hidden=[32]), target_every=20)
+    agent = DQN(space, Discrete(2), lambda space: MLPTorso(space, hidden=[32]), gamma=0.8, target_every=20)
     weights, grad, _ = bound(agent)
     memory = Replay(space, Discrete(2), 1, capacity=4_000, batch_size=64, n_step=3, gamma=0.8, combined=False)
     rng, eye, state = np.random.default_rng(0), np.eye(4, dtype=np.float32), 0
@@ -210,6 +210,7 @@ def test_both_forms_of_q_learning_have_the_same_network():
         (ACTIONS, {"double": "yes"}, "algo.agent.double=yes must be true or false"),
         (ACTIONS, {"dueling": 1}, "algo.agent.dueling=1 must be true or false"),
         (ACTIONS, {"huber": 2.0}, "algo.agent.huber=2.0 must be true or false"),
+        (ACTIONS, {"target_every": None}, "algo.agent.target_every=None must be a whole number of 1 or more"),
         (ACTIONS, {"epsilons": []}, r"algo.agent.epsilons=\[\] must be a list of one rate of exploration or more"),
     ],
 )
@@ -223,6 +224,7 @@ def test_settings_that_cannot_work_are_refused(space, setting, message):
     [
         ({"n_step": 0}, "algo.memory.n_step=0 must be a whole number of 1 or more"),
         ({"n_step": 2.5}, "algo.memory.n_step=2.5 must be a whole number of 1 or more"),
+        ({"n_step": 3, "gamma": None}, "algo.memory.n_step=3 needs algo.memory.gamma, the agent's discount"),
         ({"n_step": 3, "gamma": 1.5}, "algo.memory.gamma=1.5 must be a number from 0 to 1"),
     ],
 )

@@ -39,6 +39,7 @@ PLAYED = {
         "algo.agent.minibatch_size=16",
     ],
     "sac": ["algo=sac", "env=pendulum", "algo.memory.start=350", "algo.memory.batch_size=8", "env.max_frame=400"],
+    "nstep_q": [*CARTPOLE, "algo=nstep_q", "env.max_frame=400"],
     "two_in_off": [*CARTPOLE, "distributed=off", "env.max_frame=800"],
 }  # fmt: skip
 
@@ -168,8 +169,9 @@ def test_the_command_prints_a_sentence_or_json_and_names_a_folder_that_cannot_be
     mean, low, high = content["mean_return"], *content["interval_95"]
     assert process.stdout == (
         f"return {mean:.2f} +- {content['std_return']:.2f} over 4 episodes (mean between {low:.2f} and {high:.2f} with"
-        f" 95%) of {run}, checkpoint 000001 at 400 frames\nwrote {path}\n"
+        f" 95%) of {run}, checkpoint 000001 at 400 frames, sampled actions\nwrote {path}\n"
     )
+    assert command("episodes=1", "deterministic=true").stdout.splitlines()[0].endswith(" at 400 frames, best actions")
     printed = json.loads(command("episodes=4", "json=true").stdout)
     assert printed["returns"] == content["returns"]
     assert printed["file"] == str(path.with_stem(f"{path.stem}__2"))
@@ -215,6 +217,10 @@ def test_the_last_evaluation_is_what_evaluate_says_of_the_last_checkpoint(tmp_pa
     last = evaluations(tmp_path)[-1]
     played = evaluate(tmp_path, 3)
     assert (last["returns"], last["lengths"]) == (played.returns, played.lengths)
+    best, sampled = (evaluate(tmp_path, 3, deterministic) for deterministic in (True, False))
+    assert played.deterministic is (name in ("sac", "nstep_q"))
+    assert played.returns == (best if played.deterministic else sampled).returns
+    assert best.returns != sampled.returns
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (last["total_frames"], last["updates"]) == (summary["frames"], summary["updates"])
     assert summary["evaluation"]["mean_return"] == pytest.approx(played.statistics()["mean_return"])

@@ -21,6 +21,7 @@ LAYERS = [
         "command",
         "config",
         "folder",
+        "generators",
         "snapshot",
         "staleness",
         "table",

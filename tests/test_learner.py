@@ -57,7 +57,7 @@ def final_weights(trial, updates):
     ("algo", "max_frame"),
     [
         ("a3c", 1_000), ("lstm", 1_000), ("ppo", 200), ("ppo_normalized", 200), ("nstep_q", 1_000),
-        ("dqn", 152), ("sac", 152), ("discrete_sac", 152),
+        ("pqn", 200), ("dqn", 152), ("sac", 152), ("discrete_sac", 152),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("mode", [Synced, Shared])
@@ -69,7 +69,8 @@ def test_one_session_equals_off_bit_for_bit_after_50_updates(make_trial, algo, m
 
 
 @pytest.mark.parametrize(
-    ("algo", "max_frame"), [("a3c", 500), ("lstm", 500), ("ppo", 100), ("nstep_q", 500), ("dqn", 130), ("sac", 130)]
+    ("algo", "max_frame"),
+    [("a3c", 500), ("lstm", 500), ("ppo", 100), ("nstep_q", 500), ("pqn", 100), ("dqn", 130), ("sac", 130)],
 )
 def test_the_same_seed_gives_the_same_weights(make_trial, algo, max_frame):
     first, again, other = (final_weights(make_trial(algo, max_frame=max_frame, seed=s), 20) for s in (3, 3, 4))
@@ -232,7 +233,7 @@ def test_what_is_left_of_a_rollout_is_dropped_with_its_first_bad_minibatch(make_
 @pytest.mark.timeout(60)
 def test_a_session_that_begins_when_the_end_has_been_asked_for_saves_and_ends(make_trial):
     trial, control = make_trial(), Control(1)
-    control.ask([0])
+    control.ask()
     control.finish()
     *_, saved = trial.session.run(0, trial.stores[0], control)
     assert (saved.number, set(saved.files)) == (2, {"session_00.pt", "session_00.npz"})

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from batches import BOX, OBS, B, T, bound, rollout
+from batches import BOX, OBS, B, T, bound, gradient, rollout
 from conftest import TORSO
 from gymnasium.spaces import Discrete
 
@@ -19,15 +19,77 @@ def test_the_loss_is_algorithm_s2():
     batch = rollout(Discrete(3))
     losses, _ = agent.loss(batch, 0.0)
     expected = 0.0
-    q, ahead = agent.q(batch.obs[:-1].flatten(0, 1)).view(T, B, 3), agent.target.network(batch.obs[-1])
+    q, ahead = agent.q(batch.obs[:-1].flatten(0, 1)).view(T, B, 3), agent.lagging(batch.obs[-1])
     for b in range(B):
         ret = ahead[b].max()
         for t in reversed(range(T)):
             if batch.done[t, b]:
-                ret = 0.0 if batch.terminated[t, b] else agent.target.network(batch.final_obs)[0].max()
+                ret = 0.0 if batch.terminated[t, b] else agent.lagging(batch.final_obs)[0].max()
             ret = batch.reward[t, b] + 0.9 * ret
             expected += (ret - q[t, b, batch.action[t, b]]) ** 2 / (T * B)
     torch.testing.assert_close(losses["q"], expected)
+
+
+@pytest.mark.parametrize("target_every", [100, None])
+def test_lambda_returns_step_by_step(target_every):
+    torch.manual_seed(0)
+    agent = NStepQ(OBS, Discrete(3), TORSO, gamma=0.9, lam=0.7, target_every=target_every)
+    weights, _, _ = bound(agent)
+    weights += 0.1
+    batch = rollout(Discrete(3))
+    losses, _ = agent.loss(batch, 0.0)
+    expected = 0.0
+    q = agent.q(batch.obs[:-1].flatten(0, 1)).view(T, B, 3)
+    best = agent.lagging(batch.obs.flatten(0, 1)).view(T + 1, B, 3).amax(2).detach()
+    for b in range(B):
+        ret = best[T, b]
+        for t in reversed(range(T)):
+            ahead = 0.7 * ret + 0.3 * best[t + 1, b]
+            if batch.done[t, b]:
+                ahead = 0.0 if batch.terminated[t, b] else agent.lagging(batch.final_obs)[0].max().detach()
+            ret = batch.reward[t, b] + 0.9 * ahead
+            expected += (ret - q[t, b, batch.action[t, b]]) ** 2 / (T * B)
+    torch.testing.assert_close(losses["q"], expected)
+
+
+def test_a_lambda_of_almost_one_is_almost_the_n_step_return():
+    torch.manual_seed(0)
+    agent = NStepQ(OBS, Discrete(3), TORSO)
+    bound(agent)
+    first = agent.loss(rollout(Discrete(3)), 0.0)[0]["q"]
+    agent.lam = 1 - 1e-6
+    torch.testing.assert_close(agent.loss(rollout(Discrete(3)), 0.0)[0]["q"], first)
+
+
+def test_without_a_target_network_nothing_lags_and_no_gradient_flows_through_the_returns():
+    torch.manual_seed(0)
+    agent = NStepQ(OBS, Discrete(3), TORSO, lam=0.7, target_every=None)
+    assert (agent.targets, agent.target_part, agent.lagging) == ((), None, agent.q)
+    batch = rollout(Discrete(3))
+    whole = gradient(agent, batch)
+    agent.minibatch_size = T * B
+    assert not torch.equal(whole, torch.zeros_like(whole))
+    torch.testing.assert_close(gradient(agent, next(agent.minibatches(batch))), whole)
+    agent.on_update(1_000, 1)
+    agent.load_state_dict(agent.state_dict())
+
+
+@pytest.mark.parametrize("target_every", [100, None])
+def test_minibatches_use_every_step_once_an_epoch_with_the_returns_of_the_first_weights(target_every):
+    torch.manual_seed(0)
+    agent = NStepQ(OBS, Discrete(3), TORSO, lam=0.7, epochs=2, minibatch_size=10, target_every=target_every)
+    weights, _, _ = bound(agent)
+    batch = rollout(Discrete(3))
+    values = agent.q(batch.obs[:-1].flatten(0, 1))
+    returns = agent._returns(batch, values).detach()
+    expected = sorted(zip(batch.obs[:-1, :, 0].flatten().tolist(), returns.tolist(), strict=True))
+    seen = []
+    for minibatch in agent.minibatches(batch):
+        seen += zip(minibatch.obs[:, 0].tolist(), minibatch.target.tolist(), strict=True)
+        weights += 0.1
+    assert [seen[:24] != seen[24:], len(seen)] == [True, 48]
+    for epoch in (seen[:24], seen[24:]):
+        torch.testing.assert_close(torch.tensor(sorted(epoch)), torch.tensor(expected))
 
 
 def test_the_target_starts_as_theta_and_is_copied_once_a_period():
@@ -42,16 +104,16 @@ def test_the_target_starts_as_theta_and_is_copied_once_a_period():
         agent.on_update(frames, 1)
         seen.append(float((shared - first).mean().round()))
     assert seen == [0, 0, 3, 3, 5, 5, 7]
-    assert torch.equal(flat.flatten(agent.target.network), shared)
+    assert torch.equal(flat.flatten(agent.lagging), shared)
 
 
 def test_a_session_that_starts_late_does_not_copy():
     agent = NStepQ(OBS, Discrete(3), TORSO, target_every=100)
     weights, _, _ = bound(agent)
-    before = flat.flatten(agent.target.network)
+    before = flat.flatten(agent.lagging)
     weights += 1.0
     agent.on_update(1_234, 1)
-    assert torch.equal(flat.flatten(agent.target.network), before)
+    assert torch.equal(flat.flatten(agent.lagging), before)
 
 
 def test_all_sessions_see_a_copy():
@@ -62,7 +124,7 @@ def test_all_sessions_see_a_copy():
         agent.on_update(0, 1)
     weights += 1.0
     agents[0].on_update(100, 1)
-    assert torch.equal(flat.flatten(agents[1].target.network), weights)
+    assert torch.equal(flat.flatten(agents[1].lagging), weights)
 
 
 def test_sessions_explore_at_different_rates_on_the_global_clock():
@@ -93,6 +155,9 @@ def test_actions_are_random_as_often_as_epsilon_says():
         (Discrete(3), {"epsilons": 0.1}, "algo.agent.epsilons=0.1 must be a list"),
         (Discrete(3), {"epsilons": [1.5]}, "algo.agent.epsilons=1.5 must be a number from 0 to 1"),
         (Discrete(3), {"target_every": 0}, "algo.agent.target_every=0 must be a whole number of 1 or more"),
+        (Discrete(3), {"lam": 1.5}, "algo.agent.lam=1.5 must be a number from 0 to 1"),
+        (Discrete(3), {"epochs": 0}, "algo.agent.epochs=0 must be a whole number of 1 or more"),
+        (Discrete(3), {"minibatch_size": 0}, "algo.agent.minibatch_size=0 must be a whole number of 1 or more"),
         (Discrete(3), {"anneal": 0.0}, "algo.agent.anneal=0.0 must be a number above 0"),
     ],
 )

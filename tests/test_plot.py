@@ -184,6 +184,18 @@ def test_runs_that_were_evaluated_in_different_ways_are_no_repetitions(tmp_path)
     assert "were evaluated in different ways: eval.deterministic is True and False." in notes[-1]
 
 
+def test_a_run_that_left_the_evaluation_to_its_agent_repeats_one_that_asked_for_the_same(tmp_path):
+    for seed, own_way in enumerate((False, False, True)):
+        run = write_run(tmp_path, "a", seed, line(100.0))
+        configure(run, **{"eval.every": 100, "eval.deterministic": None if seed else False})
+        made = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps(made | {"deterministic": own_way}))
+    groups, _ = runs.groups_of(runs.load([tmp_path])[0])
+    assert {label: len(members) for label, members in groups.items()} == {
+        "a, eval.deterministic=False": 2, "a, eval.deterministic=True": 1,
+    }  # fmt: skip
+
+
 def test_one_run_becomes_a_trial_and_a_session_graph_and_several_become_one(tmp_path):
     write(tmp_path / "sweep", "a", seed=0)
     files, _ = plots.plot([tmp_path / "sweep"], tmp_path / "curve.png")

@@ -74,12 +74,19 @@ def test_actions_are_within_the_bounds_of_the_plain_environment(run):
     policy = asynclab.load(run("sac"))
     obs = np.zeros(3, np.float32)
     torch.manual_seed(0)
-    actions = np.array([policy.act(obs) for _ in range(200)])
+    actions = np.array([policy.act(obs, deterministic=False) for _ in range(200)])
     assert actions.shape == (200, 1)
     assert actions.dtype == np.float32
     assert np.abs(actions).max() <= 2.0
     assert np.abs(actions).max() > 1.0  # Pendulum's torque is in [-2, 2], the agent's in [-1, 1]
-    assert policy.act(obs, deterministic=True) == policy.act(obs, deterministic=True)
+    assert policy.act(obs) == policy.act(obs) == policy.act(obs, deterministic=True)  # SAC's own way
+
+
+def test_an_actor_critic_draws_its_actions_unless_asked_for_the_best(run):
+    policy, obs = asynclab.load(run("off")), np.zeros(4, np.float32)
+    torch.manual_seed(0)
+    assert {policy.act(obs) for _ in range(100)} == {0, 1}
+    assert len({policy.act(obs, deterministic=True) for _ in range(100)}) == 1
 
 
 def test_an_lstm_remembers_until_reset(run):

@@ -88,7 +88,7 @@ def test_discrete_sac_shared_solves_cartpole(train, tmp_path, seed):
     common = ["algo=sac", "env=cartpole", "distributed=shared", "distributed.max_session=2", "log_every=1"]
     process = train(*common, *DISCRETE_SAC, f"seed={seed}", timeout=1_800)
     assert process.returncode == 0, process.stderr
-    assert statistics.fmean(evaluate(tmp_path / "run", episodes=20).returns) >= 475
+    assert statistics.fmean(evaluate(tmp_path / "run", episodes=20, deterministic=False).returns) >= 475
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

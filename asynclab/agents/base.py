@@ -22,6 +22,7 @@ class Agent(ABC):
         target_part: The part of theta of which all sessions share a lagging copy; None for none.
         targets: Target networks.
         own: Parameters that are no part of theta: the agent itself steps them, in ``on_update``.
+        deterministic: Whether it is to be judged by its best actions, unless somebody asks for sampled ones.
         device: Where they are.
     """
 
@@ -29,6 +30,7 @@ class Agent(ABC):
     target_part: slice | None = None
     targets: Sequence[Target] = ()
     own: Sequence[nn.Parameter] = ()
+    deterministic: bool = False
     device = torch.device("cpu")
 
     def bind(self, weights: flat.Vector, grad: flat.Vector, target: Tensor | None = None) -> None:

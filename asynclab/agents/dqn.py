@@ -31,7 +31,7 @@ class DQN(QLearning):
             else the target network does both.
         dueling: Whether Q is made of V and advantages.
         huber: Bound the gradient of each error to 1 (Mnih et al., 2015); else it is the error itself.
-        gamma: Discount; the memory, which uses it, must have the same.
+        gamma: Discount; the memory's must be the same.
         epsilons: Final rates of random actions.
         anneal: Share of the frame budget in which they are reached.
         target_every: Frames on the global clock between two copies into the target network.
@@ -52,6 +52,7 @@ class DQN(QLearning):
         anneal: float = 0.02,
         target_every: int = 8_000,
     ) -> None:
+        check.count("algo.agent.target_every", target_every)
         super().__init__(obs_space, action_space, torso, dueling, gamma, epsilons, anneal, target_every)
         self.double = check.flag("algo.agent.double", double)
         self.huber = check.flag("algo.agent.huber", huber)
@@ -63,10 +64,10 @@ class DQN(QLearning):
     def loss(self, batch: ReplayBatch, progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the loss of Q on the double Q-learning targets of replayed transitions."""
         with torch.no_grad():
-            q_next = self.target.network(batch.next_obs)
+            q_next = self.lagging(batch.next_obs)
             best = (self.q(batch.next_obs) if self.double else q_next).argmax(-1, keepdim=True)
             # y = r_1 + ... + gamma^(k-1) r_k + gamma^k Q(s_k, argmax_a Q(s_k, a); target)
-            target = batch.reward + batch.discount * q_next.gather(1, best).squeeze(1)
+            target = batch.reward + self.gamma * batch.discount * q_next.gather(1, best).squeeze(1)
         q = self.q(batch.obs).gather(1, batch.action[:, None]).squeeze(1)
         losses = {
             # J = E[1/2 (y - Q(s, a))^2], or linear beyond an error of 1

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from asynclab import check
+from asynclab import check, layout
 from asynclab.agents.actor_critic import ActorCritic, standardize
 from asynclab.memory import RolloutBatch
 from asynclab.schedules import Constant, Schedule
@@ -77,7 +77,7 @@ class PPO(ActorCritic):
             size = max(1, size // len(whole.done))
         for _ in range(self.epochs):
             for index in torch.randperm(count).to(self.device).split(size):
-                yield PPOBatch(*(column[:, index] for column in whole))
+                yield PPOBatch(*(layout.take(column, 1, index) for column in whole))
 
     @torch.no_grad()
     def _whole(self, batch: RolloutBatch) -> PPOBatch:

@@ -50,7 +50,10 @@ class DuelingQNetwork(nn.Module):
 
 
 class QLearning(Agent):
-    """A Q-network, a target network that all sessions share, and random actions at rates that fall.
+    """A Q-network, perhaps a target network that all sessions share, and random actions at rates that fall.
+
+    Attributes:
+        lagging: What values the actions of next observations: the target network, or without one the network itself.
 
     Args:
         obs_space: Space of one observation.
@@ -61,13 +64,14 @@ class QLearning(Agent):
         epsilons: Final rates of random actions; who takes which says ``start``.
         anneal: Share of the frame budget, on the global clock, in which the rates go from 1 to their final values.
         target_every: Frames on the global clock between two copies of theta into the target network.  Each session
-            copies when it first sees that a period is over.
+            copies when it first sees that a period is over.  None for no target network.
 
     Raises:
         ValueError: The action space is not a Discrete, or a setting is out of range.
     """
 
     name: str  # on the command line
+    deterministic = True
 
     def __init__(
         self,
@@ -78,7 +82,7 @@ class QLearning(Agent):
         gamma: float,
         epsilons: Sequence[float],
         anneal: float,
-        target_every: int,
+        target_every: int | None,
     ) -> None:
         if not isinstance(action_space, Discrete):
             raise ValueError(
@@ -89,29 +93,34 @@ class QLearning(Agent):
         self.actions = int(action_space.n)
         kind = DuelingQNetwork if check.flag("algo.agent.dueling", dueling) else QNetwork
         self.q: QNetwork | DuelingQNetwork = kind(obs_space, self.actions, torso)
-        self.target = Target(self.q)
         self.nets = nn.ModuleDict({"q": self.q})
-        self.targets = [self.target]
-        self.target_part = slice(0, flat.size(self.nets))
+        self.target_every = None if target_every is None else check.count("algo.agent.target_every", target_every)
+        self.lagging: nn.Module = self.q
+        if self.target_every is not None:
+            self.targets = [Target(self.q)]
+            self.target_part = slice(0, flat.size(self.nets))
+            self.lagging = self.targets[0].network
         self.gamma = check.fraction("algo.agent.gamma", gamma)
         self.epsilons = [check.fraction("algo.agent.epsilons", epsilon) for epsilon in epsilons]
         self.anneal = check.positive("algo.agent.anneal", check.fraction("algo.agent.anneal", anneal))
-        self.target_every = check.count("algo.agent.target_every", target_every)
         self._final = self.epsilons[:1]  # of each environment, or one for all
         self._period: int | None = None  # on the global clock, of the last copy; unknown before the first update
 
     def bind(self, weights: flat.Vector, grad: flat.Vector, target: Tensor | None = None) -> None:
-        """Bind the network to ``weights``, and the target network to the shared copy."""
+        """Bind the network to ``weights``, and a target network to the shared copy."""
         super().bind(weights, grad, target)
-        self.target.bind(weights, target)
+        for lagging in self.targets:
+            lagging.bind(weights, target)
 
     def on_update(self, frames: int, updates: int) -> None:
         """Copy theta into the target network when a period is over."""
+        if self.target_every is None:
+            return
         period = frames // self.target_every
         if self._period is not None and period > self._period:
-            self.target.move(1.0)
+            self.targets[0].move(1.0)
         self._period = period
-        self.target.follow()  # others may have copied
+        self.targets[0].follow()  # others may have copied
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return when the last copy was made; the copy itself is shared, like theta."""
@@ -121,7 +130,8 @@ class QLearning(Agent):
         """Take over such a state."""
         period = int(state["period"])
         self._period = None if period < 0 else period
-        self.target.follow()
+        for lagging in self.targets:
+            lagging.follow()
 
     def epsilon(self, progress: float) -> Tensor:
         """Return the share of random actions [B] of each environment, or [1] of all."""

@@ -90,6 +90,8 @@ class SAC(Agent):
         ValueError: The action space is not a bounded Box.
     """
 
+    deterministic = True
+
     def __init__(
         self,
         obs_space: Box,
@@ -209,7 +211,7 @@ class SAC(Agent):
         with torch.no_grad():
             encoded = self.target.network.encode(batch.next_obs)
             v_next, _ = self._soft_value(batch.next_obs, self.target.network, encoded, alpha)
-            target = batch.reward + batch.discount * v_next
+            target = batch.reward + self.gamma * batch.discount * v_next
         encoded = self.critics.encode(batch.obs)
         q1, q2 = self._q(encoded, batch.action)
         constant = encoded[0].detach(), encoded[1].detach()

@@ -2,23 +2,30 @@
 
 import math
 import time
-from collections.abc import Collection
 
 import torch
 
 
 class Control:
-    """Shared numbers, each with one writer: the parent asks, a session beats.
+    """Shared numbers, each with one writer at a time: the parent asks, a session beats.
 
-    A snapshot is a moment in which all sessions stand still: the parent asks for one, every session saves its state
-    and waits until it is released.  The last snapshot is not released; sessions end after it.
+    A snapshot is a moment in which all sessions stand still: the parent asks for one, every session that runs saves
+    its state and waits until it is released.  The last snapshot is not released; sessions end after it.
+
+    Whether a session runs is decided here and not by what the parent has heard of it.  A session joins before its
+    first step, and looks for a snapshot after that; the parent asks, and looks later who runs.  So either the parent
+    finds the session here and waits for it, or the session finds the snapshot and has not stepped.
 
     Args:
         sessions: S.
         max_restarts: Of each session, before its next failure ends the trial.
         hang_after: Seconds without a sign of life after which a session counts as hung.
         restart_delay: Seconds before a session's first restart; twice as many before each further one.
-        stop_seconds: In which a session that is told to end must save its state.
+        stop_seconds: In which a session that is told to end must save its state; half of it is for saving.
+
+    Attributes:
+        deadline: For the parent: when sessions that have not ended are killed, on the machine's monotonic clock.
+        slowest: For the parent: the longest time between two signs of life of a session that steps.
     """
 
     def __init__(
@@ -37,20 +44,24 @@ class Control:
         self._beats = torch.zeros(sessions, dtype=torch.int64).share_memory_()
         self._slow = torch.ones(sessions, dtype=torch.int64).share_memory_()
         self._restarts = torch.zeros(sessions, dtype=torch.int64).share_memory_()
-        self._awaited = torch.zeros(sessions, dtype=torch.bool).share_memory_()
+        self._running = torch.zeros(sessions, dtype=torch.bool).share_memory_()
         self._asked = torch.zeros((), dtype=torch.int64).share_memory_()
         self._released = torch.zeros((), dtype=torch.int64).share_memory_()
         self._end = torch.zeros((), dtype=torch.bool).share_memory_()
-        self.deadline = math.inf  # for the parent: when sessions that have not ended are killed
+        self._late = torch.full((), math.inf, dtype=torch.float64).share_memory_()
+        self.deadline = math.inf
+        self.slowest = 0.0
 
     # The parent's side
 
-    def ask(self, ranks: Collection[int]) -> None:
-        """Ask for a snapshot.  All sessions wait until it is released, those of these ranks after they have saved."""
+    def ask(self) -> None:
+        """Ask for a snapshot: sessions that run save, and all wait until it is released."""
         if not self.ending():
-            for rank in range(len(self._awaited)):
-                self._awaited[rank] = rank in ranks
             self._asked += 1
+
+    def running(self) -> set[int]:
+        """Return the sessions that step, or stand still in a snapshot; not to be asked in the moment of ``ask``."""
+        return {rank for rank, running in enumerate(self._running.tolist()) if running}
 
     def is_pending(self) -> bool:
         """Return whether sessions stand still, or are about to, for a snapshot that has not been released."""
@@ -63,13 +74,21 @@ class Control:
     def finish(self, seconds: float | None = None) -> None:
         """Ask for the last snapshot, after which the sessions end; may be called by a signal handler.
 
+        Updates that are due are still made, but for no longer than half of the time.  If somebody waits for the end
+        (``seconds`` is None), several sessions leave them at once: none may hold up the others' end.
+
         Args:
-            seconds: After which sessions that have not ended are killed; None for ``stop_seconds``.
+            seconds: After which sessions that have not ended are killed; None for ``stop_seconds``, or longer if a
+                session may be within a step or an update that leaves less than half of it for saving.
         """
-        self.deadline = min(self.deadline, time.monotonic() + (self.stop_seconds if seconds is None else seconds))
+        now, is_urgent = time.monotonic(), seconds is None
+        if seconds is None:
+            seconds = max(self.stop_seconds, self.slowest + self.stop_seconds / 2)
+        self.deadline = min(self.deadline, now + seconds)
+        late = now if is_urgent and self.sessions > 1 else now + seconds / 2
+        self._late.fill_(min(float(self._late), late))
         if self.ending():
             return
-        self._awaited.fill_(True)  # before a session can see the number
         self._asked += 1
         self._end.fill_(True)
 
@@ -77,12 +96,17 @@ class Control:
         """Return a number that changes as long as the session lives."""
         return int(self._beats[rank])
 
+    def is_slow(self, rank: int) -> bool:
+        """Return whether the session starts or saves, which may take much longer than a step."""
+        return bool(self._slow[rank])
+
     def patience(self, rank: int) -> float:
-        """Return after how many seconds without a beat the session counts as hung: longer while it starts or saves."""
-        return self.hang_after * (10 if self._slow[rank] else 1)
+        """Return after how many seconds without a beat the session counts as hung."""
+        return self.hang_after * (10 if self.is_slow(rank) else 1)
 
     def count_restart(self, rank: int) -> int:
-        """Count a restart and return how many the session has had; it is in its slow phase again."""
+        """Count a restart and return how many the session has had; it has died, and begins in its slow phase again."""
+        self._running[rank] = False
         self._slow[rank] = 1
         self._restarts[rank] += 1
         return self.restarts(rank)
@@ -113,9 +137,14 @@ class Control:
         self._beats[rank] += 1
         self._slow[rank] = slow
 
-    def is_awaited(self, rank: int) -> bool:
-        """Return whether a session must save its state for the snapshot that was asked for."""
-        return self.ending() or bool(self._awaited[rank])
+    def join(self, rank: int) -> int:
+        """Say that the session is about to step; return the last snapshot that it has nothing to do with."""
+        self._running[rank] = True
+        return int(self._released)
+
+    def is_late(self) -> bool:
+        """Return whether a session that is told to end must leave updates that are due."""
+        return time.monotonic() >= float(self._late)
 
     def is_released(self, number: int) -> bool:
         """Return whether a session may go on after it has saved this snapshot."""

@@ -168,6 +168,7 @@ class _Worker:
         self.ran = False  # whether it has sent anything
         self.beats = -1
         self.silent = 0.0  # seconds in which it has given no sign of life
+        self.was_slow = True  # at the last look: starting or saving
         self.dead = 0  # looks at which its process was dead and its pipe still open
         self.reader = threading.Thread(target=self._read, args=(inbox,), daemon=True)
         self.reader.start()
@@ -255,8 +256,6 @@ class _Crew:
     def _start_due(self) -> Iterator[Any]:
         if self.control.ending():
             self.due.clear()
-        if self.control.is_pending():  # its sessions stand still; the parent need not wait for those that start
-            return
         for rank in [rank for rank, when in self.due.items() if when <= time.monotonic()]:
             del self.due[rank]
             try:
@@ -291,8 +290,13 @@ class _Crew:
         hung = []
         for worker in list(self.workers.values()):
             beats = self.control.beats(worker.rank)
-            worker.silent = 0.0 if beats != worker.beats else worker.silent + passed
-            worker.beats = beats
+            if beats == worker.beats:
+                worker.silent += passed
+            else:
+                if not worker.was_slow:  # it has ended a step or an update, up to a look longer at both ends
+                    self.control.slowest = max(self.control.slowest, worker.silent + 2 * TICK)
+                worker.silent = 0.0
+            worker.beats, worker.was_slow = beats, self.control.is_slow(worker.rank)
             worker.dead += not worker.process.is_alive()
             if worker.dead > 1:  # its pipe would have told us, if nobody else held it
                 yield self._fail(worker)

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from pathlib import Path
 
 import gymnasium as gym
 from gymnasium.envs.classic_control import CartPoleEnv
@@ -18,6 +19,18 @@ class Counted(CartPoleEnv):
             fd = os.open(COUNT, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             os.write(fd, b".")
             os.close(fd)
+        return super().step(action)
+
+
+class Gate(Counted):
+    """Waits at its 10th step until somebody has made a file."""
+
+    steps = 0
+
+    def step(self, action):
+        self.steps += 1
+        while self.steps == 10 and not Path(f"{COUNT}.go").exists():
+            time.sleep(0.05)
         return super().step(action)
 
 
@@ -72,6 +85,18 @@ class Hang(CartPoleEnv):
             time.sleep(1)
 
 
+class Sluggish(CartPoleEnv):
+    """Takes two seconds for every step after its 50th."""
+
+    steps = 0
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps > 50:
+            time.sleep(2)
+        return super().step(action)
+
+
 class SometimesNan(CartPoleEnv):
     """Gives a reward of nan at every 100th step."""
 
@@ -94,5 +119,5 @@ class Nan(CartPoleEnv):
         return obs, float("nan") if self.steps > 500 else reward, *rest
 
 
-for env in (Counted, Crash, Leave, Broken, Hang, SometimesNan, Nan):
+for env in (Counted, Gate, Crash, Leave, Broken, Hang, Sluggish, SometimesNan, Nan):
     gym.register(f"{env.__name__}-v0", env, max_episode_steps=500)

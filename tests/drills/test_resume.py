@@ -249,6 +249,20 @@ def test_what_must_not_change_is_named_setting_by_setting(tmp_path):
 
 
 @pytest.mark.slow
+def test_precision_changes_only_if_somebody_says_so(tmp_path):
+    run = Run(tmp_path / "run", *SMALL, "env.max_frame=3_000", "algo.precision=bf16")
+    assert run.wait() == 0, run.text()
+    for typed, expected in (("auto", "bf16"), ("fp32", "fp32"), ("auto", "fp32")):
+        budget = 3_000 + 1_000 * (1 + len(json.loads((run.folder / "run.json").read_text())["resumes"]))
+        run = Run(run.folder, f"resume={run.folder}", f"algo.precision={typed}", f"env.max_frame={budget}")
+        assert run.wait() == 0, run.text()
+        made = json.loads((run.folder / "run.json").read_text())
+        assert (made["precision"], made["resumes"][-1]["precision"]) == ("bf16", expected)
+    assert made["resumes"][1]["changes"]["algo.precision"] == ["auto", "fp32"]
+    assert "the run has computed in bf16, and algo.precision=auto would now choose fp32" in run.text()
+
+
+@pytest.mark.slow
 def test_a_run_with_as_many_sessions_as_cores_is_resumed_twice(tmp_path):
     settings = ["algo=a3c", "env=cartpole", "log_every=0.5"]  # and no distributed.max_session
     run = Run(tmp_path / "run", *settings, "env.max_frame=20_000")

@@ -1,6 +1,7 @@
 """Ends that somebody asks for: Ctrl-C, SIGTERM, a closed terminal, a killed parent."""
 
 import fcntl
+import json
 import os
 import pty
 import signal
@@ -10,17 +11,17 @@ from pathlib import Path
 
 import psutil
 import pytest
-from drill import LONG, Run, all_gone
+from drill import LONG, SMALL, Run, all_gone, env_id
 
-from asynclab import checkpoint
+from asynclab import checkpoint, snapshot
 
 pytestmark = pytest.mark.medium
 
 
-def check_end(run, code, family, asked):
+def check_end(run, code, family, asked, seconds=10):
     """Hold that a run that was asked to end did so in time, with all that belongs to it."""
     assert run.wait(60) == code, run.text()
-    assert time.monotonic() - asked < 10  # the promise itself
+    assert time.monotonic() - asked < seconds  # the promise itself
     assert all_gone(family)
     summary = run.summary()
     assert summary["status"] == "interrupted"
@@ -83,6 +84,32 @@ def test_a_closed_terminal_ends_everything(tmp_path):
     family, asked = run.family(), time.monotonic()
     os.close(leader)
     check_end(run, 129, family, asked)
+
+
+@pytest.mark.parametrize("sessions", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_updates_that_are_due_do_not_hold_up_the_end_and_are_kept(tmp_path, sessions):
+    run = Run(tmp_path / "run", "algo=sac", *env_id("Gate"), "distributed=shared", "algo.memory.start=100",
+              f"distributed.max_session={sessions}", "algo.memory.updates_per_frame=100_000")  # fmt: skip
+    run.until_running(sessions)
+    (tmp_path / "run.count.go").touch()
+    run.until(lambda: run.steps_counted() >= 100)  # after which somebody has 400,000 updates to make
+    family, asked = run.family(), time.monotonic()
+    run.process.send_signal(signal.SIGTERM)
+    check_end(run, 143, family, asked)
+    assert run.summary()["updates"] > 0
+    folder = run.folder / "checkpoints" / "latest"
+    arrays = [snapshot.read_arrays(folder / f"session_{rank:02d}.npz") for rank in range(sessions)]
+    assert max(json.loads(str(a["json"]))["numbers"]["due"] for a in arrays) > 300_000
+
+
+@pytest.mark.slow
+def test_a_step_of_eight_seconds_may_end_before_the_session_is_killed(tmp_path):
+    run = Run(tmp_path / "run", *SMALL, *env_id("Sluggish"))
+    run.until_running()
+    run.until(lambda: {(0, 208), (1, 208)} <= {(line["rank"], line["frames"]) for line in run.lines("session")})
+    family, asked = run.family(), time.monotonic()
+    run.process.send_signal(signal.SIGTERM)
+    check_end(run, 143, family, asked, seconds=8 + 10)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import re
 import signal
+import time
 
 import pytest
 import torch
@@ -156,3 +157,21 @@ def test_checkpoints_do_not_wait_for_sessions_that_start(tmp_path):
         seen.add(latest.resolve().name)
     assert len(seen) >= 3
     run.process.kill()
+
+
+@pytest.mark.slow
+def test_a_session_that_dies_while_a_checkpoint_waits_for_it_does_not_hold_it_up(tmp_path):
+    run = Run(tmp_path / "run", *LONG, "checkpoint_every=0.3")
+    victim = run.until_running()[1]
+    victim.send_signal(signal.SIGSTOP)
+    time.sleep(3)  # by now one has been asked for
+    before = checkpoint.load(run.folder)
+    time.sleep(2)
+    assert checkpoint.load(run.folder).path == before.path
+    victim.kill()
+    run.until(lambda: checkpoint.load(run.folder).path.name > before.path.name)
+    assert not checkpoint.load(run.folder).manifest["complete"]
+    run.until(lambda: checkpoint.load(run.folder).manifest["complete"])  # with the one that was started instead
+    assert len(run.lines("process")) == 3
+    run.process.kill()
+    run.wait()
