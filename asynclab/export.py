@@ -2,12 +2,14 @@
 
 import json
 import math
+import shlex
 import shutil
 from pathlib import Path
 
 from asynclab import check, checkpoint, curves, evaluation, runs, zoo
 from asynclab.evaluation import Evaluation
 from asynclab.folder import whole_folder
+from asynclab.jobs import Job
 
 
 def export(
@@ -43,10 +45,15 @@ def export(
             played = evaluation.evaluate(run, episodes, session=session, name=weights.checkpoint)._replace(run=out)
             if not all(map(math.isfinite, played.returns)):
                 raise ValueError(f"run={run} cannot be exported: its episodes have returns that are not finite")
-            worth = played.as_json() | {"least": min(played.returns) if least is None else least}
-            (new / zoo.EVALUATION).write_text(json.dumps(worth, indent=2) + "\n")
-            for copied in zoo.COPIED:
-                shutil.copyfile(run / copied, new / copied)
+            # commands as anybody can type them, without the paths of this machine
+            again = ["python", "scripts/evaluate.py", f"run={out}", f"episodes={episodes}"]
+            worth = {"least": min(played.returns) if least is None else least} | played.as_json() | {"command": again}
+            origin = found.made | {"command": shlex.split(Job(run.name, found, [], "finished").command)}
+            origin["resumes"] = [{k: v for k, v in then.items() if k != "command"} for then in found.made["resumes"]]
+            for file, content in ((zoo.EVALUATION, worth), ("run.json", origin)):
+                (new / file).write_text(json.dumps(content, indent=2) + "\n")
+            for file in ("config.yaml", "summary.json"):
+                shutil.copyfile(run / file, new / file)
             lines = [json.dumps(line) + "\n" for line in curves.thin(found.curves)]
             (new / "metrics.jsonl").write_text("".join(lines))
             zoo.write(new, weights)

@@ -1,8 +1,8 @@
 """Trained agents to keep, such as those in zoo/: the folder of a run with its weights in place of checkpoints.
 
-``config.yaml``, ``run.json`` and ``summary.json`` are the run's, ``metrics.jsonl`` has its curves with fewer points,
-``weights.npz`` theta and the moments that observations are normalised by, ``evaluation.json`` what it is worth, and
-``manifest.json`` size and sha256 of every other file.  P: parameters.
+``config.yaml`` and ``summary.json`` are the run's, ``run.json``, too, but for paths of the machine.  ``metrics.jsonl``
+has its curves with fewer points, ``weights.npz`` theta and the moments that observations are normalised by,
+``evaluation.json`` what the agent is worth, ``manifest.json`` size and sha256 of every other file.  P: parameters.
 """
 
 import json
@@ -17,8 +17,7 @@ from asynclab import snapshot
 
 FORMAT = 1
 MANIFEST, WEIGHTS, EVALUATION = "manifest.json", "weights.npz", "evaluation.json"
-COPIED = ("config.yaml", "run.json", "summary.json")  # from the run
-FILES = (*COPIED, "metrics.jsonl", WEIGHTS, EVALUATION)
+FILES = ("config.yaml", "run.json", "summary.json", "metrics.jsonl", WEIGHTS, EVALUATION)
 MOMENTS = "moments_"  # what their names in the file of weights begin with
 
 

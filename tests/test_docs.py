@@ -74,6 +74,8 @@ def short(command):
     """Return a command with settings behind it that make it short."""
     if command == "make train":
         command = "make train ARGS='algo=a3c env=pong'"
+    if command.startswith("make play"):
+        return command.replace("make", "make -o .venv/.ready", 1)
     settings = "".join(f" {more}" for pattern, more in SHORT if re.search(pattern, command))
     if found := re.fullmatch(r"make train ARGS=(.)(.*)\1", command):
         return f"make -o .venv/.ready train ARGS={found[1]}{found[2]}{settings}{found[1]}"

@@ -39,6 +39,7 @@ LAYERS = [
         "evaluation",
         "evaluator",
         "export",
+        "film",
         "curves",
         "estimates",
         "jobs",

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,11 @@ def test_the_zoo_is_small():
     assert sum(path.stat().st_size for path in (ROOT / "zoo").rglob("*") if path.is_file()) < 12e6
 
 
+def test_the_page_on_the_zoo_is_up_to_date():
+    script = runpy.run_path(str(ROOT / "scripts" / "zoo.py"))
+    assert script["page"]() == script["PAGE"].read_text(), "run python scripts/zoo.py"
+
+
 # Export
 
 
@@ -110,7 +116,7 @@ def test_its_folder_has_all_that_is_to_be_kept_and_nothing_else(run, exported):
     assert sorted(path.name for path in agent.iterdir()) == [
         "config.yaml", "evaluation.json", "manifest.json", "metrics.jsonl", "run.json", "summary.json", "weights.npz",
     ]  # fmt: skip
-    for name in ("config.yaml", "run.json", "summary.json"):
+    for name in ("config.yaml", "summary.json"):
         assert (agent / name).read_bytes() == (run("pendulum") / name).read_bytes()
     (store,) = torch.load(run("pendulum") / "checkpoints" / "latest" / "stores.pt", weights_only=True)
     with np.load(agent / "weights.npz", allow_pickle=False) as arrays:
@@ -118,6 +124,10 @@ def test_its_folder_has_all_that_is_to_be_kept_and_nothing_else(run, exported):
         assert arrays["theta"].dtype == np.float32
         assert np.array_equal(arrays["theta"], store["theta"])
         assert np.array_equal(arrays["moments_obs"], store["moments"]["obs"])
+    made, before = (json.loads((folder / "run.json").read_text()) for folder in (agent, run("pendulum")))
+    assert made | {"command": before["command"]} == before
+    assert made["command"][:4] == ["python", "train.py", "algo=ppo", "env=pendulum"]
+    assert str(ROOT) not in "".join(path.read_text() for path in agent.glob("*.json"))
     manifest = json.loads((agent / "manifest.json").read_text())
     assert manifest["frames"] == 800
     for name in ("weights.npz", "metrics.jsonl", "run.json"):
