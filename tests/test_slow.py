@@ -76,6 +76,16 @@ def test_nstep_q_solves_cartpole(train, tmp_path, seed):
     assert returns[1] > 400 > returns[2]  # they explore with 0.01 and 0.5
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_dqn_shared_solves_cartpole(train, tmp_path, seed):
+    process = train(
+        "algo=dqn", "env=cartpole", "env.max_frame=100_000", "distributed.max_session=2", "log_every=1", f"seed={seed}",
+        "algo.agent.target_every=500", "algo.optimizer.lr=1e-3", "algo.lr_schedule.final=0.0", timeout=1_200,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert statistics.fmean(evaluate(tmp_path / "run", episodes=20, deterministic=True).returns) >= 475
+
+
 DISCRETE_SAC = [
     "env.max_frame=90_000", "env.make.normalize_obs=true", "algo.agent.target_entropy=0.3", "algo.agent.gamma=0.98",
     "algo.agent.polyak=0.02", "algo.max_grad_norm=null", "algo.optimizer.lr=1e-3", "algo.memory.batch_size=128",
