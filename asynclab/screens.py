@@ -99,7 +99,7 @@ def last(run: Path, budget: int) -> None:
         evaluate = f"{_command('evaluate')} {override('run', run)}"
         _row("to evaluate", evaluate, whole=True)
         _row("to watch it", f"{evaluate} episodes=1 video=true", whole=True)
-        more = f" env.max_frame={2 * budget}" * (status == "finished")
+        more = f" env.max_frame={2 * budget:_}" * (status == "finished")
         _row("to go on", f"{_command('train')} {override('resume', run)}{more}", whole=True)
 
 
