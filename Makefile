@@ -2,46 +2,60 @@
 PYTHON ?= python3
 # Sized to show a result in a few minutes on two cores; make train ARGS="algo=sac env=humanoid distributed=shared"
 ARGS ?= algo=a3c env=pong env.max_frame=200_000
+# What make play plays: an agent in zoo/, the best on Pong if there is one
+AGENT ?= $(notdir $(firstword $(wildcard zoo/pong_fast zoo/*pong* zoo/*cartpole*)))
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+READY_DEV := $(VENV)/.ready-dev
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check test-slow drills bench clean
+.PHONY: help setup train play test check test-slow drills bench clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
 
-setup: $(READY)  ## make .venv with exactly the packages of constraints.txt
+setup: $(READY_DEV)  ## make .venv with exactly the packages of constraints.txt
 
+# what training, plots and films need; always first, so that both can be made in any order
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(PIP) --editable ".[plot,video]"
 	touch $(READY)
+
+# and what tests and benchmarks need
+$(READY_DEV): $(READY)
+	$(PIP) --editable ".[dev]"
+	touch $(READY_DEV)
 
 train: $(READY)  ## train; pass overrides as ARGS="algo=... env=... distributed=..."
 	$(BIN)/python train.py $(ARGS)
+	@echo "  to play      make play: an agent of the zoo that has learned ($(AGENT))"
 
-check: $(READY)  ## lint, formatting, types and the fast tests (under 90 seconds)
+play: $(READY)  ## play and film an agent of the zoo; another one with AGENT=a3c_cartpole
+	$(BIN)/python scripts/evaluate.py run=zoo/$(AGENT) episodes=1 video=true
+
+check: $(READY_DEV)  ## lint, formatting, types and the fast tests (under 90 seconds)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q -n 2 --dist loadfile -m "not slow and not medium"
 
-test: $(READY)  ## all but the slow tests (under 10 minutes on 2 cores)
+test: $(READY_DEV)  ## all but the slow tests (under 10 minutes on 2 cores)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q -n 2 --dist loadfile -m "not slow"
 
-test-slow: $(READY)  ## the long proofs: does it learn, do 16 sessions start
+test-slow: $(READY_DEV)  ## the long proofs: does it learn, do 16 sessions start
 	$(BIN)/pytest -q -m slow --durations=0
 
-drills: $(READY)  ## hurt real runs in every way of docs/reliability.md (20 minutes)
+drills: $(READY_DEV)  ## hurt real runs in every way of docs/reliability.md (20 minutes)
 	$(BIN)/pytest -q tests/drills --durations=0
 
-bench: $(READY)  ## throughput of Pong and Humanoid beside their limits and stable-baselines3 (half an hour)
+bench: $(READY_DEV)  ## throughput of Pong and Humanoid beside their limits and stable-baselines3 (half an hour)
 	$(BIN)/python scripts/benchmark.py algo=a3c env=pong sessions=[1,2,16] sb3=true
 	$(BIN)/python scripts/benchmark.py algo=sac env=humanoid distributed=shared sessions=[1,2,16] sb3=true
 

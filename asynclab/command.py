@@ -23,12 +23,12 @@ def folders(cfg: DictConfig) -> list[Path]:
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """Turn a ValueError, and a package that is missing, into a sentence without a traceback."""
+def user_errors(extra: str = "plot") -> Iterator[None]:
+    """Turn a ValueError, and a package of an extra that is missing, into a sentence without a traceback."""
     try:
         yield
     except ImportError as error:
         package = str(error.name).split(".")[0]
-        raise CompactHydraException(f"{package} is not installed: pip install 'asynclab[plot]'") from None
+        raise CompactHydraException(f"{package} is not installed: pip install 'asynclab[{extra}]'") from None
     except ValueError as error:
         raise CompactHydraException(str(error)) from error

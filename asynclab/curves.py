@@ -1,10 +1,13 @@
-"""The curves of a run, read from its metrics.jsonl: of the trial at its progress lines, of sessions by episode."""
+"""The curves of a run, read from its metrics.jsonl: of the trial at its progress lines, of sessions by episode.
+
+Those of a zoo's agent have fewer points (``thin``): one for every so many episodes of a session.
+"""
 
 import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,15 +55,17 @@ class Curves(NamedTuple):
 
     Attributes:
         trial: Mean return over the last 100 episodes of all sessions, at every progress line.
-        sessions: By rank: the return of every episode.
+        sessions: By rank: the return of every episode, or the mean return of every so many.
         evaluation: Mean return of every evaluation while the run trained.
         ended: [N] How many episodes of all sessions are on record at every point of the trial's curve.
+        every: Episodes that a point of a session's curve is the mean of; divides ``WINDOW``.
     """
 
     trial: Curve
     sessions: dict[int, Curve]
     evaluation: Curve
     ended: Array
+    every: int = 1
 
 
 def check_axis(x: str) -> str:
@@ -97,16 +102,16 @@ def read(run: Path) -> Curves:
 
 def _curves(lines: Sequence[dict[str, Any]], run: Path) -> Curves:
     episodes: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
-    points, ended, evaluations, clock = [], list[int](), [], [(0.0, 0)]
+    points, ended, evaluations, clock, every = [], list[int](), [], [(0.0, 0)], 1
     for line in lines:
         if line["kind"] == "session":
-            rows = line.get("episodes", [])
+            rows, every = line.get("episodes", []), line.get("every", 1)
             episodes[line["rank"]] += [(e["total_frame"], e["frame"], e["seconds"], e["ret"]) for e in rows]
         elif line["kind"] == "trial":
             clock.append((line["seconds"], line["total_frames"]))
             if "train/return_100" in line["metrics"]:
                 points.append((line["total_frames"], line["seconds"], line["metrics"]["train/return_100"]))
-                ended.append(sum(map(len, episodes.values())))
+                ended.append(every * sum(map(len, episodes.values())))
         elif line["kind"] == "evaluation":
             with suppress(KeyError, TypeError, ValueError):  # one that cannot be read: the rest is still good
                 evaluations.append(_evaluation(**{key: line[key] for key in ("total_frames", "seconds", "returns")}))
@@ -121,7 +126,7 @@ def _curves(lines: Sequence[dict[str, Any]], run: Path) -> Curves:
         # distributed=off: each has a clock of its own; the frames of all are known by time
         seconds, frames = zip(*clock, strict=True)
         sessions = {r: c._replace(total_frames=np.interp(c.seconds, seconds, frames)) for r, c in sessions.items()}
-    return Curves(trial, sessions, evaluation, np.array(ended, float))
+    return Curves(trial, sessions, evaluation, np.array(ended, float), every)
 
 
 def _evaluation(total_frames: Any, seconds: Any, returns: Any) -> tuple[float, float, float]:
@@ -132,6 +137,53 @@ def _evaluation(total_frames: Any, seconds: Any, returns: Any) -> tuple[float, f
 def _curve(rows: Iterable[tuple[Any, ...]]) -> Curve:
     table = np.array(list(rows), float).reshape(-1, len(Curve._fields))  # None, what JSON has for nan, becomes nan
     return Curve(*table.T)
+
+
+def thin(curves: Curves, points: int = 300) -> Iterator[dict[str, Any]]:
+    """Yield lines of a metrics.jsonl from which ``read`` makes the same curves with fewer points.
+
+    A point of a session is the mean of so many episodes that 100 is a multiple of them.  So moving averages over 100
+    episodes are at these points what they were.
+
+    Args:
+        curves: Of a run.
+        points: How many each curve has at most; those of sessions have more if 100 times as many episodes are too few.
+    """
+    assert curves.every == 1, curves.every
+    longest = max((len(curve.returns) for curve in curves.sessions.values()), default=0)
+    every = next(n for n in range(1, WINDOW + 1) if WINDOW % n == 0 and (n == WINDOW or longest <= n * points))
+    sessions = {rank: _means(curve, every) for rank, curve in curves.sessions.items()}
+    trial, evaluation = (
+        Curve(*(axis[np.linspace(0, len(axis) - 1, min(points, len(axis))).astype(int)] for axis in curve))
+        for curve in (curves.trial, curves.evaluation)
+    )
+    before, last = -math.inf, len(trial.seconds) - 1
+    for i, (total, _, seconds, ret) in enumerate(zip(*trial, strict=True)):
+        until = math.inf if i == last else seconds
+        for rank, curve in sessions.items():
+            new = (before < curve.seconds) & (curve.seconds <= until)
+            rows = [
+                {"frame": int(frame), "total_frame": int(total_frame), "seconds": round(at, 2), "ret": _json(mean)}
+                for total_frame, frame, at, mean in zip(*(axis[new] for axis in curve), strict=True)
+            ]
+            if rows or i == 0:  # once at least: a session without an episode counts, too
+                yield {"kind": "session", "rank": rank, "every": every, "episodes": rows}
+        point = {"total_frames": int(total), "seconds": round(seconds, 2)}
+        yield {"kind": "trial", **point, "metrics": {"train/return_100": _json(ret)}}
+        before = until
+    for total, _, seconds, ret in zip(*evaluation, strict=True):
+        yield {"kind": "evaluation", "total_frames": int(total), "seconds": round(seconds, 2), "returns": [_json(ret)]}
+
+
+def _means(curve: Curve, every: int) -> Curve:
+    """Return the mean return of every so many episodes, where the last of them is; the first mean may be of fewer."""
+    ends = np.arange(len(curve.returns), 0, -every)[::-1]
+    means = [curve.returns[max(end - every, 0) : end].mean() for end in ends]
+    return Curve(*(axis[ends - 1] for axis in curve))._replace(returns=np.array(means))
+
+
+def _json(ret: float) -> float | None:
+    return float(f"{ret:.6g}") if math.isfinite(ret) else None  # JSON has no nan
 
 
 def moving_average(returns: ArrayLike, window: int = WINDOW) -> Array:
@@ -193,7 +245,9 @@ def over_sessions(curves: Curves, x: str) -> tuple[Array, Array, Array]:
         ValueError: No session has an episode, or they do not overlap.
     """
     averages = [
-        (curve.along(x)[0], moving_average(curve.returns)) for curve in curves.sessions.values() if len(curve.returns)
+        (curve.along(x)[0], moving_average(curve.returns, WINDOW // curves.every))
+        for curve in curves.sessions.values()
+        if len(curve.returns)
     ]
     if not averages:
         raise ValueError("its metrics have no episodes of single sessions (of another version of asynclab?)")

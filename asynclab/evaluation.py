@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from yaml import YAMLError
 
-from asynclab import __version__, check, checkpoint, flat, provenance, targets, video
+from asynclab import __version__, check, checkpoint, flat, provenance, targets, video, zoo
 from asynclab.agents import Agent
 from asynclab.envs import Envs
 from asynclab.folder import whole
@@ -107,6 +107,19 @@ class Evaluation(NamedTuple):
             "interval_95": ends.tolist(),
         }
 
+    def sentence(self) -> str:
+        """Return what the agent is worth, with an interval if that can be known."""
+        found = self.statistics()
+        text = f"return {found['mean_return']:.2f}"
+        if found["interval_95"] is not None:
+            low, high = found["interval_95"]
+            text += (
+                f" +- {found['std_return']:.2f} over {len(self.returns)} episodes (mean between {low:.2f} and"
+                f" {high:.2f} with 95%)"
+            )
+        actions = "best" if self.deterministic else "sampled"
+        return f"{text} of {self.run}, checkpoint {self.checkpoint} at {self.frames:,} frames, {actions} actions"
+
     def as_json(self) -> dict[str, Any]:
         """Return everything, with the statistics and the circumstances, as JSON has it."""
         content = self._asdict() | self.statistics() | {"asynclab": __version__} | provenance.circumstances()
@@ -114,10 +127,10 @@ class Evaluation(NamedTuple):
 
 
 def load(run: Path, session: int = 0, name: str = "latest", record: Path | None = None) -> Player:
-    """Return the agent of a run's checkpoint with a single environment.
+    """Return the agent of a run's checkpoint, or of a zoo, with a single environment.
 
     Args:
-        run: Output folder.
+        run: Output folder, or that of a zoo's agent, which has one network.
         session: Whose network, where sessions have one each (``distributed=off``).
         name: Of the checkpoint: ``latest``, ``best`` or a number.
         record: Folder for videos, which must not be there yet; None for none.
@@ -126,9 +139,10 @@ def load(run: Path, session: int = 0, name: str = "latest", record: Path | None 
         ValueError: The folder has no run, its config names code that is not allowed, or the run has no such
             checkpoint or session.
     """
+    weights = zoo.read(run) if zoo.is_agent(run) else None  # before anything in it is believed
     config = run / "config.yaml"
     if not config.is_file():
-        raise ValueError(f"run={run} is not an output folder: it has no config.yaml")
+        raise ValueError(f"run={run} is not an output folder: it has no config.yaml{zoo.instead(run)}")
     try:
         cfg = OmegaConf.load(config)
         OmegaConf.resolve(cfg)
@@ -140,10 +154,10 @@ def load(run: Path, session: int = 0, name: str = "latest", record: Path | None 
     assert isinstance(cfg, DictConfig)
     env_id, make, agent_config = parts
     targets.check(cfg)
-    found = checkpoint.load(run, name)
-    stores = found.stores()
-    if not 0 <= session < len(stores):
-        raise ValueError(f"session={session} has no network of its own; the run has {len(stores)}, numbered from 0")
+    if weights is None:
+        weights = weights_of(checkpoint.load(run, name), session)
+    elif name not in ("latest", weights.checkpoint) or session:
+        raise ValueError(f"run={run} has the weights of one checkpoint and session; leave out checkpoint and session")
     with ExitStack() as stack:
         try:
             envs = instantiate(make, _convert_="all")(num_envs=1, **({} if record is None else {"record": record}))
@@ -157,13 +171,31 @@ def load(run: Path, session: int = 0, name: str = "latest", record: Path | None 
                 f"run={run} has a config that this version of asynclab does not understand"
                 f" ({error.__cause__ or error}); evaluate it with the revision in its run.json"
             ) from error
-        theta = stores[session]["theta"]
-        if theta.shape != (flat.size(agent.nets),):
-            raise ValueError(f"run={run} has a checkpoint of {theta.numel():,} weights, its config another network")
-        equip(agent, envs, theta, stores[session]["moments"])
+        shapes, expected = (
+            [text.partition(" ")[2] for text in layout] for layout in (weights.layout, flat.signature(agent.nets))
+        )
+        if shapes != expected or weights.theta.shape != (flat.size(agent.nets),):
+            raise ValueError(f"run={run} has weights of other shapes than the network in its config")
+        sizes = {name: slots.shape[1] for name, slots in weights.moments.items()}
+        if sizes != {name: 1 + 2 * size for name, size in envs.moments.items()}:
+            raise ValueError(f"run={run} normalises observations by moments of other shapes than those in its config")
+        equip(agent, envs, weights.theta, weights.moments)
         agent.start(1, session)
         stack.pop_all()
-    return Player(agent, envs, env_id, found.path.name, found.manifest["frames"], session)
+    return Player(agent, envs, env_id, weights.checkpoint, weights.frames, session)
+
+
+def weights_of(found: checkpoint.Checkpoint, session: int) -> zoo.Weights:
+    """Return what a session of a checkpoint plays with.
+
+    Raises:
+        ValueError: The session has no network of its own.
+    """
+    stores = found.stores()
+    if not 0 <= session < len(stores):
+        raise ValueError(f"session={session} has no network of its own; the run has {len(stores)}, numbered from 0")
+    theta, moments = stores[session]["theta"], stores[session]["moments"]
+    return zoo.Weights(theta, moments, found.trial()["layout"], found.path.name, found.manifest["frames"])
 
 
 def equip(agent: Agent, envs: Envs, theta: Tensor, moments: Mapping[str, Tensor]) -> None:

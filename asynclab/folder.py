@@ -1,7 +1,9 @@
 """The output folder of a run, the lock that keeps two runs from writing one, and files that are whole or not there."""
 
+import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,3 +75,22 @@ def whole(path: Path) -> Iterator[Path]:
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder to be filled; it gets its name when it is complete, and is removed if that fails.
+
+    Raises:
+        OSError: It cannot be made, or something has its name already.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, "it exists", str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    new.mkdir()
+    try:
+        yield new
+        new.rename(path)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)

@@ -156,7 +156,7 @@ def draw_sessions(run: Run, x: str, title: str) -> tuple[Any, list[str]]:
     Raises:
         ValueError: No session has an episode.
     """
-    sessions = run.curves.sessions
+    sessions, every = run.curves.sessions, run.curves.every
     known = {rank: curve for rank, curve in sessions.items() if len(curve.returns)}
     if not known:
         raise ValueError("its metrics have no episodes of single sessions (of another version of asynclab?)")
@@ -178,9 +178,9 @@ def draw_sessions(run: Run, x: str, title: str) -> tuple[Any, list[str]]:
         some = np.unique(np.linspace(0, len(xs) - 1, DOTS).astype(int))
         axes.plot(
             xs[some], returns[some], ".", color="#56B4E9", markersize=2.5, alpha=0.5, rasterized=True,
-            label="return of an episode",
+            label="return of an episode" if every == 1 else f"mean return of {every} episodes",
         )  # fmt: skip
-        average = moving_average(returns)
+        average = moving_average(returns, WINDOW // every)
         axes.plot(xs[some], average[some], "-", color="#0072B2", label=f"moving average over {WINDOW} episodes")
         if mean is not None:
             axes.plot(*mean, "--", color="#000000", linewidth=0.9, label="mean of all sessions")

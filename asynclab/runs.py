@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from asynclab import curves
+from asynclab import curves, zoo
 from asynclab.curves import Curve, Curves
 from asynclab.folder import FAILURE, is_locked
 from asynclab.resume import CHANGEABLE, key_of, settings
@@ -106,7 +106,7 @@ def find(folder: Path) -> list[Path]:
         ValueError: The folder does not exist, or there is no run in it.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder")
+        raise ValueError(f"{folder} is not a folder{zoo.instead(folder)}")
     found = list(_walk(folder))
     if not found:
         raise ValueError(f"{folder} has no run in it")

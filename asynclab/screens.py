@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parent.parent
 STYLES = {"finished": "bold green", "interrupted": "bold yellow", "failed": "bold red"}
-FILES = ("curve.png", "sessions.png", "report.html", "summary.json", f"{FOLDER}/latest", f"{FOLDER}/best")
+PICTURE = "curve.png"
+FILES = ("sessions.png", "report.html", "summary.json", f"{FOLDER}/latest", f"{FOLDER}/best")
 
 
 def first(trial: Trial, cfg: Any, choices: Mapping[str, str]) -> None:
@@ -58,11 +59,12 @@ def first(trial: Trial, cfg: Any, choices: Mapping[str, str]) -> None:
     _row("to stop", "Ctrl-C saves a checkpoint and ends")
 
 
-def last(run: Path) -> None:
+def last(run: Path, budget: int) -> None:
     """Say what came of a run and where it is; nothing if the run has not come as far as to write its summary.
 
     Args:
         run: Output folder.
+        budget: ``env.max_frame``.
     """
     try:
         summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
@@ -90,11 +92,15 @@ def last(run: Path) -> None:
     _row("sessions", f"{len(summary['session_frames'])}, {count(summary['restarts'], 'restart')}{old}")
     _row("output", short(run), whole=True)
     _row("", ", ".join(name for name in FILES if (run / name).exists()))
+    if (run / PICTURE).exists():
+        _row("picture", short(run / PICTURE), whole=True)
     _row("TensorBoard", tensorboard(run), whole=True)
     if (run / FOLDER / "latest").exists():
-        _row("to evaluate", f"{_command('evaluate')} {override('run', run)}", whole=True)
-        if status != "finished":
-            _row("to go on", f"{_command('train')} {override('resume', run)}", whole=True)
+        evaluate = f"{_command('evaluate')} {override('run', run)}"
+        _row("to evaluate", evaluate, whole=True)
+        _row("to watch it", f"{evaluate} episodes=1 video=true", whole=True)
+        more = f" env.max_frame={2 * budget:_}" * (status == "finished")
+        _row("to go on", f"{_command('train')} {override('resume', run)}{more}", whole=True)
 
 
 def _row(label: str, text: str, whole: bool = False) -> None:

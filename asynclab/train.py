@@ -47,7 +47,7 @@ def train(cfg: DictConfig) -> float:
             if plan.cfg.plot:
                 plots.write_at_end(run)
                 report.write_at_end(run)
-            screens.last(run)
+            screens.last(run, plan.cfg.env.max_frame)
     except (ValueError, OSError, SessionError, TrialError) as error:
         raise CompactHydraException(str(error)) from error
     finally:

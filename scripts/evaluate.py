@@ -18,17 +18,20 @@ def main(cfg: DictConfig) -> float:
     """Evaluate one run and return the mean return."""
     from hydra.errors import CompactHydraException
 
-    from asynclab import check
+    from asynclab import check, zoo
     from asynclab.evaluation import evaluate
 
     if OmegaConf.is_missing(cfg, "run"):
         raise CompactHydraException("run is missing: set run=<output folder>, such as run=outputs/a3c_pong_synced/...")
-    out = Path(str(cfg.out))
+    run = Path(str(cfg.run))
+    out = zoo.results(run) if cfg.out is None else Path(str(cfg.out))
+    if zoo.is_agent(out):
+        raise CompactHydraException(f"out={out} is a zoo's agent, which stays as it is; set out to another folder")
     try:
         video, as_json = (check.flag(key, cfg[key]) for key in ("video", "json"))
         deterministic = None if cfg.deterministic is None else check.flag("deterministic", cfg.deterministic)
         played = evaluate(
-            Path(str(cfg.run)), cfg.episodes, deterministic, check.whole("session", cfg.session), cfg.seed,
+            run, cfg.episodes, deterministic, check.whole("session", cfg.session), cfg.seed,
             str(cfg.checkpoint), out / "evaluations", out / "videos" if video else None,
         )  # fmt: skip
     except KeyboardInterrupt:
@@ -41,15 +44,7 @@ def main(cfg: DictConfig) -> float:
     if as_json:
         print(json.dumps(played.as_json(), indent=2))
         return numbers["mean_return"]
-    episodes = len(played.returns)
-    text = f"return {numbers['mean_return']:.2f}"
-    if episodes > 1:
-        low, high = numbers["interval_95"]
-        text += (
-            f" +- {numbers['std_return']:.2f} over {episodes} episodes (mean between {low:.2f} and {high:.2f} with 95%)"
-        )
-    actions = "best" if played.deterministic else "sampled"
-    print(f"{text} of {cfg.run}, checkpoint {played.checkpoint} at {played.frames:,} frames, {actions} actions")
+    print(played.sentence())
     for path in (*played.videos, played.file):
         print(f"wrote {path}")
     return numbers["mean_return"]

@@ -262,9 +262,9 @@ def test_programs_of_another_environment_than_the_shells_are_named_by_their_path
 
 def test_a_run_without_a_summary_has_no_last_screen(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    screens.last(tmp_path)
+    screens.last(tmp_path, 2_000)
     (tmp_path / "summary.json").write_text('{"status": "fini')
-    screens.last(tmp_path)
+    screens.last(tmp_path, 2_000)
     assert caplog.text == ""
 
 
@@ -367,7 +367,9 @@ def test_a_narrow_and_low_terminal_without_colours(tmp_path):
     )
     assert code == 0
     assert not re.search(r"\x1b\[[\d;]*\b(3\d|4\d|9\d|10\d)[\d;]*m", written)
-    found = [line for line in re.split(r"[\r\n]+|\x1b\[1A", written) if not re.search(r"logdir|scripts/", line)]
+    found = [
+        line for line in re.split(r"[\r\n]+|\x1b\[1A", written) if not re.search(r"logdir|scripts/|train\.py", line)
+    ]
     assert max(len(CODES.sub("", line)) for line in found) <= 40
     shown = screen(written, 40)
     assert [line.startswith("session  ") for line in shown].count(True) == 1
@@ -388,10 +390,13 @@ def test_without_a_terminal_the_screens_are_plain_and_their_commands_work(train,
     assert lines[1] == "  sessions     1 with 8 environments and 1 thread, on cpu"
     assert lines.count("  output       my runs/lr=0.1") == 2
     assert "               summary.json, checkpoints/latest, checkpoints/best" in lines
-    (command,) = (line.split(maxsplit=2)[2] for line in lines if line.startswith("  to evaluate "))
+    evaluate, watch, go_on = (line[15:] for line in lines[-3:])
+    assert [line[:15] for line in lines[-3:]] == ["  to evaluate  ", "  to watch it  ", "  to go on     "]
+    assert watch == f"{evaluate} episodes=1 video=true"
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     played = subprocess.run(
-        ["bash", "-c", f"{command} episodes=2"], cwd=tmp_path, env=os.environ | {"PATH": path},
+        ["bash", "-c", f"{evaluate} episodes=2 && {go_on}"], cwd=tmp_path, env=os.environ | {"PATH": path},
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert re.search(r"return [\d.]+ \+- .* over 2 episodes", played.stdout), played.stderr
+    assert re.search(r"^frames 8,000/8,000 ", played.stdout, re.MULTILINE), played.stderr

@@ -59,6 +59,7 @@ SHORT = [
     (r"train\.py -m .*study_cartpole", "env.max_frame=4_000 seed=0 arm=a3c_2,ppo"),
     (r"benchmark\.py", "'sessions=[1]' repeats=1 seconds=0.5"),
     (r"doctor\.py", "frames=200"),
+    (r"export\.py", "episodes=1"),
 ]
 
 
@@ -73,6 +74,8 @@ def short(command):
     """Return a command with settings behind it that make it short."""
     if command == "make train":
         command = "make train ARGS='algo=a3c env=pong'"
+    if command.startswith("make play"):
+        return command.replace("make", "make -o .venv/.ready", 1)
     settings = "".join(f" {more}" for pattern, more in SHORT if re.search(pattern, command))
     if found := re.fullmatch(r"make train ARGS=(.)(.*)\1", command):
         return f"make -o .venv/.ready train ARGS={found[1]}{found[2]}{settings}{found[1]}"

@@ -38,6 +38,8 @@ LAYERS = [
         "trial",
         "evaluation",
         "evaluator",
+        "export",
+        "film",
         "curves",
         "estimates",
         "jobs",
@@ -60,6 +62,7 @@ LAYERS = [
         "sweeps",
         "tensorboard",
         "tuning",
+        "zoo",
     },
     {"train", "scripts"},
 ]

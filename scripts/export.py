@@ -1,0 +1,42 @@
+"""Make a folder of a finished run that is worth keeping, such as those in zoo/: weights, curve, worth, origin.
+
+Example: ``python scripts/export.py run=outputs/a3c_pong_synced/2026-11-22_12-00-00 out=zoo/a3c_pong``
+"""
+
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from asynclab.command import user_errors
+from asynclab.config import CONF
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="export")
+def main(cfg: DictConfig) -> None:
+    """Export one run, and say what the agent is worth."""
+    from hydra.errors import CompactHydraException
+
+    from asynclab import check
+    from asynclab.export import export
+
+    for key, example in (("run", "<output folder>"), ("out", "zoo/<name>")):
+        if OmegaConf.is_missing(cfg, key):
+            raise CompactHydraException(f"{key} is missing: set {key}={example}")
+    out = Path(str(cfg.out))
+    try:
+        with user_errors():
+            played = export(
+                Path(str(cfg.run)), out, str(cfg.checkpoint), check.whole("session", cfg.session), cfg.episodes,
+                cfg.least,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        sys.exit("interrupted: nothing is written")
+    size = sum(path.stat().st_size for path in out.iterdir())
+    print(played.sentence())
+    print(f"wrote {out} ({size / 1e6:.2f} MB)")
+
+
+if __name__ == "__main__":
+    main()

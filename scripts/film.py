@@ -1,0 +1,34 @@
+"""Make a short film for a page, a GIF, of episodes that scripts/evaluate.py has recorded.
+
+Example: ``python scripts/film.py videos=[outputs/zoo/a3c_cartpole/videos/....mp4] out=film.gif``
+"""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from asynclab.command import texts, user_errors
+from asynclab.config import CONF
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="film")
+def main(cfg: DictConfig) -> None:
+    """Write one film."""
+    from hydra.errors import CompactHydraException
+
+    from asynclab import film
+
+    videos = None if OmegaConf.is_missing(cfg, "videos") else texts(cfg, "videos")
+    if not videos:
+        raise CompactHydraException("videos is missing: set videos=[<file>,...]")
+    out = Path(str(cfg.out))
+    with user_errors("video"):
+        height = film.make(
+            [Path(video) for video in videos], out, cfg.seconds, cfg.start, cfg.fps, cfg.height, cfg.megabytes
+        )
+    print(f"wrote {out} ({height} pixels high, {out.stat().st_size / 1e6:.2f} MB)")
+
+
+if __name__ == "__main__":
+    main()
