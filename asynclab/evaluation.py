@@ -140,7 +140,7 @@ def load(run: Path, session: int = 0, name: str = "latest", record: Path | None 
     assert isinstance(cfg, DictConfig)
     env_id, make, agent_config = parts
     targets.check(cfg)
-    found = checkpoint.load(run, name)
+    found = checkpoint.load(run, name, memories=False)
     stores = found.stores()
     if not 0 <= session < len(stores):
         raise ValueError(f"session={session} has no network of its own; the run has {len(stores)}, numbered from 0")
