@@ -2,7 +2,8 @@
 
 ``checkpoints/000007/`` has ``manifest.json`` (format, frames, and size and sha256 of every other file), ``stores.pt``
 (weights, optimizers and counters), ``trial.json`` (config, layout of the weights, state of the logs) and, for every
-session that was alive, ``session_NN.pt`` and ``session_NN.npz``.  ``latest`` and ``best`` are links.
+session that was alive, ``session_NN.pt`` and its memory: ``session_NN.npz``, and of a replay ``session_NN_SSSSSS.npz``
+for every segment, which the checkpoints share (segments.py).  ``latest`` and ``best`` are links.
 """
 
 import json
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 FORMAT = 3
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
+MEMORY = ".npz"  # how files of memories end
+WITH_MEMORIES = 2  # of the latest checkpoints, at most: older ones have other rows of a replay, which take room
 
 
 class Checkpoint(NamedTuple):
@@ -50,13 +53,14 @@ def exists(run: Path) -> bool:
     return bool(_candidates(run))
 
 
-def load(run: Path, name: str = "latest") -> Checkpoint:
+def load(run: Path, name: str = "latest", memories: bool = True) -> Checkpoint:
     """Return a run's checkpoint after a check of every byte; nothing in it is executed.
 
     Args:
         run: Output folder.
         name: ``latest``, ``best``, or a checkpoint's number.  If the latest one is damaged, the one before it is
             returned, with a warning.
+        memories: Whether the sessions' memories are needed, and to be checked.
 
     Raises:
         ValueError: There is no such checkpoint, it is damaged, or it is of another format.
@@ -65,14 +69,14 @@ def load(run: Path, name: str = "latest") -> Checkpoint:
         path = run / FOLDER / (f"{int(name):06d}" if name.isdecimal() else name)
         if not path.is_dir():
             raise ValueError(f"{path} does not exist; use latest{_others(run)}")
-        return _open(path.resolve())
+        return _open(path.resolve(), memories)
     candidates = _candidates(run)
     if not candidates:
         raise ValueError(f"run={run} has no checkpoint in {run / FOLDER}")
     damage: list[str] = []
     for path in candidates:
         try:
-            found = _open(path)
+            found = _open(path, memories)
         except ValueError as error:
             damage.append(str(error))
             continue
@@ -87,7 +91,7 @@ class Checkpoints:
 
     Args:
         run: Output folder.
-        keep: How many of the latest ones are kept, besides the best.
+        keep: How many of the latest ones are kept, besides the best; the last two of them with the sessions' memories.
     """
 
     def __init__(self, run: Path, keep: int) -> None:
@@ -100,14 +104,23 @@ class Checkpoints:
         """Return how many are to come before the first one is removed."""
         return max(0, self.keep - len(_candidates(self.run)))
 
+    @property
+    def missing_memories(self) -> int:
+        """Return how many times over the sessions' memories may come to take room, beside those that are there."""
+        return 1 + max(0, min(self.keep, WITH_MEMORIES) - len(_candidates(self.run)))
+
     def clean(self, until: float = math.inf) -> None:
-        """Remove what was collected for checkpoints that have not come about.
+        """Remove what was collected for checkpoints that have not come about, and at an end what sessions went on with.
 
         Args:
-            until: Number of a snapshot; the sessions may be collecting the next one already.
+            until: Number of a snapshot; the sessions may be collecting the next one already.  Infinite if there are no
+                sessions.
         """
         for path in self.folder.glob(f"{snapshot.PARTIAL}*"):
             if int(path.name.removeprefix(snapshot.PARTIAL)) <= until:
+                shutil.rmtree(path, ignore_errors=True)
+        if until == math.inf:
+            for path in self.folder.glob(f"{snapshot.OWN}*"):
                 shutil.rmtree(path, ignore_errors=True)
 
     def set_aside(self, found: Checkpoint) -> None:
@@ -174,8 +187,7 @@ class Checkpoints:
             "config_sha256": _digest(trial["config"]),
             "files": {name: file._asdict() for name, file in sorted(all_files.items())},
         }
-        signed = json.dumps(manifest | {"sha256": _digest(manifest)}, indent=2).encode()
-        snapshot.write(partial / MANIFEST, lambda file: file.write(signed))
+        snapshot.write(partial / MANIFEST, lambda file: file.write(_signed(manifest)))
         snapshot.sync_folder(partial)
         last = _candidates(self.run)
         path = self.folder / f"{int(last[0].name) + 1 if last else 0:06d}"
@@ -191,13 +203,38 @@ class Checkpoints:
 
     def _prune(self) -> None:
         best, candidates = self.folder / "best", _candidates(self.run)
-        kept = {best.readlink().name} if best.is_symlink() else set()
-        kept |= {path.name for path in [p for p in candidates if _is_complete(p)][:1]}
-        for path in candidates[self.keep :]:
+        complete = [path for path in candidates if _is_complete(path)][:1]
+        kept = {path.name for path in [*candidates[: self.keep], *complete]}
+        with_memories = [*candidates[: min(self.keep, WITH_MEMORIES)], *complete]
+        if best.is_symlink():
+            kept.add(best.readlink().name)
+        for path in candidates:
             if path.name not in kept:
                 # first the manifest, so that a half removed one is never taken for a checkpoint
                 (path / MANIFEST).unlink(missing_ok=True)
                 shutil.rmtree(path, ignore_errors=True)
+            elif path not in with_memories:
+                _forget_memories(path)
+
+
+def _forget_memories(path: Path) -> None:
+    """Remove the sessions' memories from a checkpoint; a damaged one stays as it is."""
+    try:
+        manifest = _manifest(path)
+    except ValueError:
+        return
+    memories = {name for name in manifest["files"] if name.endswith(MEMORY)}
+    if memories:
+        manifest["files"] = {name: file for name, file in manifest["files"].items() if name not in memories}
+        new = path / f".{MANIFEST}"
+        snapshot.write(new, lambda file: file.write(_signed(manifest)))
+        new.replace(path / MANIFEST)
+    for name in memories:
+        (path / name).unlink(missing_ok=True)
+
+
+def _signed(manifest: Mapping[str, Any]) -> bytes:
+    return json.dumps({**manifest, "sha256": _digest(manifest)}, indent=2).encode()
 
 
 def _candidates(run: Path) -> list[Path]:
@@ -221,11 +258,11 @@ def _digest(content: Any) -> str:
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _open(path: Path) -> Checkpoint:
-    """Return a checkpoint if all of it is as it was written."""
+def _manifest(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint's manifest says, if it is as it was written."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        form, files = manifest["format"], manifest["files"]
+        form, _ = manifest["format"], manifest["files"]
         whole = manifest.pop("sha256", None) == _digest(manifest)
     except FileNotFoundError:
         raise ValueError(f"{path / MANIFEST} is missing") from None
@@ -235,9 +272,18 @@ def _open(path: Path) -> Checkpoint:
         raise ValueError(f"{path} has format {form}, and this version of asynclab reads {FORMAT}")
     if not whole:
         raise ValueError(f"{path / MANIFEST} is damaged")
+    return manifest
+
+
+def _open(path: Path, memories: bool) -> Checkpoint:
+    """Return a checkpoint if all of it is as it was written, or all but the memories, if they are not needed."""
+    manifest = _manifest(path)
+    files = manifest["files"]
     for name, expected in files.items():
         if Path(name).name != name:
             raise ValueError(f"{path / MANIFEST} names {name}, which is not a file beside it")
+        if name.endswith(MEMORY) and not memories:
+            continue
         try:
             found = snapshot.describe(path / name)
         except OSError as error:

@@ -76,7 +76,7 @@ class Config:
     log_every: float = 10.0  # seconds between two progress lines
     checkpoint_every: float = 300.0  # seconds between two checkpoints
     checkpoint_keep: int = 3  # how many of the latest checkpoints are kept, besides the best
-    checkpoint_memory: float = 2.0  # GB; checkpoints have the sessions' memories if these are smaller together
+    checkpoint_memory: float | None = None  # GB; checkpoints have the sessions' memories if these are smaller together
     max_dropped: int = 100  # updates in a row whose gradient is not finite before the run ends
     eval: EvalConfig = field(default_factory=EvalConfig)
     resume: str | None = None  # output folder of a run to go on with, or auto

@@ -155,7 +155,7 @@ def load(run: Path, session: int = 0, name: str = "latest", record: Path | None 
     env_id, make, agent_config = parts
     targets.check(cfg)
     if weights is None:
-        weights = weights_of(checkpoint.load(run, name), session)
+        weights = weights_of(checkpoint.load(run, name, memories=False), session)
     elif name not in ("latest", weights.checkpoint) or session:
         raise ValueError(f"run={run} has the weights of one checkpoint and session; leave out checkpoint and session")
     with ExitStack() as stack:

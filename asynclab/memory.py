@@ -21,6 +21,8 @@ from torch import Tensor
 from asynclab import check, layout
 from asynclab.envs import Envs, Step
 
+SEGMENTS = 64  # in which a full replay is saved
+
 
 class RolloutBatch(NamedTuple):
     """T consecutive steps of B environments.
@@ -92,11 +94,18 @@ class Memory(Protocol):
     def is_between_batches(self) -> bool:
         """Return whether the next step is the first one of a batch."""
 
-    def refill(self) -> None:
-        """Begin with nothing in a run that is past its warm-up: batches wait for a warm-up of this memory's own."""
+    def refill(self, frames: int) -> int:
+        """Let batches wait, as what was remembered is lost, until there is enough again to learn from.
+
+        Args:
+            frames: That the session had stepped.
+
+        Returns:
+            How many transitions that takes.
+        """
 
     def state_dict(self) -> dict[str, NDArray]:
-        """Return what it holds, as arrays that are valid until the next ``add``."""
+        """Return what it holds, as arrays that are valid until the next ``add``; of a replay, all but the segments."""
 
     def load_state_dict(self, state: Mapping[str, NDArray]) -> None:
         """Take over such a state, of a memory of the same size."""
@@ -170,8 +179,9 @@ class Rollout:
         """Return whether the next step is the first one of a rollout."""
         return self._t in (0, self.horizon)
 
-    def refill(self) -> None:
-        """Do nothing: a rollout is used only when complete."""
+    def refill(self, frames: int) -> int:
+        """Return 0: a rollout is used only when complete."""
+        return 0
 
     def state_dict(self) -> dict[str, NDArray]:
         """Return the steps so far."""
@@ -272,8 +282,9 @@ class Replay:
         self._turn = 0  # the environment whose newest transition the next batch has
         self._rng = np.random.default_rng(seed)
         self._rows = capacity // num_envs
+        self._segment = -(-self._rows // SEGMENTS)  # rows
         self._head = 0  # row of the observation that is acted on next; it has no transition yet
-        self._full = False
+        self._laps = 0  # how often it was filled
         self._least = 0  # transitions that it must hold before the first batch
         self._envs: Envs | None = None  # that normalise or scale
         shape = (self._rows + 1, num_envs)
@@ -299,7 +310,7 @@ class Replay:
 
     def __len__(self) -> int:
         """Return the number of transitions held."""
-        return (self._rows if self._full else self._head) * self._num_envs
+        return (self._rows if self._laps else self._head) * self._num_envs
 
     def attach(self, envs: Envs) -> None:
         """Keep what these environments give as it is, and normalise and scale what is sampled, by their moments then.
@@ -314,7 +325,7 @@ class Replay:
 
     def cut(self, obs: NDArray) -> None:
         """Take the first observations [B, ...] of new episodes; those before were truncated where they were."""
-        if self._full or self._head:
+        if self._laps or self._head:
             row = (self._head - 1) % (self._rows + 1)
             for b in np.flatnonzero(~(self._terminated[row] | self._truncated[row])):
                 self._final[row, int(b)] = self._obs[self._head, b].copy()
@@ -325,31 +336,77 @@ class Replay:
         """Return False: batches are drawn from all that is held."""
         return False
 
-    def refill(self) -> None:
-        """Begin with nothing in a run that is past its warm-up: no batch before this memory itself holds ``start``."""
-        self._least = min(self.start, self._rows * self._num_envs)
+    def refill(self, frames: int) -> int:
+        """Let batches wait until this memory holds ``start`` transitions, or a tenth of what it held if that is more.
+
+        Weights that have learned from many would soon be bent to the first few, which are much alike.
+
+        Args:
+            frames: That the session had stepped.
+
+        Returns:
+            How many transitions it waits for.
+        """
+        held = min(frames, self._rows * self._num_envs)
+        self._least = min(held, max(self.start, held // 10))
+        return self._least
+
+    def _held(self) -> range:
+        """Return the numbers of the rows that have transitions, counted from the first one ever."""
+        end = self._laps * (self._rows + 1) + self._head
+        return range(end - len(self) // self._num_envs, end)
+
+    def segments(self) -> range:
+        """Return the numbers of the segments that it holds rows of.  All but the last one are complete."""
+        held = self._held()
+        return range(held.start // self._segment, -(-held.stop // self._segment))
+
+    def segment(self, number: int) -> dict[str, NDArray]:
+        """Return the rows that it holds of a segment."""
+        held = self._held()
+        rows = range(max(held.start, number * self._segment), min(held.stop, (number + 1) * self._segment))
+        at = np.array(rows) % (self._rows + 1)
+        final = {(rows[t], int(b)): self._final[int(at[t]), int(b)] for t, b in np.argwhere(self._truncated[at])}
+        arrays = {name: getattr(self, f"_{name}")[at] for name in _COLUMNS}
+        return arrays | {"first": np.array(rows.start)} | _pack(final, self._obs)
+
+    def load_segment(self, state: Mapping[str, NDArray]) -> None:
+        """Take over those rows of a segment that the rest of the state says are held."""
+        held, first = self._held(), int(state["first"])
+        rows = np.arange(first, first + len(state["reward"]))
+        mine = (rows >= held.start) & (rows < held.stop)
+        for name in _COLUMNS:
+            getattr(self, f"_{name}")[rows[mine] % (self._rows + 1)] = state[name][mine]
+        final = _unpack(state)
+        self._final |= {(row % (self._rows + 1), b): obs for (row, b), obs in final.items() if row in held}
 
     def state_dict(self) -> dict[str, NDArray]:
-        """Return the rows that are filled, and the state of the sampling."""
-        rows = slice(None) if self._full else slice(self._head + 1)
-        arrays = {name: getattr(self, f"_{name}")[rows] for name in _COLUMNS}
+        """Return all but the segments: the observations that are acted on next, and the state of the sampling."""
         numbers = {name: getattr(self, f"_{name}") for name in _NUMBERS}
-        text = json.dumps({"rng": self._rng.bit_generator.state, "numbers": numbers, "raw": True})
-        return arrays | {"json": np.array(text)} | _pack(self._final, self._obs)
+        text = json.dumps({"rng": self._rng.bit_generator.state, "numbers": numbers})
+        return {"next_obs": self._obs[self._head], "json": np.array(text)}
 
     def load_state_dict(self, state: Mapping[str, NDArray]) -> None:
-        """Take over such a state."""
+        """Take over such a state; its segments are to be loaded next.
+
+        Earlier versions had the rows in it, normalised if anything was; then this memory begins with nothing.
+        """
         content = json.loads(str(state["json"]))
-        if self._envs is not None and "raw" not in content:  # of a version that kept what it had normalised
-            self.reset(self._envs.raw)
-            self.refill()
-            return
-        for name in _COLUMNS:
-            getattr(self, f"_{name}")[: len(state[name])] = state[name]
+        numbers = content["numbers"]
+        if "reward" in state:
+            numbers["laps"] = int(numbers["full"])
+            if self._envs is not None:
+                self.reset(self._envs.raw)
+                self.refill((numbers["laps"] * self._rows + numbers["head"]) * self._num_envs)
+                return
+            for name in _COLUMNS:
+                getattr(self, f"_{name}")[: len(state[name])] = state[name]
+            self._final = _unpack(state)
         for name in _NUMBERS:
-            setattr(self, f"_{name}", content["numbers"][name])
+            setattr(self, f"_{name}", numbers[name])
         self._rng.bit_generator.state = content["rng"]
-        self._final = _unpack(state)
+        if "reward" not in state:
+            self._obs[self._head] = state["next_obs"]
 
     def add(self, action: NDArray, step: Step) -> None:
         """Take what acting on the last observations gave."""
@@ -364,7 +421,7 @@ class Replay:
         self._truncated[row] = step.truncated
         self._final.update({(row, b): obs for b, obs in given.final_obs.items()})
         self._obs[following] = given.obs
-        self._full |= following == 0
+        self._laps += following == 0
         self._head = following
         self._due += self._updates_per_step
 
@@ -380,7 +437,7 @@ class Replay:
     def sample(self) -> ReplayBatch:
         """Draw N transitions with replacement; if ``combined``, the last is the newest of each environment in turn."""
         rows, num_envs = self._rows + 1, self._num_envs
-        held = self._rows if self._full else self._head
+        held = self._rows if self._laps else self._head
         assert held > 0
         flat = self._rng.integers(held * num_envs, size=self.batch_size)
         # counted back from the head, which itself never is a transition
@@ -426,7 +483,7 @@ class Replay:
 
 
 _COLUMNS = ("obs", "action", "reward", "terminated", "truncated")
-_NUMBERS = ("head", "full", "due", "turn", "least")
+_NUMBERS = ("head", "laps", "due", "turn", "least")
 
 
 def _pack(final: Mapping[tuple[int, int], NDArray], obs: NDArray) -> dict[str, NDArray]:

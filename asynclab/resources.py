@@ -73,21 +73,28 @@ def check_descriptors(sessions: int, stores: int) -> None:
         )
 
 
-def check_disk(folder: Path, checkpoint: int, count: int) -> None:
+def available_disk(folder: Path) -> int:
+    """Return the bytes that can be written."""
+    return shutil.disk_usage(folder).free
+
+
+def check_disk(folder: Path, checkpoint: int, count: int, memories: int) -> None:
     """Refuse a folder in which the checkpoints do not fit.
 
     Args:
         folder: Of the run.
-        checkpoint: Bytes of one checkpoint.
+        checkpoint: Bytes of one checkpoint, without the sessions' memories.
         count: How many there will be beside those that are there, with the best and the one that is being written.
+        memories: Bytes that all checkpoints have of the sessions' memories.
     """
-    available = shutil.disk_usage(folder).free
-    needed = checkpoint * count
+    available = available_disk(folder)
+    needed = checkpoint * count + memories
     if needed > available:
+        more = f", and the sessions' memories {size(memories)}" * bool(memories)
         raise ValueError(
-            f"{count} checkpoints, with the best and one being written, need {size(needed)} ({size(checkpoint)} each)"
-            f" and {folder} has {size(available)}; free some, set hydra.run.dir to another disk, or lower"
-            " checkpoint_keep or checkpoint_memory"
+            f"{count} checkpoints, with the best and one being written, need {size(checkpoint * count)}"
+            f" ({size(checkpoint)} each){more}, and {folder} has {size(available)}; free some, set hydra.run.dir to"
+            " another disk, or lower checkpoint_keep or checkpoint_memory"
         )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shlex
 import shutil
 import sys
@@ -46,7 +47,7 @@ def first(trial: Trial, cfg: Any, choices: Mapping[str, str]) -> None:
     _row("network", f"{parameters}, {session.precision}, seed {session.seed}")
     _row("memory", "{} per session, {} in all, {} available".format(*map(resources.size, memories)))
     per = " per session" if len(stores) > 1 else " in all" * (sessions > 1)
-    left_out = "" if session.save_memory else "; without the memories, which exceed checkpoint_memory"
+    left_out = "" if session.save_memory else "; without the memories"
     every = duration(trial.checkpoint_every)
     _row("frames", f"{stores[0].max_frame:,}{per}, a checkpoint every {every}{left_out}")
     if trial.checkpoint is not None:
@@ -57,6 +58,28 @@ def first(trial: Trial, cfg: Any, choices: Mapping[str, str]) -> None:
     _row("output", short(trial.folder), whole=True)
     _row("TensorBoard", tensorboard(trial.folder), whole=True)
     _row("to stop", "Ctrl-C saves a checkpoint and ends")
+    _warn_of_lost_memories(trial)
+
+
+def _warn_of_lost_memories(trial: Trial) -> None:
+    """Say so if what the sessions remembered is lost, or will be, and must be collected anew."""
+    sessions, found = trial.mode.max_session, trial.checkpoint
+    if not trial.refill:
+        return
+    if found is not None and found.manifest["frames"]:
+        lost = [rank for rank in range(sessions) if f"session_{rank:02d}.npz" not in found.manifest["files"]]
+        if lost:
+            log.warning(
+                "%s has no memory of %s: each first collects a tenth of what it held, or algo.memory.start if that is"
+                " more, before it learns again", short(found.path), count(len(lost), "session"),
+            )  # fmt: skip
+    if not trial.session.save_memory:
+        memories, on_disk = sessions * trial.memory_bytes, resources.size(trial.memories_on_disk)
+        log.warning(
+            "checkpoints will lack the sessions' memories, %s in all: a session of a resumed run, or one that is"
+            " restarted, first collects up to %s transitions before it learns again. checkpoint_memory=%s keeps them,"
+            " in up to %s of disk", resources.size(memories), f"{trial.refill:,}", math.ceil(memories / 1e9), on_disk,
+        )  # fmt: skip
 
 
 def last(run: Path, budget: int) -> None:

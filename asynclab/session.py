@@ -19,6 +19,7 @@ from asynclab.envs import Envs
 from asynclab.learner import Learner
 from asynclab.memory import Memory
 from asynclab.profile import Profile
+from asynclab.segments import MemoryFiles
 
 Life = tuple[int, int]  # how often the trial has been resumed, and the session restarted since
 
@@ -110,54 +111,45 @@ class Parts(NamedTuple):
     obs: NDArray
     seeds: list[int]
 
-    def save(self, folder: Path, rank: int, with_memory: bool) -> dict[str, snapshot.File]:
+    def save(self, folder: Path, rank: int, memory_files: MemoryFiles | None) -> dict[str, snapshot.File]:
         """Write everything that theta and the counters do not hold; return the files by name."""
-        tensors, arrays = _files(rank)
+        name = f"session_{rank:02d}.pt"
         state = {
             "agent": self.learner.agent.state_dict(),
             "envs": self.envs.state_dict(),
             "optimizer": self.learner.store.own_state_dict(),
             **generators.state(self.learner.agent.device),
         }
-        files = {tensors: snapshot.write_tensors(folder / tensors, state)}
-        if with_memory:
-            files[arrays] = snapshot.write_arrays(folder / arrays, self.memory.state_dict())
-        return files
+        files = {name: snapshot.write_tensors(folder / name, state)}
+        return files | (memory_files.save(self.memory, folder) if memory_files else {})
 
-    def resume(self, start: Start, rank: int) -> "Parts":
+    def resume(self, start: Start, rank: int, memory_files: MemoryFiles) -> "Parts":
         """Return the parts as they were when saved, as far as the checkpoint has them.
 
         The environments go on where they were if they can, else with new episodes.  A memory that was not saved fills
         anew before it is used.
         """
         assert start.checkpoint is not None
-        tensors, arrays = _files(rank)
-        if tensors not in start.files:  # the session was not alive at that moment
-            self.memory.refill()
+        name, frames = f"session_{rank:02d}.pt", int(self.learner.store.frames[self.learner.slot])
+        if name not in start.files:  # the session was not alive at that moment
+            self.memory.refill(frames)
             return self
-        state = snapshot.read_tensors(start.checkpoint / tensors)
+        state = snapshot.read_tensors(start.checkpoint / name)
         self.learner.agent.load_state_dict(state["agent"])
         self.learner.store.load_own_state_dict(state["optimizer"])
         going_on = self.envs.retrace(state["envs"])
         obs = self.envs.reset(self.seeds) if going_on is None else going_on
         if going_on is None:
             self.learner.agent.on_step(torch.ones(self.envs.num_envs, dtype=torch.bool))
-        if arrays not in start.files:
+        if not memory_files.load(self.memory, start.checkpoint, start.files):
             self.memory.reset(obs)
-            self.memory.refill()
-        else:
-            self.memory.load_state_dict(snapshot.read_arrays(start.checkpoint / arrays))
-            if going_on is None:
-                self.memory.cut(obs)
+            self.memory.refill(frames)
+        elif going_on is None:
+            self.memory.cut(obs)
         if self.memory.is_between_batches():
             self.learner.agent.begin_batch()
         generators.restore(self.learner.agent.device, state)
         return self._replace(obs=obs)
-
-
-def _files(rank: int) -> tuple[str, str]:
-    """Return the names of a session's files: what is small, and its memory."""
-    return f"session_{rank:02d}.pt", f"session_{rank:02d}.npz"
 
 
 @dataclass(frozen=True)
@@ -234,14 +226,17 @@ class Session:
         profile = Profile(self.profile)
         restarts = control.restarts(rank)
         parts = self.set_up(rank, store, profile, (start.resumes, restarts))
+        frames = int(store.frames[slot])
+        memory_files = MemoryFiles(self.folder, rank)
         if restarts:
-            parts.memory.refill()
+            if memory_files.load(parts.memory):
+                parts.memory.cut(parts.obs)
+            parts.memory.refill(frames)
         elif start.checkpoint is not None:
-            parts = parts.resume(start, rank)
+            parts = parts.resume(start, rank, memory_files)
         envs, learner, memory, obs, _ = parts
         process = psutil.Process()
         episodes: list[Return] = []
-        frames = int(store.frames[slot])
         resting = False
         next_record = time.monotonic()  # the first step is reported at once: the session runs
 
@@ -270,7 +265,7 @@ class Session:
                 if (number := control.asked()) > handled:
                     yield record()
                     control.beat(rank, slow=True)
-                    yield self._save(rank, number, parts)
+                    yield self._save(rank, number, parts, memory_files if self.save_memory else None)
                     handled = number
                     _stand_still(control, rank, number)
                     if control.is_last(number):
@@ -303,9 +298,9 @@ class Session:
                 if time.monotonic() >= next_record:
                     yield record()
 
-    def _save(self, rank: int, number: int, parts: Parts) -> Saved:
+    def _save(self, rank: int, number: int, parts: Parts, memory_files: MemoryFiles | None) -> Saved:
         try:
-            return Saved(rank, number, parts.save(snapshot.partial(self.folder, number), rank, self.save_memory))
+            return Saved(rank, number, parts.save(snapshot.partial(self.folder, number), rank, memory_files))
         except OSError as error:
             return Saved(rank, number, None, str(error))
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -20,7 +21,7 @@ class File(NamedTuple):
     sha256: str
 
 
-PARTIAL = ".partial_"
+PARTIAL, OWN = ".partial_", ".session_"  # beside the checkpoints
 
 
 def partial(folder: Path, number: int) -> Path:
@@ -28,6 +29,11 @@ def partial(folder: Path, number: int) -> Path:
     path = folder / f"{PARTIAL}{number}"
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def own(folder: Path, rank: int) -> Path:
+    """Return the folder in which a session has what it goes on with if its process dies."""
+    return folder / f"{OWN}{rank:02d}"
 
 
 def write(path: Path, fill: Callable[[IO[bytes]], object]) -> File:
@@ -48,6 +54,17 @@ def describe(path: Path) -> File:
     """Return a file's size and checksum."""
     with path.open("rb") as file:
         return File(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def link(path: Path, other: Path) -> None:
+    """Let a whole file, which nobody writes to any more, have another name; where there are no links, copy it."""
+    try:
+        other.hardlink_to(path)
+    except FileExistsError:
+        raise
+    except OSError:
+        with path.open("rb") as content:
+            write(other, lambda file: shutil.copyfileobj(content, file))
 
 
 def sync_folder(path: Path) -> None:
@@ -81,6 +98,14 @@ def read_tensors(path: Path) -> Any:
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> File:
     """Write arrays of numbers or text."""
     return write(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
+
+
+def replace_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> File:
+    """Write arrays as a new file that takes another's name; what is linked to that one stays as it was."""
+    new = path.with_name(f".{path.name}")
+    file = write_arrays(new, arrays)
+    new.replace(path)
+    return file
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:

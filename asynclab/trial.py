@@ -34,6 +34,8 @@ from asynclab.text import override
 
 log = logging.getLogger(__name__)
 
+CHECKPOINT_MEMORY = 10.0  # GB, unless checkpoint_memory says something else
+
 
 class TrialError(RuntimeError):
     """A run could not go on; the message says why."""
@@ -60,7 +62,8 @@ class Trial:
         log_every: Seconds between two progress lines.
         checkpoint_every: Seconds between two checkpoints.
         checkpoint_keep: How many of the latest checkpoints are kept, besides the best.
-        checkpoint_memory: Checkpoints have the sessions' memories if these are at most so many GB together.
+        checkpoint_memory: Checkpoints have the sessions' memories if these are at most so many GB together; None for
+            ``CHECKPOINT_MEMORY``, if they also fit into half of the room that the disk has.
         profile: Measure where the sessions' time goes.
         folder: Output folder.
         schedule: Of evaluations.
@@ -88,7 +91,7 @@ class Trial:
         log_every: float,
         checkpoint_every: float,
         checkpoint_keep: int,
-        checkpoint_memory: float,
+        checkpoint_memory: float | None,
         profile: bool,
         folder: Path,
         schedule: Schedule,
@@ -131,14 +134,21 @@ class Trial:
             raise ValueError(
                 f"env.max_frame={max_frame} ends before every session has learned once; set it to {needed} or more"
             )
-        save_memory = memories <= 1e9 * check.number("checkpoint_memory", checkpoint_memory)
+        self.refill = memory.refill(max_frame // mode.writers)  # transitions that a lost memory collects, at most
+        self.memories_on_disk = memories * self.checkpoints.missing_memories
+        if checkpoint_memory is None:
+            save_memory = memories <= 1e9 * CHECKPOINT_MEMORY
+            save_memory &= 2 * self.memories_on_disk <= resources.available_disk(folder)
+        else:
+            save_memory = memories <= 1e9 * check.number("checkpoint_memory", checkpoint_memory)
         resources.check_descriptors(mode.max_session, mode.num_stores)
         probe = make_agent(envs.obs_space, envs.action_space)
         self._layout = flat.signature(probe.nets)
         self._own_way = probe.deterministic
         weights = 4 * flat.size(probe.nets) * mode.num_stores
         resources.check_shared_memory(5 * weights)  # theta, two moments, the probe, and a margin
-        resources.check_disk(folder, 3 * weights + memories * save_memory, self.checkpoints.missing + 2)
+        on_disk = self.memories_on_disk * save_memory
+        resources.check_disk(folder, 3 * weights, self.checkpoints.missing + 2, on_disk)
 
         def make_store(rank: int) -> Store:
             torch.manual_seed(Seeds(seed, rank).weights)

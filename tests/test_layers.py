@@ -30,7 +30,7 @@ LAYERS = [
     },
     {"nets", "distributions", "optim"},
     {"envs", "video", "memory", "agents", "distributed"},
-    {"learner", "session"},
+    {"learner", "segments", "session"},
     {
         "recorder",
         "checkpoint",

@@ -12,6 +12,7 @@ from asynclab.envs import Envs, make_envs
 from asynclab.memory import Rollout
 from asynclab.nets import LSTM
 from asynclab.profile import Profile
+from asynclab.segments import MemoryFiles
 from asynclab.session import Start
 
 
@@ -144,11 +145,12 @@ def test_a_resumed_session_remembers_the_episodes_that_go_on_and_no_others(
         obs = step.obs
         for batch in first.memory.batches(0):
             list(first.learner.learn(batch))
-    files = first.save(tmp_path, 0, with_memory)
+    files = first.save(tmp_path, 0, MemoryFiles(tmp_path, 0) if with_memory else None)
     if not going_on:
         monkeypatch.setattr(Envs, "retrace", lambda *_: None)
     parts = trial.session.set_up(0, trial.stores[0], Profile(False))
-    agent, before = parts.resume(Start(tmp_path, frozenset(files)), 0).learner.agent, first.learner.agent
+    parts = parts.resume(Start(tmp_path, frozenset(files)), 0, MemoryFiles(tmp_path, 0))
+    agent, before = parts.learner.agent, first.learner.agent
     assert before._state.abs().max() > 0 < before._first_state.abs().max()
     assert torch.equal(agent._state, before._state if going_on else torch.zeros_like(before._state))
     if steps == 13 and with_memory:  # in the middle of a rollout

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -131,15 +133,25 @@ def sampled(memory):
     return torch.cat([torch.cat([x.float().flatten() for x in batch]) for batch in batches])
 
 
-@pytest.mark.parametrize("steps", [1, 7, 10, 11, 12, 37])
-def test_replay_goes_on_from_its_state(steps):
-    replay = filled(steps)
+def reloaded(replay, **kwargs):
+    """Return another replay that has taken over all that this one holds."""
+    rest, segments = replay.state_dict(), [replay.segment(number) for number in replay.segments()]
+    other = filled(0, seed=5, **kwargs)
+    other.load_state_dict({name: array.copy() for name, array in rest.items()})
+    for segment in segments:
+        other.load_segment({name: array.copy() for name, array in segment.items()})
+    return other
+
+
+@pytest.mark.parametrize("capacity", [40, 4 * 100])  # in segments of one row or of two
+@pytest.mark.parametrize("steps", [1, 7, 10, 11, 12, 37, 250])
+def test_replay_goes_on_from_its_state(steps, capacity):
+    replay = filled(steps, capacity=capacity)
     replay._truncated[replay._head - 1, 2] = True
     replay._final[(replay._head - 1) % len(replay._reward), 2] = np.full(3, 99, np.float32)
-    state = {name: array.copy() for name, array in replay.state_dict().items()}
-    assert len(state["reward"]) == min(steps + 1, 11)  # no more than it holds
-    other = Replay(OBS, ACTION, NUM_ENVS, seed=5, capacity=40, batch_size=64)
-    other.load_state_dict(state)
+    rows = sum(len(replay.segment(number)["reward"]) for number in replay.segments())
+    assert rows == len(replay) / NUM_ENVS == min(steps, capacity / NUM_ENVS)  # no more than it holds
+    other = reloaded(replay, capacity=capacity)
     for memory in (replay, other):
         memory.add(np.full((NUM_ENVS, 2), steps, np.float32), step(steps))
     assert len(replay) == len(other)
@@ -185,9 +197,35 @@ def test_cut_episodes_keep_their_true_successors(make):
         torch.testing.assert_close(batch.final_obs, torch.from_numpy(step(1).obs))
 
 
+def test_a_replay_of_earlier_versions_goes_on_too():
+    """They had the ring in one file, as it lay in memory."""
+    for steps in (7, 37):
+        replay = filled(steps)
+        full, numbers = steps > 10, json.loads(str(replay.state_dict()["json"]))
+        numbers["numbers"] = {"head": steps % 11, "full": full, "due": 4.0 * steps, "turn": 0, "least": 0}
+        columns = ("obs", "action", "reward", "terminated", "truncated")
+        old = {name: getattr(replay, f"_{name}")[: 11 if full else steps + 1] for name in columns}
+        old |= {
+            "json": np.array(json.dumps(numbers)),
+            "final_place": np.zeros((0, 2), int),
+            "final_obs": np.zeros((0, 3)),
+        }
+        other = filled(0, seed=5)
+        other.load_state_dict(old)
+        assert len(other) == len(replay)
+        assert torch.equal(sampled(replay), sampled(reloaded(other)))
+
+
+@pytest.mark.parametrize(("frames", "needed"), [(0, 0), (12, 12), (100, 20), (300, 30), (400, 40), (10_000, 40)])
+def test_a_memory_that_is_lost_needs_a_tenth_of_what_it_held(frames, needed):
+    replay = filled(1, capacity=400, start=20)
+    assert replay.refill(frames) == needed
+    assert Rollout(OBS, ACTION, NUM_ENVS, horizon=4).refill(frames) == 0
+
+
 def test_a_memory_that_begins_again_collects_its_own_warm_up():
     replay = filled(1, start=20)
-    replay.refill()
+    replay.refill(1_000)
     due = []
     for t in range(1, 8):
         replay.add(np.zeros((NUM_ENVS, 2), np.float32), step(t))

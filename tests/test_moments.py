@@ -1,9 +1,12 @@
 """Running mean and variance over all sessions, and environments that use them."""
 
+import json
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from conftest import REPLAY
 from gymnasium.wrappers.vector import NormalizeObservation, NormalizeReward
 
 from asynclab.envs import make_envs
@@ -164,10 +167,13 @@ def test_a_rollout_hands_out_what_was_acted_on(make_trial):
 
 
 def test_a_replay_of_normalized_steps_is_filled_anew(make_trial):
-    """Versions before kept what they had normalised."""
-    parts, _, _ = trained_on(make_trial, "sac_normalized", 200)
-    state = {name: array.copy() for name, array in parts.memory.state_dict().items()}
-    for marked, count in ((True, 200), (False, 0)):
-        other = trained_on(make_trial, "sac_normalized", 0)[0].memory
-        other.load_state_dict(state if marked else state | {"json": np.array(str(state["json"]).replace("raw", "x"))})
-        assert len(other) == 2 * count
+    """Earlier versions kept what they had normalised, and rows and numbers in one file."""
+    envs = trained_on(make_trial, "sac_normalized", 3)[0].envs
+    numbers = {"head": 120, "full": False, "due": 0.0, "turn": 0, "least": 0}
+    old = {"json": np.array(json.dumps({"numbers": numbers})), "reward": np.zeros((121, 2), np.float32)}
+    other = REPLAY(envs.obs_space, envs.action_space, 2)
+    other.attach(envs)
+    other.load_state_dict(old)
+    assert len(other) == 0
+    assert np.array_equal(other._obs[0], envs.raw)
+    assert other._least == 100  # its warm-up

@@ -30,7 +30,7 @@ def finished(tmp_path_factory):
     """Return the folder of a finished run with several checkpoints; not to be changed."""
     run = Run(tmp_path_factory.mktemp("finished") / "run", *SMALL, "env.max_frame=60_000", "checkpoint_every=0.5")
     assert run.wait() == 0, run.text()
-    assert len(list((run.folder / "checkpoints").glob("0*"))) == 3
+    assert len(list((run.folder / "checkpoints").glob("0*"))) in (3, 4)  # the best may be another one
     return run.folder
 
 
@@ -209,6 +209,34 @@ def test_a_real_run_that_is_killed_ten_times_ends_with_all_its_frames(tmp_path):
     assert totals == sorted(totals)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1_200)
+def test_a_killed_run_goes_on_with_the_replay_of_its_last_checkpoint(tmp_path):
+    rng, folder = random.Random(2), tmp_path / "run"
+    command = ["algo=sac", "env=pendulum", "distributed=shared", "distributed.max_session=2", "log_every=0.2",
+               "algo.memory.capacity=2_000", "algo.memory.start=600", "algo.memory.batch_size=16",
+               "env.torso.hidden=[8]", "env.max_frame=10_000", "checkpoint_every=0.2", "resume=auto"]  # fmt: skip
+    for kill in range(4):
+        run = Run(folder, *command)
+        before = 0 if not kill else checkpoint.load(folder).manifest["frames"]
+        latest = folder / "checkpoints" / "latest" / "manifest.json"
+        run.until(lambda: latest.exists() and json.loads(latest.read_text())["frames"] > before + 1_500)  # noqa: B023
+        time.sleep(rng.uniform(0, 0.5))
+        run.process.kill()
+        run.wait()
+        found = checkpoint.load(folder)
+        frames = sum(int(n) for n in found.stores()[0]["frames"])
+        rows = [np.load(path)["reward"].shape[0] for path in found.path.glob("session_0?_*.npz")]
+        assert 4 * sum(rows) >= min(frames, 2 * 2_000 - 64)
+    run = Run(folder, *command)
+    assert run.wait(300) == 0, run.text()
+    summary = run.summary()
+    assert summary["frames"] == 10_000
+    assert "damaged" not in run.text()
+    assert "has no memory of" not in run.text()
+    assert summary["frames"] - summary["updates"] == pytest.approx(600, abs=50)  # one warm-up
+
+
 @contextmanager
 def small_disk(path, size):
     path.mkdir()
@@ -226,7 +254,7 @@ def test_a_disk_that_is_too_small_is_refused_before_any_process_starts(tmp_path)
         run = Run(disk / "run", *SMALL, "env.torso.hidden=[256,256]")
         assert run.wait() == 1
         assert re.search(
-            r"5 checkpoints, with the best and one being written, need .* MB \(.* each\) and .* has", run.text()
+            r"5 checkpoints, with the best and one being written, need .* MB \(.* each\), and .* has", run.text()
         )
         assert "Traceback" not in run.text()
         assert not run.lines("process")

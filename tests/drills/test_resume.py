@@ -36,9 +36,9 @@ def state(run):
     found = checkpoint.load(run.folder)
     (store,) = found.stores()
     session = snapshot.read_tensors(found.path / "session_00.pt")
-    arrays = snapshot.read_arrays(found.path / "session_00.npz")
     own = {name: session[name] for name in ("agent", "optimizer", "torch")}
-    return store, own, {name: a.tobytes() for name, a in arrays.items()}
+    arrays = {path.name: snapshot.read_arrays(path) for path in found.path.glob("session_00*.npz")}
+    return store, own, {(file, name): a.tobytes() for file, content in arrays.items() for name, a in content.items()}
 
 
 def assert_equal(a, b):
@@ -182,7 +182,7 @@ def test_sac_does_not_warm_up_again_and_keeps_replay_targets_and_temperature(tmp
     assert run.wait() == 0, run.text()
     before = run.summary()
     old = checkpoint.load(run.folder)
-    arrays = [snapshot.read_arrays(old.path / f"session_0{rank}.npz") for rank in (0, 1)]
+    arrays = [snapshot.read_arrays(old.path / f"session_0{rank}_000000.npz") for rank in (0, 1)]
     run = Run(run.folder, f"resume={run.folder}", "env.max_frame=6_000")
     assert run.wait() == 0, run.text()
     after = run.summary()
@@ -190,9 +190,9 @@ def test_sac_does_not_warm_up_again_and_keeps_replay_targets_and_temperature(tmp
     assert after["updates"] - before["updates"] == pytest.approx(2_000, abs=16)
     new = checkpoint.load(run.folder)
     for rank in (0, 1):
-        filled = snapshot.read_arrays(new.path / f"session_0{rank}.npz")
-        rows = len(arrays[rank]["reward"]) - 1
-        assert len(filled["reward"]) > rows + 1
+        filled = snapshot.read_arrays(new.path / f"session_0{rank}_000000.npz")
+        rows = len(arrays[rank]["reward"])
+        assert len(filled["reward"]) > rows
         assert (filled["reward"][:rows] == arrays[rank]["reward"][:rows]).all()
         targets = [snapshot.read_tensors(c.path / f"session_0{rank}.pt")["agent"]["targets"] for c in (old, new)]
         assert torch.nn.functional.cosine_similarity(*targets, dim=0) > 0.9
@@ -203,11 +203,19 @@ def test_without_its_replay_sac_collects_a_warm_up_first(tmp_path):
     settings = [*SAC, "distributed=shared", "distributed.max_session=2", "checkpoint_memory=0"]
     run = Run(tmp_path / "run", *settings, "env.max_frame=2_000")
     assert run.wait() == 0, run.text()
-    assert "without the memories, which exceed checkpoint_memory" in run.text()
+    lost = (
+        "checkpoints will lack the sessions' memories, 8.8 MB in all: a session of a resumed run, or one that is"
+        " restarted, first collects up to 400 transitions before it learns again. checkpoint_memory=1 keeps them"
+    )
+    assert lost in run.text().replace("\n", " ")
+    assert "has no memory of" not in run.text()
     before = run.summary()
     assert not list((run.folder / "checkpoints" / "latest").glob("*.npz"))
     run = Run(run.folder, f"resume={run.folder}", "env.max_frame=4_000")
     assert run.wait() == 0, run.text()
+    assert (
+        "has no memory of 2 sessions: each first collects a tenth of what it held, or algo.memory.start" in run.text()
+    )
     # each of the two first collects 400 transitions of its own
     assert run.summary()["updates"] - before["updates"] == pytest.approx(2_000 - 2 * 400, abs=40)
 

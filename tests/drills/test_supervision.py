@@ -1,5 +1,6 @@
 """Sessions that are killed, raise or hang."""
 
+import json
 import re
 import signal
 import time
@@ -66,6 +67,24 @@ def test_a_session_that_raises_before_its_first_step_is_not_tried_again(tmp_path
     assert re.search(r"session \d raised; the trial was stopped", run.text())
     assert "RuntimeError: the simulator is not installed" in run.text()
     assert (run.summary()["status"], run.summary()["restarts"]) == ("failed", 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("memory", "kept"), [("1", True), ("0", False)])
+def test_a_killed_session_goes_on_with_its_replay_or_waits_until_it_has_another(tmp_path, memory, kept):
+    settings = ["algo=sac", "env=pendulum", "distributed=shared", "distributed.max_session=2", "log_every=0.2",
+                "algo.memory.start=600", "algo.memory.batch_size=16", "env.torso.hidden=[8]"]  # fmt: skip
+    run = Run(tmp_path / "run", *settings, "env.max_frame=12_000", "checkpoint_every=1", f"checkpoint_memory={memory}")
+    victim, frames = run.until_running()[1], run.folder / "checkpoints" / "latest" / "manifest.json"
+    run.until(lambda: json.loads(frames.read_text())["frames"] > 4_000)
+    victim.kill()
+    assert run.wait() == 0, run.text()
+    summary = run.summary()
+    assert (summary["frames"], summary["restarts"]) == (12_000, 1)
+    waited = summary["frames"] - summary["updates"] - 600  # a frame that is learned from has one update
+    assert waited < 100 if kept else 550 < waited < 1_800
+    assert not list((run.folder / "checkpoints").glob(".*"))
+    assert any((run.folder / "checkpoints" / "latest").glob("session_0?_*.npz")) == kept
 
 
 @pytest.mark.slow
