@@ -30,7 +30,7 @@ class GlobalOptimizer(torch.optim.Optimizer):
     def before_step(self) -> None:
         """Add the gradient of the L2 penalty, to a copy of those of networks that have one.  The store calls it."""
         for group in self.param_groups:
-            if decay := group["decay"]:
+            if decay := group.get("decay", 0.0):
                 (p,) = group["params"]
                 p.grad = p.grad.clone()
                 for start, stop in group["matrices"]:
