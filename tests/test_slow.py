@@ -20,85 +20,36 @@ def best_return(run):
     return max(ret for ret in returns if ret is not None)
 
 
+SMALL_TASKS = {  # mean return of 30 episodes with the final weights, as docs/results.md has it
+    "a3c_cartpole": 475, "a2c_cartpole": 475, "ppo_cartpole": 475, "sac_cartpole": 475, "nstep_q_cartpole": 475,
+    "a3c_pendulum": -200, "ppo_pendulum": -200, "sac_pendulum": -200,
+    "ppo_lunarlander": 200, "sac_lunarlander": 200,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a3c_synced_solves_cartpole(train, tmp_path, seed):
-    command = ["algo=a3c", "env=cartpole", "distributed=synced", "distributed.max_session=4", f"seed={seed}"]
-    process = train(*command, "env.max_frame=2_000_000", "log_every=1", timeout=1_200)
+@pytest.mark.parametrize(("pair", "goal"), SMALL_TASKS.items())
+def test_plain_defaults_learn(train, tmp_path, pair, goal, seed):
+    process = train("+experiment=defaults", f"pair={pair}", f"seed={seed}", timeout=2_800)
+    assert process.returncode == 0, process.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["evaluation"]["mean_return"] >= goal
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_ppo_synced_solves_cartpole(train, tmp_path, seed):
+    command = ["algo=ppo", "env=cartpole", "distributed=synced", "distributed.max_session=2", f"seed={seed}"]
+    process = train(*command, "log_every=1", timeout=1_200)
     assert process.returncode == 0, process.stderr
     assert best_return(tmp_path / "run") >= 475
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_sac_shared_solves_pendulum(train, tmp_path, seed):
-    command = ["algo=sac", "env=pendulum", "distributed=shared", "distributed.max_session=2", f"seed={seed}"]
-    process = train(*command, "env.max_frame=80_000", "log_every=1", timeout=1_800)
-    assert process.returncode == 0, process.stderr
-    assert best_return(tmp_path / "run") >= -200
-
-
-CARTPOLE_PPO = ["algo=ppo", "env=cartpole", "algo.agent.shared=false", "algo.agent.clip=0.2",
-                "algo.memory.horizon=64", "algo.agent.minibatch_size=128", "algo.optimizer.lr=1e-3"]  # fmt: skip
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("mode", [["off"], ["synced", "distributed.max_session=2"]], ids=["off", "synced"])
-def test_ppo_solves_cartpole(train, tmp_path, mode, seed):
-    process = train(
-        *CARTPOLE_PPO, f"distributed={mode[0]}", *mode[1:], "env.max_frame=250_000", "log_every=1", f"seed={seed}",
-        timeout=1_200,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    assert best_return(tmp_path / "run") >= 475
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_ppo_solves_pendulum(train, tmp_path, seed):
-    numbers = ["shared=false", "gamma=0.9", "clip=0.2", "epochs=10", "minibatch_size=128", "entropy_coef=0.0"]
-    process = train(
-        "algo=ppo", "env=pendulum", "env.num_envs=8", "env.max_frame=150_000", "algo.memory.horizon=256",
-        "algo.optimizer.lr=1e-3", "env.make.normalize_obs=true", "env.make.scale_reward=0.9", "log_every=1",
-        *(f"algo.agent.{number}" for number in numbers), f"seed={seed}", timeout=1_200,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    assert best_return(tmp_path / "run") >= -200
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_nstep_q_solves_cartpole(train, tmp_path, seed):
-    process = train(
-        "algo=nstep_q", "env=cartpole", "env.max_frame=600_000", "distributed.max_session=3",
-        "algo.agent.target_every=2_000", "algo.agent.anneal=0.2", "log_every=1", f"seed={seed}", timeout=1_200,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    greedy = evaluate(tmp_path / "run", episodes=20, deterministic=True).returns
-    assert statistics.fmean(greedy) >= 475
-    returns = json.loads((tmp_path / "run" / "summary.json").read_text())["session_mean_return"]
-    assert returns[1] > 400 > returns[2]  # they explore with 0.01 and 0.5
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_dqn_shared_solves_cartpole(train, tmp_path, seed):
-    process = train(
-        "algo=dqn", "env=cartpole", "env.max_frame=100_000", "distributed.max_session=2", "log_every=1", f"seed={seed}",
-        "algo.agent.target_every=500", "algo.optimizer.lr=1e-3", "algo.lr_schedule.final=0.0", timeout=1_200,
-    )  # fmt: skip
+    settings = ["algo=dqn", "env=cartpole", "env.max_frame=200_000", "distributed.max_session=2", "log_every=1"]
+    process = train(*settings, f"seed={seed}", timeout=1_200)
     assert process.returncode == 0, process.stderr
     assert statistics.fmean(evaluate(tmp_path / "run", episodes=20, deterministic=True).returns) >= 475
-
-
-DISCRETE_SAC = [
-    "env.max_frame=90_000", "env.make.normalize_obs=true", "algo.agent.target_entropy=0.3", "algo.agent.gamma=0.98",
-    "algo.agent.polyak=0.02", "algo.max_grad_norm=null", "algo.optimizer.lr=1e-3", "algo.memory.batch_size=128",
-    "algo.memory.updates_per_frame=0.5", "algo.lr_schedule.final=0.0",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_discrete_sac_shared_solves_cartpole(train, tmp_path, seed):
-    common = ["algo=sac", "env=cartpole", "distributed=shared", "distributed.max_session=2", "log_every=1"]
-    process = train(*common, *DISCRETE_SAC, f"seed={seed}", timeout=1_800)
-    assert process.returncode == 0, process.stderr
-    assert statistics.fmean(evaluate(tmp_path / "run", episodes=20, deterministic=False).returns) >= 475
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
