@@ -134,6 +134,8 @@ class CheckOutput(Callback):
                 sys.exit(f"resume={resume} is not the output folder of a run: it has no run.json.")
             if run.resolve() != Path(resume).resolve():
                 sys.exit(f"resume={resume} and hydra.run.dir={run} differ. Leave hydra.run.dir out.")
+        if folder.is_agent(run):
+            sys.exit(f"{run} is a zoo's agent, which has no checkpoint to go on with. Resume the run that it is from.")
         check_writable(str(run), "hydra.run.dir")
         lock(run)
         if resume is None and folder.holds_run(run):

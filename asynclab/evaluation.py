@@ -23,7 +23,7 @@ from yaml import YAMLError
 from asynclab import __version__, check, checkpoint, flat, provenance, targets, video, zoo
 from asynclab.agents import Agent
 from asynclab.envs import Envs
-from asynclab.folder import whole
+from asynclab.folder import is_agent, whole
 from asynclab.moments import Moments
 
 PARTS = ("env.id", "env.make", "algo.agent")  # of a run's config, that are needed to play
@@ -139,7 +139,7 @@ def load(run: Path, session: int = 0, name: str = "latest", record: Path | None 
         ValueError: The folder has no run, its config names code that is not allowed, or the run has no such
             checkpoint or session.
     """
-    weights = zoo.read(run) if zoo.is_agent(run) else None  # before anything in it is believed
+    weights = zoo.read(run) if is_agent(run) else None  # before anything in it is believed
     config = run / "config.yaml"
     if not config.is_file():
         raise ValueError(f"run={run} is not an output folder: it has no config.yaml{zoo.instead(run)}")

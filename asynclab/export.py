@@ -8,7 +8,7 @@ from pathlib import Path
 
 from asynclab import check, checkpoint, curves, evaluation, runs, zoo
 from asynclab.evaluation import Evaluation
-from asynclab.folder import whole_folder
+from asynclab.folder import EVALUATION, whole_folder
 from asynclab.jobs import Job
 
 
@@ -50,7 +50,7 @@ def export(
             worth = {"least": min(played.returns) if least is None else least} | played.as_json() | {"command": again}
             origin = found.made | {"command": shlex.split(Job(run.name, found, [], "finished").command)}
             origin["resumes"] = [{k: v for k, v in then.items() if k != "command"} for then in found.made["resumes"]]
-            for file, content in ((zoo.EVALUATION, worth), ("run.json", origin)):
+            for file, content in ((EVALUATION, worth), ("run.json", origin)):
                 (new / file).write_text(json.dumps(content, indent=2) + "\n")
             for file in ("config.yaml", "summary.json"):
                 shutil.copyfile(run / file, new / file)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 FAILURE = "failure.json"  # why a run failed
+WEIGHTS, EVALUATION = "weights.npz", "evaluation.json"  # of an agent of a zoo
 
 _held: dict[Path, IO[str]] = {}
 
@@ -18,6 +19,11 @@ def holds_run(folder: Path) -> bool:
     """Return whether a run has written here."""
     metrics = folder / "metrics.jsonl"
     return metrics.exists() and metrics.stat().st_size > 0
+
+
+def is_agent(folder: Path) -> bool:
+    """Return whether this is the folder of a zoo's agent, whole or not, and not of a run."""
+    return any((folder / name).is_file() for name in (WEIGHTS, EVALUATION))
 
 
 def lock(folder: Path) -> None:

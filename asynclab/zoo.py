@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from asynclab import snapshot
+from asynclab.folder import EVALUATION, WEIGHTS, is_agent
 
 FORMAT = 1
-MANIFEST, WEIGHTS, EVALUATION = "manifest.json", "weights.npz", "evaluation.json"
+MANIFEST = "manifest.json"
 FILES = ("config.yaml", "run.json", "summary.json", "metrics.jsonl", WEIGHTS, EVALUATION)
 MOMENTS = "moments_"  # what their names in the file of weights begin with
 
@@ -37,11 +38,6 @@ class Weights(NamedTuple):
     layout: list[str]
     checkpoint: str
     frames: int
-
-
-def is_agent(folder: Path) -> bool:
-    """Return whether this is the folder of an agent, whole or not, and not of a run."""
-    return any((folder / name).is_file() for name in (WEIGHTS, EVALUATION))
 
 
 def names(zoo: Path) -> list[str]:

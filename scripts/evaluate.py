@@ -20,12 +20,13 @@ def main(cfg: DictConfig) -> float:
 
     from asynclab import check, zoo
     from asynclab.evaluation import evaluate
+    from asynclab.folder import is_agent
 
     if OmegaConf.is_missing(cfg, "run"):
         raise CompactHydraException("run is missing: set run=<output folder>, such as run=outputs/a3c_pong_synced/...")
     run = Path(str(cfg.run))
     out = zoo.results(run) if cfg.out is None else Path(str(cfg.out))
-    if zoo.is_agent(out):
+    if is_agent(out):
         raise CompactHydraException(f"out={out} is a zoo's agent, which stays as it is; set out to another folder")
     try:
         video, as_json = (check.flag(key, cfg[key]) for key in ("video", "json"))

@@ -33,7 +33,7 @@ config.register()
 NICE = 7  # by which tests find the process
 CARTPOLE = ["algo=a3c", "env=cartpole", "env.torso.hidden=[16]", "device=cpu", "algo.precision=fp32"]
 PLAYED = {
-    "lstm": [*CARTPOLE, "algo.agent.lstm=4", "env.max_frame=800"],
+    "lstm": [*CARTPOLE, "algo.agent.lstm=4", "algo.agent.shared=true", "env.max_frame=800"],
     "normalized": [
         "algo=ppo", "env=pendulum", "env.make.normalize_obs=true", "algo.memory.horizon=32", "env.max_frame=800",
         "algo.agent.minibatch_size=16",

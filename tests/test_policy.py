@@ -17,7 +17,10 @@ from asynclab.evaluation import evaluate
 config.register()
 SMALL = ["env.num_envs=2", "env.torso.hidden=[8]", "distributed.max_session=1", "device=cpu", "algo.precision=fp32"]
 RUNS = {
-    "lstm": ["algo=a3c", "env=cartpole", "algo.agent.lstm=4", "algo.memory.horizon=16", "env.max_frame=400"],
+    "lstm": [
+        "algo=a3c", "env=cartpole", "algo.agent.lstm=4", "algo.agent.shared=true", "algo.memory.horizon=16",
+        "env.max_frame=400",
+    ],
     "normalized": [
         "algo=ppo", "env=pendulum", "env.make.normalize_obs=true", "algo.memory.horizon=32", "env.max_frame=400",
         "algo.agent.minibatch_size=16",

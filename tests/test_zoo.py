@@ -146,7 +146,7 @@ def test_an_agent_is_drawn_and_reported_like_a_run(run, exported, tmp_path):
     assert job.command.startswith("python train.py algo=a3c env=cartpole 'env.torso.hidden=[16]' ")
     both, notes = runs.load([exported("cartpole"), run("cartpole")])
     assert notes == []
-    assert both[0].curve.returns[-1] == pytest.approx(both[1].curve.returns[-1])
+    assert both[0].curve.returns[-1] == pytest.approx(both[1].curve.returns[-1], rel=1e-5)
 
 
 @pytest.mark.parametrize(("episodes", "every"), [(150, 1), (301, 2), (1_500, 5), (40_000, 100)])
@@ -439,17 +439,19 @@ def test_the_commands_take_an_agent_like_a_run_and_leave_its_folder_alone(run, t
     assert f"wrote {found.relative_to(tmp_path)}\n" in played.stdout
     drawn = command(ROOT / "scripts" / "plot.py", "runs=zoo/mine", "out=curve.png", cwd=tmp_path)
     assert (drawn.returncode, drawn.stdout, drawn.stderr) == (0, "wrote curve.png, curve_sessions.png\n", "")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "zoo" / "mine").iterdir()} == before
     for script, overrides, message in (
         ("evaluate", ["run=zoo/typo"], "run=zoo/typo is not an output folder: it has no config.yaml; zoo has mine\n"),
         ("evaluate", ["run=zoo/mine", "out=zoo/mine"], "out=zoo/mine is a zoo's agent, which stays as it is; set out"),
+        ("train", ["resume=zoo/mine"], "zoo/mine is a zoo's agent, which has no checkpoint to go on with. Resume the"),
         ("export", [f"run={run('cartpole')}", "out=zoo/mine"], "out=zoo/mine cannot be written: it exists; set out to"),
     ):
-        process = command(ROOT / "scripts" / f"{script}.py", *overrides, cwd=tmp_path)
+        path = ROOT / f"{'' if script == 'train' else 'scripts/'}{script}.py"
+        process = command(path, *overrides, cwd=tmp_path)
         assert process.returncode == 1
         assert message in process.stderr
         assert "Traceback" not in process.stderr
     assert sorted(path.name for path in (tmp_path / "zoo").iterdir()) == ["mine"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "zoo" / "mine").iterdir()} == before
 
 
 def test_a_typo_is_answered_with_what_the_zoo_has(agent, tmp_path):
