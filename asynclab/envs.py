@@ -354,8 +354,8 @@ def make_envs(
     return Envs(env, statistics, atari, normalize_obs, scale_reward)
 
 
-def kind(envs: Envs) -> str:
-    """Return which of ``conf/kind`` the environments are: ``pixels``, ``discrete`` or ``continuous``."""
+def spaces(envs: Envs) -> str:
+    """Return which of ``conf/spaces`` the environments have: ``pixels``, ``discrete`` or ``continuous``."""
     if layout.is_image(envs.obs_space):
         return "pixels"
     return "discrete" if isinstance(envs.action_space, Discrete) else "continuous"

@@ -53,8 +53,8 @@ def first(trial: Trial, cfg: Any, choices: Mapping[str, str]) -> None:
     if trial.checkpoint is not None:
         frames = f"{trial.checkpoint.manifest['frames']:,}"
         _row("resumed", f"from {short(trial.checkpoint.path)} at {frames} frames")
-    if (kind := choices.get("kind", trial.kind)) != trial.kind:
-        _row("defaults", f"for kind={kind}, but this environment is of kind={trial.kind}, which has others: add that")
+    if (spaces := choices.get("spaces", trial.spaces)) != trial.spaces:
+        _row("defaults", f"for spaces={spaces}, but this environment has spaces={trial.spaces}, with others: add that")
     _row("output", short(trial.folder), whole=True)
     _row("TensorBoard", tensorboard(trial.folder), whole=True)
     _row("to stop", "Ctrl-C saves a checkpoint and ends")

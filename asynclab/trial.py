@@ -20,7 +20,7 @@ from asynclab import check, console, flat, nets, resources
 from asynclab.agents import Agent
 from asynclab.checkpoint import FOLDER, Checkpoint, Checkpoints
 from asynclab.distributed import Control, Failure, Mode, SessionError, Started, Store, launch
-from asynclab.envs import Envs, kind
+from asynclab.envs import Envs, spaces
 from asynclab.evaluator import Evaluator, Schedule
 from asynclab.folder import holds_run
 from asynclab.memory import Memory
@@ -126,7 +126,7 @@ class Trial:
                 f"one session's memory cannot be allocated ({error}); lower algo.memory.capacity"
             ) from None
         self.num_envs = envs.num_envs
-        self.kind = kind(envs)
+        self.spaces = spaces(envs)
         self.memory_bytes = memory.nbytes()
         memories = mode.max_session * self.memory_bytes
         resources.check_memory(mode.max_session, self.memory_bytes)

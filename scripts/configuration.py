@@ -39,9 +39,10 @@ GROUPS = [
     ("Environments: `env`", "env", "env.", "What is acted in, for how long, and the network that fits it."),
     ("Modes: `distributed`", "distributed", "distributed.", "How many sessions there are, and what they share."),
 ]
-KINDS = """What an algorithm does otherwise for a kind of environment is in `conf/tuned/<algo>/<kind>.yaml`.
-The environment sets the kind; what is typed has the last word. `env=gym` takes any environment and cannot know its
-kind: add `kind=continuous` or `kind=pixels`. `~tuned` leaves an algorithm as it is in its own file.
+SPACES = """What an algorithm does otherwise for observations and actions of some kind is in
+`conf/tuned/<algo>/<spaces>.yaml`. The environment's file says which; what is typed has the last word. `env=gym` takes
+any environment and cannot know: add `spaces=continuous` or `spaces=pixels`. `~tuned` leaves an algorithm as it is in
+its own file.
 """
 PRESETS = [
     ("Experiments: `+experiment`", "experiment", "Settings of several groups at once."),
@@ -139,7 +140,7 @@ def page() -> str:
             parts.append(f"### `{folder}={path.stem}`\n\n{header(path.read_text())}\n\n{describe(path, prefix)}\n")
         if changed := [path for path in files if parent(path)]:
             parts.append(f"### Variants\n\n{variants(changed, folder, prefix)}")
-    parts.append(f"\n## Kinds of environments: `kind`\n\n{KINDS}\n{kinds()}")
+    parts.append(f"\n## Defaults by spaces: `spaces`\n\n{SPACES}\n{tuned()}")
     for title, folder, text in PRESETS:
         rows = [(f"`{path.stem}`", header(path.read_text())) for path in sorted((CONF / folder).glob("*.yaml"))]
         parts.append(f"\n## {title}\n\n{text}\n\n{table(rows, 'choice', 'what it is')}")
@@ -150,10 +151,10 @@ def page() -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)).rstrip("\n") + "\n"
 
 
-def kinds() -> str:
-    """Return the tables of the kinds, and of what each algorithm does otherwise for them."""
-    rows = [(f"`{path.stem}`", header(path.read_text())) for path in sorted((CONF / "kind").glob("*.yaml"))]
-    parts = [table(rows, "kind", "what it is")]
+def tuned() -> str:
+    """Return the tables of the spaces, and of what each algorithm does otherwise for them."""
+    rows = [(f"`{path.stem}`", header(path.read_text())) for path in sorted((CONF / "spaces").glob("*.yaml"))]
+    parts = [table(rows, "spaces", "what they are")]
     for folder in sorted((CONF / "tuned").iterdir()):
         parts.append(f"\n### `algo={folder.name}`\n")
         changed = []
@@ -163,7 +164,7 @@ def kinds() -> str:
                 raise ValueError(f"{path.relative_to(ROOT)} has no comment on {', '.join(missing)}")
             changed += [(f"`{path.stem}`", f"`{s.key}`", f"`{s.default}`", s.meaning) for s in found]
             changed += [(f"`{path.stem}`", "", "", header(path.read_text()))] if not found else []
-        parts.append(table(changed, "kind", "key", "default", "why"))
+        parts.append(table(changed, "spaces", "key", "default", "why"))
     return "\n".join(parts)
 
 

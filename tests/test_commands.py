@@ -68,13 +68,13 @@ def test_train_meets_its_budget_and_every_session_contributes(train, tmp_path, o
     assert summary["mean_return"] == pytest.approx(sum(last_100) / len(last_100))
 
 
-def test_the_first_screen_says_when_the_defaults_are_those_of_another_kind(train, tmp_path):
+def test_the_first_screen_says_when_the_defaults_are_those_for_other_spaces(train, tmp_path):
     pendulum = ["algo=ppo", "env=gym", "env.id=Pendulum-v1", "env.num_envs=2", "env.max_frame=512"]
-    hint = "for kind=discrete, but this environment is of kind=continuous, which has others: add that"
+    hint = "for spaces=discrete, but this environment has spaces=continuous, with others: add that"
     assert hint in train(*pendulum, folder=tmp_path / "unknown").stdout
-    told = train(*pendulum, "kind=continuous", folder=tmp_path / "told")
+    told = train(*pendulum, "spaces=continuous", folder=tmp_path / "told")
     assert told.returncode == 0, told.stderr
-    assert "kind=" not in told.stdout
+    assert "spaces=" not in told.stdout
 
 
 def test_a_run_keeps_what_it_was_made_of(train, tmp_path):

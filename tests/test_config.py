@@ -1,6 +1,7 @@
 import itertools
 
 import pytest
+import yaml
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
@@ -10,7 +11,7 @@ from omegaconf import OmegaConf
 from asynclab import config
 from asynclab.agents import A3C, PPO, make_sac
 from asynclab.distributed import Off, Shared, Synced
-from asynclab.envs import kind
+from asynclab.envs import spaces
 from asynclab.optim import GlobalAdam, GlobalRMSprop
 
 config.register()
@@ -41,11 +42,11 @@ def test_every_algo_and_env_compose_and_instantiate(algo, env):
 
 @pytest.mark.medium
 @pytest.mark.parametrize("env", CHOICES["env"])
-def test_every_env_can_be_made_and_has_a_torso_and_a_kind_that_fit(env):
+def test_every_env_can_be_made_and_has_a_torso_and_spaces_that_fit(env):
     cfg = load(f"env={env}", *IDS.get(env, []))
     envs = instantiate(cfg.env.make, _convert_="object")(num_envs=1)
     assert instantiate(cfg.env.torso, _convert_="object")(envs.obs_space).features == cfg.env.torso.hidden[-1]
-    assert kind(envs) == choice("kind", f"env={env}", *IDS.get(env, []))
+    assert spaces(envs) == choice("spaces", f"env={env}", *IDS.get(env, []))
     envs.close()
 
 
@@ -66,7 +67,7 @@ def test_the_environment_selects_an_algorithms_defaults():
     assert load("algo=ppo", "env=hopper").env.make.normalize_obs
     assert not load("algo=sac", "env=hopper").env.make.normalize_obs
     assert load("algo=a2c", "env=pong").algo == load("algo=a3c", "env=pong").algo
-    assert load("algo=ppo", "env=gym", "env.id=Pendulum-v1", "kind=continuous").algo.agent.entropy_coef == 0.0
+    assert load("algo=ppo", "env=gym", "env.id=Pendulum-v1", "spaces=continuous").algo.agent.entropy_coef == 0.0
     assert load("algo=ppo", "env=pong", "~tuned").algo.agent.clip == 0.2
 
 
@@ -135,6 +136,13 @@ def test_an_added_key_that_nothing_reads_is_refused(added):
         config.refuse_unknown_keys(load(added))
     for added in ("+algo.agent.anything=1", "+distributed.anything=1"):
         config.refuse_unknown_keys(load(added))  # the target's own signature sees to that
+
+
+@pytest.mark.parametrize("command", sorted(p.stem for p in (ROOT / "conf").glob("*.yaml")))
+def test_no_setting_of_a_command_has_the_name_of_a_group(command):
+    """Hydra would take what is typed for a choice of the group: kind=trial of plot.py was refused so."""
+    groups = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()}
+    assert not (set(yaml.safe_load((ROOT / "conf" / f"{command}.yaml").read_text())) - {"hydra"}) & groups
 
 
 def test_every_env_has_an_id():
