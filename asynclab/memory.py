@@ -339,7 +339,8 @@ class Replay:
     def refill(self, frames: int) -> int:
         """Let batches wait until this memory holds ``start`` transitions, or a tenth of what it held if that is more.
 
-        Weights that have learned from many would soon be bent to the first few, which are much alike.
+        The first few are much alike, and updates go on at their rate.  That is caution: on Hopper, trained for 40,000
+        frames, waiting for more than ``start`` only cost time (docs/results.md).
 
         Args:
             frames: That the session had stepped.
