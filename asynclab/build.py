@@ -1,5 +1,6 @@
 """Config -> Trial."""
 
+import re
 from pathlib import Path
 
 from hydra.errors import CompactHydraException, InstantiationException
@@ -54,6 +55,10 @@ def make_trial(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = No
             checkpoint=checkpoint,
         )
     except InstantiationException as error:
-        raise CompactHydraException(str(error.__cause__ or error)) from error
+        message = str(error.__cause__ or error)
+        if isinstance(error.__cause__, TypeError) and (found := re.search(r"full_key: (\S+)", str(error))):
+            key = found[1]
+            message += f"; {key}._target_ is given all that stands beside it, and ~{key}.<name> leaves one out"
+        raise CompactHydraException(message) from error
     except (ValueError, TypeError, LookupError, OmegaConfBaseException) as error:
         raise CompactHydraException(str(error)) from error

@@ -90,13 +90,13 @@ def test_a_run_keeps_what_it_was_made_of(train, tmp_path):
     assert made["machine"]["cores"] == len(os.sched_getaffinity(0))
     assert made["deterministic"] is False  # A3C is evaluated by sampled actions
     assert made["precision"] == "fp32"  # the layers are dense, so auto chooses it on any processor
-    assert "  network      4,675 parameters, fp32, seed 7\n" in (run / "train.log").read_text()
+    assert "  network      9,155 parameters, fp32, seed 7\n" in (run / "train.log").read_text()
     progress = [line for line in (run / "train.log").read_text().splitlines() if "frames " in line and " left " in line]
     assert progress
     assert "\x1b" not in "".join(progress)
     assert re.search(r"frames [\d,]+/4,000 \([\d.]+%\)  per session .* fps .* return .* updates .* left", progress[0])
     (store,) = torch.load(run / "checkpoints" / "latest" / "stores.pt", weights_only=True)
-    assert store["theta"].shape == (4_675,)
+    assert store["theta"].shape == (9_155,)
     assert store["optimizer"]["state"][0]["exp_avg"].abs().sum() > 0
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["000000", "000001", "best", "latest"]
 

@@ -12,6 +12,7 @@ from asynclab import checkpoint, generators, snapshot
 from asynclab.agents import A3C
 from asynclab.distributed import Synced
 from asynclab.profile import Profile
+from asynclab.segments import MemoryFiles
 from asynclab.session import Start
 
 GPU = torch.Generator()
@@ -80,12 +81,13 @@ def test_one_session_with_n_plus_n_frames_equals_2n_bit_for_bit_on_a_gpu(make_no
 def test_a_checkpoint_without_the_state_of_a_gpus_generator_is_resumed(make_noisy, tmp_path):
     trial = make_noisy(0)
     parts = trial.session.set_up(0, trial.stores[0], Profile(False))
-    files = parts.save(tmp_path, 0, with_memory=True)
+    memory_files = MemoryFiles(tmp_path, 0)
+    files = parts.save(tmp_path, 0, memory_files)
     saved = snapshot.read_tensors(tmp_path / "session_00.pt")
     cpu = saved["torch"]
     snapshot.write_tensors(tmp_path / "session_00.pt", {k: v for k, v in saved.items() if k != "cuda"})
     GPU.manual_seed(7)
     torch.manual_seed(7)
-    parts.resume(Start(tmp_path, frozenset(files), 1), 0)
+    parts.resume(Start(tmp_path, frozenset(files), 1), 0, memory_files)
     assert torch.equal(torch.get_rng_state(), cpu)
     assert torch.equal(GPU.get_state(), torch.Generator().manual_seed(7).get_state())

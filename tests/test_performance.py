@@ -104,7 +104,7 @@ def test_waiting_is_time_in_which_the_process_did_not_run():
 @pytest.mark.medium
 def test_profile_is_printed_and_logged(train, tmp_path):
     process = train("algo=sac", "env=pendulum", "distributed=shared", "distributed.max_session=2", "profile=true",
-                    "env.max_frame=1_500", "log_every=0.5")  # fmt: skip
+                    "env.max_frame=1_500", "algo.memory.start=1_000", "log_every=0.5")  # fmt: skip
     assert process.returncode == 0, process.stderr
     lines = process.stdout.splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("time in %"))

@@ -382,7 +382,8 @@ def test_training_does_not_import_what_only_plots_need(name):
 def test_a_run_ends_with_its_curves_and_the_command_draws_them_again(train, tmp_path, monkeypatch, capsys):
     process = train("env=cartpole", "env.max_frame=2_000", "distributed.max_session=1", "log_every=0.5", "plot=true")
     assert process.returncode == 0, process.stderr
-    assert "\n               curve.png, sessions.png, " in process.stdout
+    assert "\n               sessions.png, " in process.stdout
+    assert "\n  picture      run/curve.png\n" in process.stdout
     assert colours(tmp_path / "run" / "curve.png") > 20
     assert colours(tmp_path / "run" / "sessions.png") > 20
     script = ROOT / "scripts" / "plot.py"

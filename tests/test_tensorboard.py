@@ -124,7 +124,8 @@ def test_a_row_has_the_settings_and_the_results(sweep, job, agent):
     run = sweep / job
     config, summary = yaml.safe_load((run / "config.yaml").read_text()), json.loads((run / "summary.json").read_text())
     values, metrics, status = row(run)
-    assert (values["algo.agent"], values["distributed"], values["env.id"]) == (agent, "Synced", "CartPole-v1")
+    mode = "Shared" if agent == "make_sac" else "Synced"
+    assert (values["algo.agent"], values["distributed"], values["env.id"]) == (agent, mode, "CartPole-v1")
     assert values["algo.optimizer.lr"] == config["algo"]["optimizer"]["lr"]
     assert (values["seed"], values["distributed.max_session"], values["env.max_frame"]) == (0, 2, 2_560)
     assert values["distributed.diagnostics"] is False

@@ -73,11 +73,15 @@ def test_the_config_of_a_run_is_held_to_the_list_too(train, tmp_path):
 
 def test_the_user_can_extend_the_list(train, tmp_path):
     (tmp_path / "mine.py").write_text("class Half:\n    def __call__(self, progress):\n        return 0.5\n")
-    settings = [*SMALL, "env.max_frame=3_000", "algo.lr_schedule._target_=mine.Half"]
+    told = train(*SMALL, "algo.lr_schedule._target_=mine.Half", folder=tmp_path / "told",
+                 env={"PYTHONPATH": str(tmp_path), "ASYNCLAB_TARGETS": "mine"})  # fmt: skip
+    assert "Half() takes no arguments; algo.lr_schedule._target_ is given all that stands beside it, and" in told.stderr
+    assert "~algo.lr_schedule.<name> leaves one out" in told.stderr
+    settings = [*SMALL, "env.max_frame=3_000", "algo.lr_schedule._target_=mine.Half", "~algo.lr_schedule.final"]
     process = train(*settings, env={"PYTHONPATH": str(tmp_path), "ASYNCLAB_TARGETS": "other,mine"})
     assert process.returncode == 0, process.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert lines[-1]["metrics"]["train/lr"] == pytest.approx(0.5 * 7e-4)
+    assert lines[-1]["metrics"]["train/lr"] == pytest.approx(0.5 * 1e-3)
 
 
 def test_too_few_open_files_are_said_before_any_process_starts(tmp_path):

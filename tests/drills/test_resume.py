@@ -21,8 +21,15 @@ SAC = ["algo=sac", "env=pendulum", "algo.memory.start=400", "log_every=0.5"]
 # Halves and whole have different budgets, so nothing may follow the progress.
 FLAT = ["env=cartpole", "algo.lr_schedule.final=1.0"]
 Q = ["algo=nstep_q", *FLAT, "algo.optimizer.shared=false", "algo.agent.target_every=500", "algo.agent.anneal=1e-9"]
-DQN = ["algo=dqn", "env=cartpole", "algo.memory.start=400", "algo.agent.target_every=300", "algo.agent.anneal=1e-9"]
-LSTM = ["algo=ppo", *FLAT, "algo.agent.lstm=8", "algo.memory.horizon=24", "algo.agent.minibatch_size=48"]
+DQN = ["algo=dqn", *FLAT, "algo.memory.start=400", "algo.agent.target_every=300", "algo.agent.anneal=1e-9"]
+LSTM = [
+    "algo=ppo",
+    *FLAT,
+    "algo.agent.shared=true",
+    "algo.agent.lstm=8",
+    "algo.memory.horizon=24",
+    "algo.agent.minibatch_size=48",
+]
 NORMALIZED = ["env.make.normalize_obs=true", "env.make.scale_reward=0.9"]
 PPO = ["algo=ppo", "env=pendulum", "algo.lr_schedule.final=1.0", "algo.agent.shared=false", *NORMALIZED]
 DISCRETE = ["algo=sac", "env=cartpole", "algo.agent.shared_temperature=false", "algo.agent.shared_targets=true",
@@ -60,7 +67,7 @@ def assert_equal(a, b):
 @pytest.mark.parametrize(
     ("settings", "half"),
     [
-        (["algo=a3c", "env=cartpole", "algo.memory.horizon=24"], 3_000),  # ends within a rollout
+        (["algo=a3c", *FLAT, "algo.memory.horizon=24"], 3_000),  # ends within a rollout
         pytest.param([*SAC, "distributed=shared"], 700, marks=pytest.mark.slow),
         pytest.param([*SAC, "distributed=shared", *NORMALIZED], 700, marks=pytest.mark.slow),
         pytest.param(HUMANOID, 240, marks=pytest.mark.slow),
