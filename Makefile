@@ -56,8 +56,8 @@ drills: $(READY_DEV)  ## hurt real runs in every way of docs/reliability.md (20 
 	$(BIN)/pytest -q tests/drills --durations=0
 
 bench: $(READY_DEV)  ## throughput of Pong and Humanoid beside their limits and stable-baselines3 (half an hour)
-	$(BIN)/python scripts/benchmark.py algo=a3c env=pong sessions=[1,2,16] sb3=true
-	$(BIN)/python scripts/benchmark.py algo=sac env=humanoid distributed=shared sessions=[1,2,16] sb3=true
+	$(BIN)/python benchmarks/throughput.py algo=a3c env=pong sessions=[1,2,16] sb3=true
+	$(BIN)/python benchmarks/throughput.py algo=sac env=humanoid distributed=shared sessions=[1,2,16] sb3=true
 
 clean:  ## remove the environment and caches, not outputs/
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

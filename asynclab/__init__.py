@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from asynclab.policy import Policy
+    from asynclab.evaluation.policy import Policy
 
 __version__ = "0.1.0"
 
@@ -21,6 +21,6 @@ def load(folder: str | Path, checkpoint: str | int = "latest", session: int = 0)
         ValueError: The folder has no run, the run's config names code that is not allowed, or the run has no such
             checkpoint or session.
     """
-    from asynclab.policy import Policy  # not before: every command imports this file, and torch takes seconds
+    from asynclab.evaluation.policy import Policy
 
     return Policy(Path(folder), str(checkpoint), session)

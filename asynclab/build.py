@@ -8,11 +8,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from asynclab import targets
-from asynclab.checkpoint import Checkpoint
-from asynclab.config import refuse_unknown_keys
-from asynclab.evaluator import Schedule
-from asynclab.trial import Trial
+from asynclab.config import refuse_unknown_keys, targets
+from asynclab.evaluation.evaluator import Schedule
+from asynclab.run.trial import Trial
+from asynclab.storage.checkpoint import Checkpoint
 
 
 def make_trial(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = None) -> Trial:

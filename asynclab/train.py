@@ -18,7 +18,7 @@ config.register()
 @hydra.main(version_base="1.3", config_path=config.CONF, config_name="config")
 def train(cfg: DictConfig) -> float:
     """Run one trial and return its final mean return, for sweepers to maximise."""
-    from asynclab.preload import start_server
+    from asynclab.processes.server import start_server
 
     if cfg.distributed.get("max_session") != 1:
         start_server()  # so early that it imports torch while we do
@@ -26,9 +26,12 @@ def train(cfg: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import CompactHydraException
 
-    from asynclab import build, folder, plots, provenance, report, resume, screens
-    from asynclab.distributed import SessionError
-    from asynclab.trial import TrialError
+    from asynclab import build
+    from asynclab.analysis import plots, report
+    from asynclab.processes.launch import SessionError
+    from asynclab.run import resume, screens
+    from asynclab.run.trial import TrialError
+    from asynclab.storage import folder, provenance
 
     run = Path(HydraConfig.get().runtime.output_dir if cfg.resume in (None, config.AUTO) else cfg.resume)
     try:

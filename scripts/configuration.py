@@ -144,10 +144,11 @@ def page() -> str:
     for title, folder, text in PRESETS:
         rows = [(f"`{path.stem}`", header(path.read_text())) for path in sorted((CONF / folder).glob("*.yaml"))]
         parts.append(f"\n## {title}\n\n{text}\n\n{table(rows, 'choice', 'what it is')}")
-    parts.append("\n## Other commands\n\n`benchmark`, `doctor` and `sb3_ppo` have the settings of a run, too.\n")
+    parts.append("\n## Other commands\n\n`doctor`, `sb3_ppo` and `throughput` have the settings of a run, too.\n")
     for path in sorted(CONF.glob("*.yaml")):
         if path.stem != "config":
-            parts.append(f"### `scripts/{path.stem}.py`\n\n{describe(path, '')}\n")
+            command = next(p for p in (f"scripts/{path.stem}.py", f"benchmarks/{path.stem}.py") if (ROOT / p).exists())
+            parts.append(f"### `{command}`\n\n{describe(path, '')}\n")
     return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)).rstrip("\n") + "\n"
 
 

@@ -22,14 +22,15 @@ config.register()
 @hydra.main(version_base="1.3", config_path=config.CONF, config_name="doctor")
 def main(cfg: DictConfig) -> None:
     """Print one line per check, and a summary."""
-    from asynclab.preload import start_server
+    from asynclab.processes.server import start_server
 
     if cfg.distributed.get("max_session") != 1 and cfg.inject != "help":
         start_server()  # so early that it imports torch while we do
 
     from hydra.errors import CompactHydraException
 
-    from asynclab import check, doctor, faults
+    from asynclab import check
+    from asynclab.doctor import checks, faults
 
     if cfg.inject == "help":
         print(faults.table())
@@ -38,14 +39,14 @@ def main(cfg: DictConfig) -> None:
     try:
         frames = check.count("frames", cfg.frames)
         with tempfile.TemporaryDirectory(prefix="asynclab_doctor_") as folder:
-            for finding in doctor.examine(cfg, Path(folder), frames, cfg.inject, cfg.checks):
+            for finding in checks.examine(cfg, Path(folder), frames, cfg.inject, cfg.checks):
                 print(f"{finding.status:8} {finding.name:17} {finding.text}", flush=True)
                 counts[finding.status] += 1
     except (ValueError, OSError) as error:
         raise CompactHydraException(str(error)) from error
-    summary = ", ".join(f"{counts[status]} {status}" for status in (doctor.OK, doctor.FAILED, doctor.SKIPPED))
+    summary = ", ".join(f"{counts[status]} {status}" for status in (checks.OK, checks.FAILED, checks.SKIPPED))
     print(f"{summary} in {time.monotonic() - start:.1f} s" + f"; planted: {cfg.inject}" * (cfg.inject is not None))
-    if counts[doctor.FAILED]:
+    if counts[checks.FAILED]:
         sys.exit(1)
     if cfg.inject is not None:
         raise CompactHydraException(f"inject={cfg.inject} was planted and not found: a mistake in the doctor")

@@ -18,14 +18,14 @@ def main(cfg: DictConfig) -> float:
     """Evaluate one run and return the mean return."""
     from hydra.errors import CompactHydraException
 
-    from asynclab import check, zoo
-    from asynclab.evaluation import evaluate
-    from asynclab.folder import is_agent
+    from asynclab import check
+    from asynclab.evaluation.play import evaluate
+    from asynclab.storage.folder import is_agent, results
 
     if OmegaConf.is_missing(cfg, "run"):
         raise CompactHydraException("run is missing: set run=<output folder>, such as run=outputs/a3c_pong_synced/...")
     run = Path(str(cfg.run))
-    out = zoo.results(run) if cfg.out is None else Path(str(cfg.out))
+    out = results(run) if cfg.out is None else Path(str(cfg.out))
     if is_agent(out):
         raise CompactHydraException(f"out={out} is a zoo's agent, which stays as it is; set out to another folder")
     try:

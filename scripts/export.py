@@ -9,8 +9,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from asynclab.command import user_errors
 from asynclab.config import CONF
+from asynclab.config.command import user_errors
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="export")
@@ -19,7 +19,7 @@ def main(cfg: DictConfig) -> None:
     from hydra.errors import CompactHydraException
 
     from asynclab import check
-    from asynclab.export import export
+    from asynclab.evaluation.export import export
 
     for key, example in (("run", "<output folder>"), ("out", "zoo/<name>")):
         if OmegaConf.is_missing(cfg, key):

@@ -8,8 +8,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from asynclab.command import texts, user_errors
 from asynclab.config import CONF
+from asynclab.config.command import texts, user_errors
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="film")
@@ -17,7 +17,7 @@ def main(cfg: DictConfig) -> None:
     """Write one film."""
     from hydra.errors import CompactHydraException
 
-    from asynclab import film
+    from asynclab.evaluation import film
 
     videos = None if OmegaConf.is_missing(cfg, "videos") else texts(cfg, "videos")
     if not videos:

@@ -9,14 +9,14 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from asynclab.command import folders, texts, user_errors
 from asynclab.config import CONF
+from asynclab.config.command import folders, texts, user_errors
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="report")
 def main(cfg: DictConfig) -> None:
     """Write the page, and say what is not as it should be."""
-    from asynclab import report
+    from asynclab.analysis import report
 
     with user_errors():
         notes = report.write(folders(cfg), Path(str(cfg.out)), texts(cfg, "group"), str(cfg.metric))

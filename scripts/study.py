@@ -8,8 +8,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from asynclab.command import user_errors
 from asynclab.config import CONF
+from asynclab.config.command import user_errors
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="study")
@@ -20,7 +20,7 @@ def main(cfg: DictConfig) -> None:
     if OmegaConf.is_missing(cfg, "sweep"):
         raise CompactHydraException("sweep is missing: set sweep=<folder of a sweep>")
     with user_errors():
-        from asynclab import study
+        from asynclab.analysis import study
 
         result = study.analyse(Path(str(cfg.sweep)), cfg.threshold, cfg.seconds)
         files = study.write(result, Path(str(cfg.out)))

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from asynclab import jobs, runs, zoo
+from asynclab.analysis import jobs, runs
+from asynclab.storage.folder import agents
 from asynclab.text import duration
 
 ROOT = Path(__file__).parent.parent
@@ -67,7 +68,7 @@ def _commit(git: Mapping[str, Any] | None) -> str:
 def page() -> str:
     """Return docs/zoo.md."""
     titles = ["agent", "environment", "return", "frames", "time", "machine", "commit", "command"]
-    names = zoo.names(ZOO)
+    names = agents(ZOO)
     rows = [titles, ["---"] * len(titles), *map(row, names)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
     films = [(name, film) for name in names if (film := PAGE.parent / "images" / f"zoo_{name}.gif").exists()]

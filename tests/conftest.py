@@ -12,16 +12,18 @@ import torch
 
 from asynclab.agents import A3C, DQN, PPO, SAC, DiscreteSAC, NStepQ
 from asynclab.config import EvalConfig
-from asynclab.distributed import Control, Failure, Off, Started, launch
+from asynclab.distributed import Off
 from asynclab.envs import make_envs
-from asynclab.evaluator import Schedule
+from asynclab.evaluation.evaluator import Schedule
 from asynclab.memory import Replay, Rollout
 from asynclab.nets import MLPTorso
 from asynclab.optim import GlobalAdam
-from asynclab.preload import start_server
+from asynclab.processes.control import Control
+from asynclab.processes.launch import Failure, Started, launch
+from asynclab.processes.server import start_server
+from asynclab.run.trial import Trial
 from asynclab.schedules import Constant
-from asynclab.session import Record
-from asynclab.trial import Trial
+from asynclab.training.session import Record
 
 ROOT = Path(__file__).parent.parent
 TORSO = partial(MLPTorso, hidden=[16, 16])

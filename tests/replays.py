@@ -3,10 +3,10 @@
 import numpy as np
 from gymnasium.spaces import Box
 
-from asynclab import snapshot
 from asynclab.envs import Step
 from asynclab.memory import Replay
-from asynclab.segments import MemoryFiles
+from asynclab.storage import snapshot
+from asynclab.training.segments import MemoryFiles
 
 NUM_ENVS, ROWS = 2, 640  # in 64 segments of 10
 

@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from asynclab.distributed import FatalError
+from asynclab.processes.launch import FatalError
 
 
 def minimise(store, target, rank):

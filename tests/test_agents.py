@@ -13,7 +13,7 @@ from torch.nn.functional import conv2d, layer_norm
 
 from asynclab import flat, layout, nets, precision
 from asynclab.agents import A3C, PPO, SAC, NStepQ, make_sac
-from asynclab.distributions import SquashedNormal
+from asynclab.agents.distributions import SquashedNormal
 from asynclab.envs import make_envs
 from asynclab.flat import Vector
 from asynclab.nets import ConvTorso, MLPTorso, auto_torso

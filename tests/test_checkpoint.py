@@ -5,12 +5,14 @@ import multiprocessing as mp
 import pytest
 import torch
 
-from asynclab import checkpoint, precision, resources
-from asynclab.checkpoint import Checkpoints
+from asynclab import precision
 from asynclab.distributed import Synced
-from asynclab.recorder import Recorder
-from asynclab.session import Record, Return
-from asynclab.trial import TrialError, _Snapshot
+from asynclab.run import resources
+from asynclab.run.recorder import Recorder
+from asynclab.run.trial import TrialError, _Snapshot
+from asynclab.storage import checkpoint
+from asynclab.storage.checkpoint import Checkpoints
+from asynclab.training.session import Record, Return
 
 
 @pytest.fixture

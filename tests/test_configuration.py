@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from asynclab import config
 from asynclab.agents import SAC, make_sac
-from asynclab.resume import settings
+from asynclab.config.settings import settings
 
 config.register()
 SCRIPT = runpy.run_path(str(ROOT / "scripts" / "configuration.py"))

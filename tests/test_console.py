@@ -19,9 +19,11 @@ import pytest
 from conftest import ROOT
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from asynclab import console, screens, text
-from asynclab.console import ConsoleHandler, row
-from asynclab.table import SessionStatus, Status, Table
+import asynclab.console.handler as console
+from asynclab import text
+from asynclab.console.handler import ConsoleHandler, row
+from asynclab.console.table import SessionStatus, Status, Table
+from asynclab.run import screens
 
 SMALL = ["algo=a3c", "env=cartpole", "algo.memory.horizon=16", "log_every=0.5", "plot=false"]
 CODES = re.compile(r"\x1b\[[\d;?]*[A-Za-z]")
@@ -91,7 +93,7 @@ def test_sessions_that_fail_are_shown_where_not_all_can_be():
 
 def test_speed_and_time_left_are_those_of_the_last_seconds(monkeypatch):
     now, frames = [1000.0], [0, 0]
-    monkeypatch.setattr("asynclab.table.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("asynclab.console.table.time.monotonic", lambda: now[0])
     s = status()
     s.frames = lambda: list(frames)
     table = Table(s)

@@ -22,9 +22,11 @@ from runs import (
     threads,
 )
 
-from asynclab.distributed import Control, Failure, Off, SessionError, Shared, Store, Synced, launch
+from asynclab.distributed import Off, Shared, Store, Synced
 from asynclab.distributed.lock import ProcessLock
 from asynclab.optim import GlobalAdam
+from asynclab.processes.control import Control
+from asynclab.processes.launch import Failure, SessionError, launch
 from asynclab.schedules import Constant
 
 SGD = partial(torch.optim.SGD, lr=1.0)

@@ -10,9 +10,10 @@ import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
-from asynclab import audit, config, doctor
+from asynclab import config
+from asynclab.doctor import audit, checks
+from asynclab.doctor.faults import FAULTS, planted
 from asynclab.envs import make_envs
-from asynclab.faults import FAULTS, planted
 from asynclab.memory import Replay, Rollout
 
 config.register()
@@ -70,7 +71,7 @@ def load(*overrides):
 
 def examine(folder, overrides, inject=None, names=None):
     """Return the findings by name."""
-    found = doctor.examine(load(*overrides), folder, 400, inject, names)
+    found = checks.examine(load(*overrides), folder, 400, inject, names)
     return {finding.name: finding for finding in found}
 
 
@@ -185,8 +186,8 @@ def test_a_fault_is_gone_when_it_is_left():
 def test_every_fault_has_a_check_and_all_are_documented():
     text = (ROOT / "docs" / "doctor.md").read_text()
     assert set(CASES) == set(FAULTS)
-    assert {fault.check for fault in FAULTS.values()} <= set(doctor.CHECKS)
-    for name in [*FAULTS, *doctor.CHECKS]:
+    assert {fault.check for fault in FAULTS.values()} <= set(checks.CHECKS)
+    for name in [*FAULTS, *checks.CHECKS]:
         assert f"`{name}`" in text, name
 
 
@@ -208,7 +209,7 @@ def test_every_planted_error_is_found_for_the_right_reason(tmp_path, fault):
     overrides, reason = CASES[fault]
     name = FAULTS[fault].check
     (finding,) = examine(tmp_path, overrides, fault, [name]).values()
-    assert (finding.name, finding.status) == (name, doctor.FAILED)
+    assert (finding.name, finding.status) == (name, checks.FAILED)
     assert re.search(reason, finding.text), finding.text
     assert not re.search(r"raised|could not be", finding.text)
 
@@ -219,14 +220,14 @@ def test_every_planted_error_is_found_for_the_right_reason(tmp_path, fault):
 )
 def test_a_healthy_configuration_passes_and_says_what_does_not_apply(tmp_path, overrides):
     findings = examine(tmp_path, overrides)
-    assert list(findings) == list(doctor.CHECKS)
+    assert list(findings) == list(checks.CHECKS)
     counts = Counter(finding.status for finding in findings.values())
-    assert counts[doctor.FAILED] == 0, findings
-    assert counts[doctor.OK] >= 9
-    assert (findings["replay_precision"].status == doctor.OK) is (overrides in (SAC, DQN))
-    assert (findings["episode_ends"].status == doctor.SKIPPED) is (overrides in (SAC, DQN))
-    assert (findings["stores_separate"].status == doctor.OK) is (overrides is OFF)
-    assert (findings["seeds"].status == doctor.OK) is (overrides[0] != "algo=a2c")
+    assert counts[checks.FAILED] == 0, findings
+    assert counts[checks.OK] >= 9
+    assert (findings["replay_precision"].status == checks.OK) is (overrides in (SAC, DQN))
+    assert (findings["episode_ends"].status == checks.SKIPPED) is (overrides in (SAC, DQN))
+    assert (findings["stores_separate"].status == checks.OK) is (overrides is OFF)
+    assert (findings["seeds"].status == checks.OK) is (overrides[0] != "algo=a2c")
 
 
 @pytest.mark.parametrize(
@@ -259,9 +260,9 @@ def test_random_targets_are_found_in_every_agent_that_has_targets(tmp_path, algo
     overrides = [f"algo={algo}", "env=cartpole", "distributed.max_session=1"]
     if algo == "nstep_q":  # does without one on vectors
         overrides += ["algo.agent.target_every=1_000"]
-    assert examine(tmp_path, overrides, names=["targets"])["targets"].status == doctor.OK
+    assert examine(tmp_path, overrides, names=["targets"])["targets"].status == checks.OK
     found = examine(tmp_path, overrides, "random_targets", ["targets"])["targets"]
-    assert (found.status, "discarded random weights" in found.text) == (doctor.FAILED, True)
+    assert (found.status, "discarded random weights" in found.text) == (checks.FAILED, True)
 
 
 @pytest.mark.medium
@@ -312,7 +313,7 @@ def test_every_shipped_experiment_is_healthy(experiment):
 @pytest.mark.parametrize("env", sorted(path.stem for path in (ROOT / "conf" / "env").glob("*.yaml")))
 def test_no_transition_of_20000_frames_of_any_shipped_environment_is_bogus(tmp_path, env):
     ids = {"gym": ["env.id=Acrobot-v1"], "atari": ["env.id=ALE/Seaquest-v5"]}
-    make_envs = doctor.build.make_trial(load(f"env={env}", *ids.get(env, [])), tmp_path).session.make_envs
+    make_envs = checks.build.make_trial(load(f"env={env}", *ids.get(env, [])), tmp_path).session.make_envs
     short = audit.cut_short(make_envs, 50)  # some environments are never truncated in so few frames
     for make, memory, frames in ((make_envs, "rollout", 20_000), (short, "replay", 5_000)):
         result = audit.audit(make, frames, MEMORIES[memory])

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
 
-from asynclab.audit import audit, hands_out_all
+from asynclab.doctor.audit import audit, hands_out_all
 from asynclab.envs import make_envs
 from asynclab.memory import Replay, Rollout
-from asynclab.session import Seeds
+from asynclab.training.session import Seeds
 
 
 class Countdown(gym.Env):

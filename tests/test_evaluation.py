@@ -24,10 +24,14 @@ from hydra.errors import CompactHydraException, ConfigCompositionException
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from asynclab import build, checkpoint, config, curves, evaluation, evaluator, trial
+from asynclab import build, config
+from asynclab.analysis import curves
 from asynclab.distributed import Synced
-from asynclab.evaluation import Evaluation, evaluate
-from asynclab.evaluator import Evaluated, Evaluator, Match
+from asynclab.evaluation import evaluator, play
+from asynclab.evaluation.evaluator import Evaluated, Evaluator, Match
+from asynclab.evaluation.play import Evaluation, evaluate
+from asynclab.run import trial
+from asynclab.storage import checkpoint
 
 config.register()
 NICE = 7  # by which tests find the process
@@ -150,7 +154,7 @@ def test_what_fails_leaves_nothing_and_closes_the_environment(run, tmp_path, mon
     assert not list((tmp_path / "results").iterdir())
     monkeypatch.undo()
     monkeypatch.setattr("asynclab.envs.Envs.close", lambda envs: closed.append(envs))
-    monkeypatch.setattr(evaluation, "equip", lambda *args: 1 / 0)
+    monkeypatch.setattr(play, "equip", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate(run, 1, results=tmp_path / "others")
     assert not (tmp_path / "others").exists()

@@ -65,8 +65,8 @@ def test_the_wheel_has_all_configs_and_commands_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     files = {str(path.relative_to(ROOT)) for path in (*ROOT.glob("conf/**/*.yaml"), *ROOT.glob("scripts/*.py"))}
     assert {f"asynclab/{name}" for name in files} <= set(names)
-    pages = {f"asynclab/{path.name}" for path in ROOT.glob("asynclab/*.html")}
-    assert {"asynclab/report.html"} <= pages <= set(names)
+    pages = {str(path.relative_to(ROOT)) for path in ROOT.glob("asynclab/**/*.html")}
+    assert {"asynclab/analysis/report.html"} <= pages <= set(names)
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"asynclab"}
 
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from asynclab import film
+from asynclab.evaluation import film
 
 SETTINGS = {"seconds": 2.0, "start": 0.0, "fps": 10.0, "height": 100, "megabytes": 3.0}
 

@@ -8,12 +8,13 @@ import torch
 from conftest import TORSO, run_session
 from test_learner import learner_of, some_batches
 
-from asynclab import checkpoint, generators, snapshot
 from asynclab.agents import A3C
 from asynclab.distributed import Synced
-from asynclab.profile import Profile
-from asynclab.segments import MemoryFiles
-from asynclab.session import Start
+from asynclab.storage import checkpoint, snapshot
+from asynclab.training import generators
+from asynclab.training.profile import Profile
+from asynclab.training.segments import MemoryFiles
+from asynclab.training.session import Start
 
 GPU = torch.Generator()
 

@@ -1,124 +1,98 @@
-"""Imports point only downwards (docs/architecture.md)."""
+"""Who may import whom (docs/architecture.md), and what must not be loaded by it."""
 
-import ast
-from pathlib import Path
+import importlib
+import subprocess
+import sys
+import tomllib
+from runpy import run_path
 
 import pytest
 from conftest import ROOT
 
-LAYERS = [
-    {
-        "check",
-        "console",
-        "returns",
-        "schedules",
-        "flat",
-        "layout",
-        "moments",
-        "precision",
-        "preload",
-        "profile",
-        "command",
-        "config",
-        "folder",
-        "generators",
-        "snapshot",
-        "staleness",
-        "table",
-        "targets",
-        "text",
-    },
-    {"nets", "distributions", "optim"},
-    {"envs", "video", "memory", "agents", "distributed"},
-    {"learner", "segments", "session"},
-    {
-        "recorder",
-        "checkpoint",
-        "provenance",
-        "trial",
-        "evaluation",
-        "evaluator",
-        "export",
-        "film",
-        "curves",
-        "estimates",
-        "jobs",
-        "page",
-        "plots",
-        "ranking",
-        "report",
-        "runs",
-        "benchmark",
-        "audit",
-        "doctor",
-        "faults",
-        "probe",
-        "build",
-        "policy",
-        "resources",
-        "resume",
-        "screens",
-        "study",
-        "sweeps",
-        "tensorboard",
-        "tuning",
-        "zoo",
-    },
-    {"train", "scripts"},
-]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+from asynclab.processes.server import MODULES
+
+SCRIPT = run_path(str(ROOT / "scripts" / "packages.py"))
+MAY_IMPORT = {  # besides the small modules that anybody may
+    "nets": set(),
+    "optim": set(),
+    "video": set(),
+    "envs": {"video"},
+    "memory": {"envs"},
+    "agents": {"memory", "nets"},
+    "distributed": {"optim"},
+    "processes": set(),
+    "storage": {"distributed"},
+    "training": {"agents", "distributed", "envs", "memory", "processes", "storage"},
+    "config": {"storage"},
+    "console": set(),
+    "sweeps": {"config", "processes", "storage"},
+    "analysis": {"config", "storage", "sweeps"},
+    "evaluation": {"agents", "analysis", "config", "distributed", "envs", "processes", "storage", "video"},
+    "run": {"agents", "analysis", "config", "console", "distributed", "envs", "evaluation", "memory", "nets",
+            "processes", "storage", "training"},
+    "build": {"config", "evaluation", "run", "storage"},
+    "train": {"analysis", "build", "config", "processes", "run", "storage", "sweeps"},
+    "doctor": {"agents", "build", "distributed", "envs", "memory", "optim", "processes", "run", "training"},
+}  # fmt: skip
 FORBIDDEN = {
-    "agents": {"asynclab.distributed", "multiprocessing", "hydra"},
-    "distributed": {"asynclab.agents", "asynclab.envs", "gymnasium", "hydra"},
+    "agents": {"multiprocessing", "hydra"},
+    "distributed": {"gymnasium", "hydra"},
+    "analysis": {"torch"},
+    **{base: {"hydra", "gymnasium.vector", "multiprocessing"} for base in SCRIPT["BASE"]},
 }
-HYDRA = {
-    "train",
-    "build",
-    "command",
-    "config",
-    "scripts",
-    "doctor",
-    "evaluation",
-    "jobs",
-    "provenance",
-    "resume",
-    "runs",
-    "sweeps",
-    "targets",
-    "tuning",
-}
-FILES = [ROOT / "train.py", *ROOT.glob("scripts/*.py"), *ROOT.glob("asynclab/**/*.py")]
+HYDRA = {"train", "build", "config", "doctor", "evaluation", "run", "storage", "sweeps", "analysis"}
+FILES = [*ROOT.glob("asynclab/**/*.py")]
 
 
-def part(path: Path) -> str:
-    relative = path.relative_to(ROOT)
-    return relative.parts[1 if relative.parts[0] == "asynclab" else 0].removesuffix(".py")
+@pytest.mark.parametrize("name", MAY_IMPORT)
+def test_a_package_imports_what_it_may(name):
+    assert SCRIPT["graph"]()[name] - SCRIPT["BASE"] <= MAY_IMPORT[name]
 
 
-def imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+def test_every_module_has_its_place():
+    assert set(SCRIPT["graph"]()) == {*MAY_IMPORT, *SCRIPT["BASE"]}
+
+
+def test_what_anybody_may_import_imports_nothing_else():
+    assert all(SCRIPT["graph"]()[base] <= SCRIPT["BASE"] for base in SCRIPT["BASE"])
+
+
+def test_the_picture_is_that_of_the_imports():
+    assert SCRIPT["drawing"]() in (ROOT / "docs" / "architecture.md").read_text(), "run python scripts/packages.py"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_point_downwards(path):
-    me = part(path)
-    if me == "__init__":
-        return
-    for name in imports(path):
-        pieces = name.split(".")
-        if pieces[0] == "asynclab" and len(pieces) > 1 and pieces[1] in LEVEL:
-            assert LEVEL[pieces[1]] <= LEVEL[me], f"{me} imports {name}, which is above it"
-        for forbidden in FORBIDDEN.get(me, set()):
-            assert not name.startswith(forbidden), f"{me} imports {name}"
-        if pieces[0] in ("hydra", "omegaconf"):
-            assert me in HYDRA, f"{me} imports {name}"
+def test_libraries_stay_where_they_belong(path):
+    part = SCRIPT["part"](path)
+    for name in SCRIPT["imports"](path):
+        for forbidden in FORBIDDEN.get(part, set()):
+            assert not name.startswith(forbidden), f"{part} imports {name}"
+        if name.split(".")[0] in ("hydra", "omegaconf"):
+            assert part in HYDRA, f"{part} imports {name}"
 
 
-def test_every_file_has_a_layer():
-    assert {part(path) for path in FILES} - {"__init__"} <= set(LEVEL)
+def large(*modules):
+    """Return what is loaded, of what takes seconds, when these modules are."""
+    code = f"import sys, {', '.join(modules)}; print([name for name in ('torch', 'gymnasium') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_plots_and_reports_need_no_torch():
+    modules = sorted(f"asynclab.analysis.{path.stem}" for path in ROOT.glob("asynclab/analysis/[!_]*.py"))
+    assert large(*modules) == "[]"
+
+
+def test_the_fork_server_is_started_before_anything_large_is_imported():
+    assert large("asynclab.train", "asynclab.processes.server") == "[]"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_what_the_fork_server_imports_exists(name):
+    importlib.import_module(name)  # the server itself says nothing of one that is missing
+
+
+def test_the_wheel_has_every_package():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in ROOT.glob("asynclab/**/__init__.py")}
+    assert set(listed) == found | {"asynclab.conf", "asynclab.scripts"}

@@ -9,9 +9,11 @@ from conftest import TORSO, run_session
 
 from asynclab import flat
 from asynclab.agents import A3C
-from asynclab.distributed import Control, FatalError, Off, Shared, Synced
-from asynclab.learner import Learner, clip_norm_
-from asynclab.profile import Profile
+from asynclab.distributed import Off, Shared, Synced
+from asynclab.processes.control import Control
+from asynclab.processes.launch import FatalError
+from asynclab.training.learner import Learner, clip_norm_
+from asynclab.training.profile import Profile
 
 
 def learner_of(trial):

@@ -11,9 +11,9 @@ from asynclab.agents.actor_critic import forget
 from asynclab.envs import Envs, make_envs
 from asynclab.memory import Rollout
 from asynclab.nets import LSTM
-from asynclab.profile import Profile
-from asynclab.segments import MemoryFiles
-from asynclab.session import Start
+from asynclab.training.profile import Profile
+from asynclab.training.segments import MemoryFiles
+from asynclab.training.session import Start
 
 
 def test_the_cell_is_torchs():

@@ -14,7 +14,7 @@ from conftest import ROOT
 from omegaconf import OmegaConf
 from test_study import line, write_run
 
-from asynclab import curves, plots, runs
+from asynclab.analysis import curves, plots, runs
 
 pytestmark = pytest.mark.medium
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 import asynclab
 from asynclab import build, config
-from asynclab.evaluation import evaluate
+from asynclab.evaluation.play import evaluate
 
 config.register()
 SMALL = ["env.num_envs=2", "env.torso.hidden=[8]", "distributed.max_session=1", "device=cpu", "algo.precision=fp32"]

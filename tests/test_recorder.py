@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from asynclab.curves import read
-from asynclab.distributed import Failure, Off, Synced
-from asynclab.recorder import Recorder
-from asynclab.session import Record, Return
+from asynclab.analysis.curves import read
+from asynclab.distributed import Off, Synced
+from asynclab.processes.launch import Failure
+from asynclab.run.recorder import Recorder
+from asynclab.training.session import Record, Return
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ def test_a_curve_of_a_killed_run_is_read_without_its_half_line(record, tmp_path)
 
 
 def test_memory_that_runs_out_is_said(record, monkeypatch, caplog):
-    monkeypatch.setattr("asynclab.resources.is_low", lambda available: True)
+    monkeypatch.setattr("asynclab.run.resources.is_low", lambda available: True)
     record(Off(1), Record(0, 1, 1, [], {"perf/memory_mib": 250.0}, {}))
     assert "memory is running out" in caplog.text
     assert "sessions have up to 250 MiB each" in caplog.text

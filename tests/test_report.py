@@ -19,7 +19,7 @@ from conftest import ROOT
 from test_plot import write
 from test_study import line, write_run
 
-from asynclab import jobs, ranking, report, runs
+from asynclab.analysis import jobs, ranking, report, runs
 
 
 class Page(HTMLParser):
@@ -396,9 +396,9 @@ def test_without_a_package_the_rest_is_reported(tmp_path, monkeypatch, package):
     for seed in (0, 1):
         write_run(tmp_path, "a", seed, line(10.0 + seed))
     monkeypatch.setitem(sys.modules, package, None)
-    for name in [name for name in sys.modules if name.startswith((f"{package}.", "asynclab.estimates"))]:
+    for name in [name for name in sys.modules if name.startswith((f"{package}.", "asynclab.analysis.estimates"))]:
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delattr("asynclab.estimates", raising=False)
+    monkeypatch.delattr("asynclab.analysis.estimates", raising=False)
     page, notes = make(tmp_path, tmp_path / "report.html")
     (note,) = notes
     assert f"{package} is not installed (pip install 'asynclab[plot]')." in note

@@ -1,6 +1,6 @@
 import torch
 
-from asynclab.returns import gae
+from asynclab.agents.returns import gae
 
 GAMMA, LAM = 0.9, 0.8
 

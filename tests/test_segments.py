@@ -12,9 +12,9 @@ import pytest
 import torch
 from replays import NUM_ENVS, ROWS, filled, save_for_ever, step, take
 
-from asynclab import checkpoint, snapshot
-from asynclab.checkpoint import Checkpoints
-from asynclab.segments import MemoryFiles
+from asynclab.storage import checkpoint, snapshot
+from asynclab.storage.checkpoint import Checkpoints
+from asynclab.training.segments import MemoryFiles
 
 
 def hold_the_same(first, second):

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from asynclab.evaluation import evaluate
+from asynclab.evaluation.play import evaluate
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3_000)]
 

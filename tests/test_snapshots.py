@@ -14,12 +14,14 @@ import torch
 from conftest import REPLAY, TORSO, run_session
 from runs import step_slowly
 
-from asynclab import checkpoint
 from asynclab.agents import SAC
-from asynclab.distributed import Control, Failure, Synced, launch
+from asynclab.distributed import Synced
 from asynclab.distributed.store import Store
-from asynclab.recorder import Recorder
-from asynclab.session import Record, Saved
+from asynclab.processes.control import Control
+from asynclab.processes.launch import Failure, launch
+from asynclab.run.recorder import Recorder
+from asynclab.storage import checkpoint
+from asynclab.training.session import Record, Saved
 
 
 def at_update(store, number, what):

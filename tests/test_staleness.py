@@ -7,10 +7,10 @@ import torch
 from conftest import TORSO
 from test_learner import learner_of, some_batches
 
-from asynclab import staleness
 from asynclab.agents import A3C
 from asynclab.distributed import Shared, Synced
 from asynclab.nets import MLPTorso
+from asynclab.training import staleness
 
 
 def test_summary_is_that_of_the_values_themselves():

@@ -16,9 +16,10 @@ import yaml
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
-from asynclab import config, runs, study
-from asynclab.curves import step
-from asynclab.estimates import band, interval, iqm
+from asynclab import config
+from asynclab.analysis import runs, study
+from asynclab.analysis.curves import step
+from asynclab.analysis.estimates import band, interval, iqm
 
 config.register()
 ARMS = sorted(p.stem for p in (ROOT / "conf" / "arm").glob("*.yaml"))

@@ -20,7 +20,8 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from asynclab import checkpoint, folder, sweeps
+from asynclab.storage import checkpoint, folder
+from asynclab.sweeps import watch
 
 SMALL = ["env=cartpole", "env.num_envs=2", "algo.memory.horizon=16", "distributed=off", "log_every=0.2", "plot=false"]
 OPTUNA = ["hydra/sweeper=optuna", "hydra.sweeper.sampler.seed=0", "algo.optimizer.lr=tag(log,interval(1e-4,1e-2))"]
@@ -83,7 +84,7 @@ def config(
 
 def end(cfg, value):
     """Begin and end a job that returns or raises a value; return what the sweeper sees."""
-    callback, failed = sweeps.SweepWatch(), isinstance(value, Exception)
+    callback, failed = watch.SweepWatch(), isinstance(value, Exception)
     callback.on_job_start(cfg, task_function=len)
     result = JobReturn(status=JobStatus.FAILED if failed else JobStatus.COMPLETED, _return_value=value)
     callback.on_job_end(cfg, result)
@@ -114,23 +115,23 @@ def test_a_failed_job_leaves_its_reason_until_it_succeeds(tmp_path, error, text,
     cfg = config(tmp_path)
     assert math.isnan(end(cfg, error).return_value)  # the basic sweeper goes on
     assert read(tmp_path / "0" / "failure.json") == {"error": text, "type": kind}
-    assert sweeps.report(cfg)[0].splitlines()[:2] == [
+    assert watch.report(cfg)[0].splitlines()[:2] == [
         f"1 job in {tmp_path}: 0 finished, 1 failed",
         f"  0 algo=a3c seed=0: {text}",
     ]
     assert end(cfg, 9.0).return_value == 9
     assert [path.name for path in (tmp_path / "0").iterdir()] == []
-    assert sweeps.report(cfg) == (f"1 job in {tmp_path}: 1 finished", True)
+    assert watch.report(cfg) == (f"1 job in {tmp_path}: 1 finished", True)
 
 
 def test_jobs_that_did_not_end_are_told_from_those_that_failed(tmp_path):
     for number in range(4):
         cfg = config(tmp_path, number)
-        sweeps.SweepWatch().on_job_start(cfg, task_function=len)
+        watch.SweepWatch().on_job_start(cfg, task_function=len)
     (tmp_path / "1" / "summary.json").write_text('{"status": "interrupted"}')
     folder.lock(tmp_path / "2")
     end(cfg, ValueError("wrong"))
-    text, good = sweeps.report(cfg)
+    text, good = watch.report(cfg)
     folder.unlock(tmp_path / "2")
     assert not good
     assert text.splitlines()[:5] == [
@@ -147,7 +148,7 @@ def test_a_job_that_may_not_touch_a_finished_run_leaves_no_failure_there(tmp_pat
     (tmp_path / "0" / "summary.json").write_text('{"status": "finished"}')
     end(cfg, ValueError("made with other settings"))
     assert not (tmp_path / "0" / "failure.json").exists()
-    assert "made with other settings" in sweeps.report(cfg)[0]
+    assert "made with other settings" in watch.report(cfg)[0]
 
 
 def test_a_run_that_is_no_sweep_leaves_its_reason_too(tmp_path):
@@ -161,7 +162,7 @@ def test_a_run_that_begins_again_forgets_an_earlier_failure_even_if_it_is_killed
     cfg = config(tmp_path, mode=RunMode.RUN)
     end(cfg, CompactHydraException("a typo"))
     folder.lock(tmp_path / "0")  # as ``CheckOutput`` does
-    sweeps.SweepWatch().on_job_start(cfg, task_function=len)
+    watch.SweepWatch().on_job_start(cfg, task_function=len)
     folder.unlock(tmp_path / "0")
     assert not (tmp_path / "0" / "failure.json").exists()
 
@@ -170,7 +171,7 @@ def test_a_job_leaves_the_failure_of_a_run_that_another_process_has_taken_up(tmp
     cfg = config(tmp_path)
     end(cfg, ValueError("x"))
     folder.lock(tmp_path / "0")
-    sweeps.SweepWatch().on_job_start(cfg, task_function=len)
+    watch.SweepWatch().on_job_start(cfg, task_function=len)
     folder.unlock(tmp_path / "0")
     assert (tmp_path / "0" / "failure.json").exists()
 
@@ -179,22 +180,22 @@ def test_the_command_that_goes_on_can_be_pasted(tmp_path):
     (tmp_path / "my runs").mkdir()
     cfg = config(tmp_path / "my runs")
     end(cfg, ValueError("x"))
-    words = shlex.split(sweeps.report(cfg)[0].splitlines()[-1])
+    words = shlex.split(watch.report(cfg)[0].splitlines()[-1])
     assert words[-2:] == [f'hydra.sweep.dir="{tmp_path / "my runs"}"', "resume=auto"]
 
 
 @pytest.mark.parametrize("name", ["0", "a/b/c/d"])
 def test_runs_are_found_however_deep_they_are(tmp_path, name):
-    assert sweeps._holds(tmp_path) is None
+    assert watch._holds(tmp_path) is None
     (tmp_path / name).mkdir(parents=True)
     (tmp_path / name / "run.json").touch()
-    assert sweeps._holds(tmp_path) == f"runs already ({name})"
+    assert watch._holds(tmp_path) == f"runs already ({name})"
 
 
 def test_a_process_that_has_ended_is_no_worker():
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         found = psutil.Process(process.pid)
-    assert not sweeps._is_worker(found)
+    assert not watch._is_worker(found)
 
 
 def test_a_trial_without_a_return_fails(tmp_path):

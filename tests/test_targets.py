@@ -1,7 +1,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from asynclab import targets
+from asynclab.config import targets
 
 
 @pytest.mark.parametrize(
@@ -29,10 +29,10 @@ def test_what_configs_are_made_of_is_allowed(target):
         "shutil.rmtree",
         "torch.load",
         "torch.hub.load",
-        "asynclab.provenance.subprocess.run",  # through what an allowed package imports
+        "asynclab.storage.provenance.subprocess.run",  # through what an allowed package imports
         "asynclab.optim.torch.load",
         "torch.optim.adam.torch.hub.load",
-        "asynclab.checkpoint.Checkpoints",  # ours, but not meant for configs
+        "asynclab.storage.checkpoint.Checkpoints",  # ours, but not meant for configs
         "asynclab.agents.NoSuchThing",
         "asynclab.agents.SAC.__init__.__globals__",
         "asynclabx.agents.SAC",

@@ -16,10 +16,10 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from asynclab.distributed import Synced
-from asynclab.provenance import circumstances
-from asynclab.recorder import Recorder
-from asynclab.session import Record, Return
-from asynclab.tensorboard import describe, hparams, layout
+from asynclab.run.recorder import Recorder
+from asynclab.run.tensorboard import describe, hparams, layout
+from asynclab.storage.provenance import circumstances
+from asynclab.training.session import Record, Return
 
 CATEGORIES = ["trial", "sessions", "losses", "hogwild", "performance"]
 # on the pages beside the axis that charts have

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from asynclab import build, config, video
 from asynclab.envs import make_envs
-from asynclab.evaluation import evaluate
+from asynclab.evaluation.play import evaluate
 
 config.register()
 gym.register_envs(ale_py)

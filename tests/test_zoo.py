@@ -16,10 +16,13 @@ from conftest import ROOT
 from test_plot import write
 
 import asynclab
-from asynclab import curves, evaluation, jobs, plots, report, runs, zoo
-from asynclab.export import export
+from asynclab.analysis import curves, jobs, plots, report, runs
+from asynclab.evaluation import play
+from asynclab.evaluation.export import export
+from asynclab.storage import zoo
+from asynclab.storage.folder import agents
 
-AGENTS = zoo.names(ROOT / "zoo")
+AGENTS = agents(ROOT / "zoo")
 SMALL = ["env.num_envs=2", "distributed.max_session=1", "device=cpu", "algo.precision=fp32", "plot=false"]
 RUNS = {
     "cartpole": ["algo=a3c", "env=cartpole", "env.torso.hidden=[16]", "env.max_frame=2_000", "log_every=0.2"],
@@ -77,7 +80,7 @@ def agent(exported, tmp_path):
 @pytest.mark.parametrize("name", AGENTS)
 def test_an_agent_of_the_zoo_is_worth_what_it_is_said_to_be(name):
     said = json.loads((ROOT / "zoo" / name / "evaluation.json").read_text())
-    played = evaluation.evaluate(ROOT / "zoo" / name, 1, said["deterministic"])
+    played = play.evaluate(ROOT / "zoo" / name, 1, said["deterministic"])
     assert played.returns[0] >= said["least"]
 
 
@@ -97,8 +100,8 @@ def test_the_page_on_the_zoo_is_up_to_date():
 @pytest.mark.medium
 def test_an_agent_does_what_its_run_does(run, exported, name):
     folder, agent = run(name), exported(name)
-    expected = evaluation.evaluate(folder, 3)
-    assert evaluation.evaluate(agent, 3).returns == expected.returns
+    expected = play.evaluate(folder, 3)
+    assert play.evaluate(agent, 3).returns == expected.returns
     said = json.loads((agent / "evaluation.json").read_text())
     assert (said["returns"], said["seeds"], said["run"]) == (expected.returns, [1000, 1001, 1002], str(agent))
     assert (said["least"], said["mean_return"]) == (min(expected.returns), pytest.approx(sum(expected.returns) / 3))

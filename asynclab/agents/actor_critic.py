@@ -13,10 +13,10 @@ from torch.distributions import Distribution
 
 from asynclab import check
 from asynclab.agents.base import Agent
-from asynclab.distributions import categorical, diagonal_normal
+from asynclab.agents.distributions import categorical, diagonal_normal
+from asynclab.agents.returns import gae
 from asynclab.memory import RolloutBatch
 from asynclab.nets import LSTM, Torso, linear
-from asynclab.returns import gae
 from asynclab.schedules import Constant, Schedule
 
 

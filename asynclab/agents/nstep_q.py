@@ -12,9 +12,9 @@ from torch import Tensor
 
 from asynclab import check, layout
 from asynclab.agents.q_learning import QLearning
+from asynclab.agents.returns import gae
 from asynclab.memory import RolloutBatch
 from asynclab.nets import Torso
-from asynclab.returns import gae
 
 
 class QBatch(NamedTuple):

@@ -16,8 +16,8 @@ from torch.nn.functional import mse_loss
 
 from asynclab import check, flat
 from asynclab.agents.base import Agent
+from asynclab.agents.distributions import SquashedNormal, categorical
 from asynclab.agents.target import Target
-from asynclab.distributions import SquashedNormal, categorical
 from asynclab.memory import ReplayBatch
 from asynclab.nets import Torso, TorsoModule, bind, linear
 

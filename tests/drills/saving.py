@@ -4,11 +4,11 @@ from functools import partial
 
 import torch
 
-from asynclab import checkpoint
-from asynclab.checkpoint import Checkpoints
 from asynclab.distributed import Store
 from asynclab.optim import GlobalAdam
 from asynclab.schedules import Constant
+from asynclab.storage import checkpoint
+from asynclab.storage.checkpoint import Checkpoints
 
 
 def save_for_ever(folder):

@@ -20,7 +20,7 @@ from conftest import ROOT
 from drill import LONG, SMALL, Run, all_gone
 from saving import save_for_ever
 
-from asynclab import checkpoint
+from asynclab.storage import checkpoint
 
 pytestmark = pytest.mark.medium
 

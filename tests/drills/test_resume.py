@@ -12,7 +12,7 @@ import yaml
 from conftest import copy_checkout
 from drill import SMALL, Run
 
-from asynclab import checkpoint, snapshot
+from asynclab.storage import checkpoint, snapshot
 
 pytestmark = pytest.mark.medium
 

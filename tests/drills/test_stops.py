@@ -13,7 +13,7 @@ import psutil
 import pytest
 from drill import LONG, SMALL, Run, all_gone, env_id
 
-from asynclab import checkpoint, snapshot
+from asynclab.storage import checkpoint, snapshot
 
 pytestmark = pytest.mark.medium
 

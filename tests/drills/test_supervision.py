@@ -9,7 +9,7 @@ import pytest
 import torch
 from drill import LONG, SMALL, Run, all_gone, env_id
 
-from asynclab import checkpoint
+from asynclab.storage import checkpoint
 
 pytestmark = pytest.mark.medium
 

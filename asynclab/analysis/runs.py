@@ -1,0 +1,380 @@
+"""The runs in folders: found, read and grouped."""
+
+import difflib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from asynclab.analysis import curves
+from asynclab.analysis.curves import Curve, Curves
+from asynclab.config.settings import CHANGEABLE, key_of, settings
+from asynclab.storage.folder import FAILURE, instead, is_locked
+
+# what may differ between the runs of an arm: it changes neither what is learned nor how fast
+IRRELEVANT = CHANGEABLE - {"algo.precision", "device", "distributed.num_threads", "distributed.diagnostics"} | {"seed"}
+EVALUATED = "eval.deterministic"  # changes what an evaluation means, though not what is learned
+MARKS = ("metrics.jsonl", "run.json", "config.yaml", FAILURE, ".hydra")  # any of them makes a folder a run's
+
+
+class Run(NamedTuple):
+    """One run.
+
+    Attributes:
+        folder: Its output folder.
+        settings: All that its config sets, by dotted key.
+        overrides: As typed.
+        made: ``run.json``.
+        summary: ``summary.json``; empty while the run goes on, or if it was killed.
+        curves: What its metrics hold; empty only in what ``look`` returns.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    overrides: list[str]
+    made: dict[str, Any]
+    summary: dict[str, Any]
+    curves: Curves
+
+    @property
+    def curve(self) -> Curve:
+        """The trial's curve."""
+        return self.curves.trial
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its budget was used up."""
+        return self.summary.get("status") == "finished"
+
+    @property
+    def budget(self) -> tuple[str, int]:
+        """The environment, and the frames of all sessions together."""
+        repeats = self.made["max_session"] if self.settings["distributed._target_"].endswith(".Off") else 1
+        return self.settings["env.id"], repeats * self.settings["env.max_frame"]
+
+    @property
+    def cores(self) -> int:
+        """How many cores its sessions could keep busy."""
+        threads = self.made["max_session"] * self.settings["distributed.num_threads"]
+        return min(threads, self.made["machine"]["cores"])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what a file of a run holds.
+
+    Raises:
+        ValueError: It is not there, or damaged.
+    """
+    try:
+        return dict(json.loads(path.read_text()))
+    except OSError:
+        raise ValueError(f"{path.name} is missing") from None
+    except (ValueError, TypeError):
+        raise ValueError(f"{path.name} is damaged") from None
+
+
+def read_settings(folder: Path, made: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run by dotted key.
+
+    Args:
+        folder: Its output folder.
+        made: ``run.json``: how many sessions there were, if the config left that to the machine.
+
+    Raises:
+        ValueError: ``config.yaml`` is missing or damaged.
+    """
+    try:
+        found = dict(settings(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))))
+    except FileNotFoundError:
+        raise ValueError("config.yaml is missing") from None
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"config.yaml is damaged ({str(error).splitlines()[0]})") from None
+    return found | ({"distributed.max_session": made["max_session"]} if "max_session" in made else {})
+
+
+def find(folder: Path) -> list[Path]:
+    """Return the output folders of all runs in a folder, however deep: in a run, a sweep, or ``outputs`` itself.
+
+    Raises:
+        ValueError: The folder does not exist, or there is no run in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder{instead(folder)}")
+    found = list(_walk(folder))
+    if not found:
+        raise ValueError(f"{folder} has no run in it")
+    return found
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    if any((folder / name).exists() for name in MARKS):
+        yield folder
+        return
+    for path in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        yield from _walk(path)
+
+
+def load(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """Return the runs in folders as far as they can be read, and a sentence on everything that is not as it should be.
+
+    Raises:
+        ValueError: There is none.
+    """
+    paths, notes = find_all(folders)
+    found: list[Run] = []
+    for name, path in paths.items():
+        try:
+            run, problems = read(path)
+        except (ValueError, OSError) as error:
+            notes.append(f"{name} is left out: {_failure(path) or error}.")
+            continue
+        found.append(run)
+        notes += [f"{name}: {problem}." for problem in problems]
+    if not found:
+        raise ValueError(" ".join(["there is no run to draw.", *notes]))
+    return found, notes
+
+
+def find_all(folders: Sequence[Path]) -> tuple[dict[str, Path], list[str]]:
+    """Return the output folders of all runs in folders by a short name, and a sentence on every folder without any."""
+    notes, paths = [], dict[Path, Path]()
+    for folder in folders:
+        try:
+            for path in find(folder):
+                paths.setdefault(path.resolve(), path)  # each once, by whatever way it is reached
+        except ValueError as error:
+            notes.append(f"{error}.")
+        except OSError as error:
+            notes.append(f"{error.filename} cannot be read: {error.strerror}.")
+    return dict(zip(short_names(list(paths)), paths.values(), strict=True)), notes
+
+
+def look(folder: Path) -> tuple[Run, list[str]]:
+    """Return a run of which there may be little more than the folder, and all that is wrong with it."""
+    try:
+        return read(folder)
+    except (ValueError, OSError) as error:
+        nothing = Curve(*np.empty((4, 0)))
+        run, problems = _read(folder, Curves(nothing, {}, nothing, np.empty(0)))
+        if reason := _failure(folder):
+            return run, [reason]
+        if run.made or (folder / "metrics.jsonl").exists():
+            return run, [str(error).replace(f"{folder} ", "it "), *problems]
+        return run, ["it has not begun to train" if is_locked(folder) else "it ended before training, without a reason"]
+
+
+def read(folder: Path) -> tuple[Run, list[str]]:
+    """Return a run as far as it is known, and what is not.
+
+    Raises:
+        ValueError: It has no curve (``curves.read``).
+    """
+    return _read(folder, curves.read(folder))
+
+
+def _failure(folder: Path) -> str | None:
+    """Return why a job of a sweep failed; None if it did not, or left no reason."""
+    try:
+        return f"it failed: {read_json(folder / FAILURE)['error']}".rstrip(".")
+    except (ValueError, KeyError):
+        return None
+
+
+def _read(folder: Path, found: Curves) -> tuple[Run, list[str]]:
+    problems: list[str] = []
+
+    def known(reader: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        try:
+            return reader()
+        except ValueError as error:
+            problems.append(str(error))
+            return {}
+
+    made = known(lambda: read_json(folder / "run.json"))
+    config = known(lambda: read_settings(folder, made))
+    summary = {}
+    if (folder / "summary.json").exists():
+        summary = known(lambda: read_json(folder / "summary.json"))
+        if summary and summary.get("status") != "finished":
+            why = _failure(folder) or f"its status is {summary.get('status')}"
+            problems.append(f"{why} (resume=auto continues it)")
+    elif is_locked(folder):
+        problems.append("it still runs")
+    elif not (folder / FAILURE).exists():
+        problems.append("it has no summary.json, so it was killed (resume=auto continues it)")
+    typed = made.get("overrides")
+    overrides = [o for o in typed if isinstance(o, str)] if isinstance(typed, list) else []
+    return Run(folder, config, overrides, made, summary, found), problems
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Return for every path what tells it from the others: the path without the folders that all have in common.
+
+    Of a single one, the last two parts: the name of an output folder is often but a time.
+    """
+    parts = [path.resolve().parts for path in paths]
+    common = min((len(p) for p in parts), default=0) - (2 if len(parts) == 1 else 1)
+    while len({p[:common] for p in parts}) > 1:
+        common -= 1
+    return ["/".join(p[common:]) for p in parts]
+
+
+def relevant(run: Run) -> str:
+    """Return what two runs must have in common to be repetitions of each other, as text."""
+    return json.dumps({key: value for key, value in run.settings.items() if key not in IRRELEVANT}, sort_keys=True)
+
+
+def complete(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs of a group that say most of it: those that are finished or, if none is, all."""
+    return [run for run in runs if run.is_finished] or list(runs)
+
+
+def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Return the runs of each arm by its label, in order of their seeds.
+
+    A label is what was typed for the arm and not for all: ``a3c_4`` of ``arm=a3c_4``, ``algo=a2c`` as it is.  Where
+    that is the same for arms that differ (the YAML was changed in between), the settings that differ are added.
+    """
+    arms: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        arms[relevant(run)].append(run)
+    members = list(arms.values())
+    typed = [[o for o in arm[0].overrides if _key(o) not in IRRELEVANT] for arm in members]
+    labels = [
+        ", ".join(o.removeprefix("arm=") for o in mine if not all(o in other for other in typed)) for mine in typed
+    ]
+    if len(members) == 1:
+        labels = [next((o.removeprefix("arm=") for o in typed[0] if o.startswith("arm=")), "all runs")]
+    labelled = {}
+    for label, arm in zip(labels, members, strict=True):
+        alike = [other[0] for name, other in zip(labels, members, strict=True) if name == label]
+        differ = [
+            f"{key}={value}"
+            for key, value in arm[0].settings.items()
+            if key not in IRRELEVANT and any(other.settings.get(key) != value for other in alike)
+        ]
+        labelled[", ".join([label, *differ] if label else differ) or "the rest"] = _by_seed(arm)
+    return labelled
+
+
+def group_by(runs: Sequence[Run], keys: Sequence[str]) -> tuple[dict[str, list[Run]], list[str]]:
+    """Return the runs by the values of some keys, in order of these values, and sentences on what a group mixes.
+
+    Args:
+        runs: To be grouped.
+        keys: Settings (``algo.optimizer.lr``) or groups of the config as typed (``algo``, ``arm``).
+
+    Raises:
+        ValueError: No run has such a key.
+    """
+    for key in keys:
+        known = dict.fromkeys(k for run in runs for k in [*run.settings, *map(_key, run.overrides)])
+        if key not in known:
+            close = [k for k in known if k.endswith(f".{key}")] or difflib.get_close_matches(key, known)
+            advice = f"; use {' or '.join(close[:3])}" * bool(close)
+            raise ValueError(f"group={key} is a setting of no run{advice}")
+    groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[tuple(_value(run, key) for key in keys)].append(run)
+    labelled, notes = {}, []
+    for values in sorted(groups, key=lambda values: [_order(value) for value in values]):
+        label = ", ".join(f"{key}={_text(value)}" for key, value in zip(keys, values, strict=True))
+        members = labelled[label] = _by_seed(groups[values])
+        if len({relevant(run) for run in members}) > 1:
+            differ = [
+                key
+                for key in dict.fromkeys(k for run in members for k in run.settings)
+                if key not in IRRELEVANT and len({str(run.settings.get(key)) for run in members}) > 1
+            ]
+            more = f" and {len(differ) - 3} more" * (len(differ) > 3)
+            notes.append(f"The runs of {label} differ in more than their seeds: {', '.join(differ[:3])}{more}.")
+    return labelled, notes
+
+
+def groups_of(runs: Sequence[Run], keys: Sequence[str] | None = None) -> tuple[dict[str, list[Run]], list[str]]:
+    """Return the runs by ``keys`` or, without any, in arms, never two environments in one; and sentences on them.
+
+    Raises:
+        ValueError: No run has such a key.
+    """
+    known = [run for run in runs if run.settings]
+    notes: list[str] = []
+    several = len({run.settings.get("env.id") for run in known}) > 1
+    if keys is None:
+        groups = _evaluated_alike(group(known)) if known else {}
+    else:
+        groups, notes = group_by(known, [*keys, *["env.id"] * (several and "env.id" not in keys)])
+    notes += [note for label, members in groups.items() for note in _mixed(label, members)]
+    names = short_names([run.folder for run in runs])
+    groups |= {  # who knows what they repeat
+        name: [run] for name, run in zip(names, runs, strict=True) if not run.settings
+    }
+    if several:
+        notes.append("The runs are of several environments, whose returns cannot be compared.")
+    return groups, notes
+
+
+def _evaluated_alike(groups: dict[str, list[Run]]) -> dict[str, list[Run]]:
+    """Return the groups, those apart whose evaluations differ in what the policy did: they have no common mean."""
+    split: dict[str, list[Run]] = {}
+    for label, members in groups.items():
+        ways = _ways(members)
+        for way in ways if len(ways) > 1 else [None]:
+            mine = [run for run in members if way in (None, _way(run))]
+            split[label if way is None else f"{label}, {EVALUATED}={way}"] = mine
+    return split
+
+
+def _mixed(label: str, members: Sequence[Run]) -> Iterator[str]:
+    """Yield sentences on what runs that are taken together should have in common."""
+    budgets = dict.fromkeys(_text(run.settings.get("env.max_frame")) for run in members)
+    if len(budgets) > 1:
+        yield f"The runs of {label} have different budgets: env.max_frame is {' and '.join(budgets)}."
+    if len(ways := _ways(members)) > 1:
+        yield f"The runs of {label} were evaluated in different ways: {EVALUATED} is {' and '.join(ways)}."
+
+
+def _ways(members: Sequence[Run]) -> list[str]:
+    return list(dict.fromkeys(_way(run) for run in members if run.settings.get("eval.every") is not None))
+
+
+def _way(run: Run) -> str:
+    """Return whether the best actions are played: as it is set, else as the agent has it."""
+    typed = run.settings.get(EVALUATED)
+    return _text(run.made.get("deterministic") if typed is None else typed)
+
+
+def _key(override: str) -> str:
+    """Return the setting or the group that an override is about; what stands before "=" if Hydra cannot read it."""
+    try:
+        return key_of(override)
+    except HydraException:
+        return override.partition("=")[0]
+
+
+def _by_seed(runs: Iterable[Run]) -> list[Run]:
+    return sorted(runs, key=lambda run: run.settings.get("seed", 0))
+
+
+def _value(run: Run, key: str) -> Any:
+    if key in run.settings:
+        return run.settings[key]
+    typed = [override.partition("=")[2] for override in run.overrides if _key(override) == key]
+    return typed[-1] if typed else None
+
+
+def _order(value: Any) -> tuple[bool, float, str]:
+    """Return by what values are sorted: numbers by size, before everything else."""
+    is_number = isinstance(value, (int, float))
+    return not is_number, value if is_number else 0.0, str(value)
+
+
+def _text(value: Any) -> str:
+    return "unset" if value is None else str(value)

@@ -1,0 +1,335 @@
+"""A sweep in one table and one figure: interquartile means over seeds, with bootstrap confidence intervals.
+
+Runs are grouped into *arms*: all that differs between them except the seed.  Arms are compared after the same frames
+(the budget) and at the same wall-clock time (that of the run which ended first).
+"""
+
+import csv
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from asynclab import check
+from asynclab.analysis import curves, plots
+from asynclab.analysis.curves import step
+from asynclab.analysis.estimates import CONFIDENCE, Estimate, band, estimate, iqm
+from asynclab.analysis.runs import Run, group, read_json, read_settings, relevant
+
+
+class Arm(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        label: What sets it apart.
+        runs: One per seed.
+        sessions: Processes.
+        envs: Environments of all sessions.
+        cores: That the sessions could keep busy.
+        frames: IQM over the runs, as are seconds, fps, staleness and lost.
+        at_frames: Return at the end of the budget.
+        at_seconds: Return at the common wall-clock time.
+        reached: How many runs reached the threshold.
+        frames_to: Median over all runs of the frames to the threshold; inf unless most reached it.
+        seconds_to: The same in seconds.
+        fps: Frames per second.
+        staleness: Mean staleness of the gradients.
+        lost: Share of lost updates; None where it was not measured.
+    """
+
+    label: str
+    runs: list[Run]
+    sessions: int
+    envs: int
+    cores: int
+    frames: float
+    seconds: float
+    at_frames: Estimate
+    at_seconds: Estimate
+    reached: int
+    frames_to: float
+    seconds_to: float
+    fps: float
+    staleness: float | None
+    lost: float | None
+
+
+class Study(NamedTuple):
+    """What a sweep says.
+
+    Attributes:
+        arms: In the order in which they were begun.
+        env: Id of the environment.
+        budget: Frames of all sessions together.
+        seconds: The common wall-clock time.
+        threshold: A return; None for none.
+        notes: What a reader has to know about runs that are missing or special.
+    """
+
+    arms: list[Arm]
+    env: str
+    budget: int
+    seconds: float
+    threshold: float | None
+    notes: list[str]
+
+
+def load(sweep: Path) -> tuple[list[Run], list[str]]:
+    """Return the finished runs of a sweep in the order in which they were begun, and a sentence on every other one.
+
+    Raises:
+        ValueError: This is not the folder of a sweep, or has no finished run.
+    """
+    if not sweep.is_dir():
+        raise ValueError(f"sweep={sweep} is not a folder")
+    if (sweep / "run.json").exists():
+        raise ValueError(f"sweep={sweep} is a run; set sweep to the folder of a sweep, hydra.sweep.dir")
+    folders = sorted(path for path in sweep.iterdir() if path.is_dir() and not path.name.startswith("."))
+    runs, notes = [], []
+    for folder in folders:
+        try:
+            runs.append(_read(folder))
+        except ValueError as error:
+            notes.append(f"{folder.name} is left out: {error}.")
+    if not runs:
+        raise ValueError(" ".join([f"sweep={sweep} has no finished run to evaluate.", *notes]))
+    return sorted(runs, key=lambda run: run.made["started"]), notes
+
+
+def _read(folder: Path) -> Run:
+    if not (folder / "run.json").is_file():
+        raise ValueError("it has no run.json, so no run began here")
+    if not (folder / "summary.json").is_file():
+        raise ValueError("it has no summary.json, so it still runs or was killed (resume=auto continues it)")
+    made, summary = read_json(folder / "run.json"), read_json(folder / "summary.json")
+    if summary.get("status") != "finished":
+        raise ValueError(f"its status is {summary.get('status')} (resume=auto continues it)")
+    found = curves.read(folder)
+    try:
+        config = read_settings(folder, made)
+        run = Run(folder, config, made["overrides"], made, summary, found)
+        _ = run.budget, run.cores, made["started"], config["seed"], summary["seconds"], summary["frames"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"config.yaml, run.json or summary.json is damaged or of another version ({error})") from None
+    return run
+
+
+def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Return the runs of the most frequent environment and budget without repetitions, and sentences on the others."""
+    counts = Counter(run.budget for run in runs)
+    most = max(counts, key=lambda budget: counts[budget])  # of equally many, the one that was begun first
+    kept: dict[Any, Run] = {}
+    notes = []
+    for run in runs:
+        key = (relevant(run), run.settings["seed"])
+        if run.budget != most:
+            what, than = (f"{name} with {frames:,} frames" for name, frames in (run.budget, most))
+            notes.append(f"{run.folder.name} is left out: it is {what}, and most others are {than}.")
+        elif key in kept:
+            notes.append(f"{run.folder.name} is left out: it repeats {kept[key].folder.name}.")
+        else:
+            kept[key] = run
+    return list(kept.values()), notes
+
+
+def analyse(sweep: Path, threshold: float | None = None, seconds: float | None = None) -> Study:
+    """Evaluate a sweep.
+
+    Args:
+        sweep: Its folder.
+        threshold: A return; the table says when it was reached.
+        seconds: Wall-clock time at which arms are compared, a run that has ended with its last return; None: when the
+            first run ended.
+
+    Raises:
+        ValueError: There is nothing to evaluate, or a setting makes no sense.
+    """
+    if threshold is not None:
+        threshold = check.number("threshold", threshold)
+    if seconds is not None:
+        seconds = check.positive("seconds", check.number("seconds", seconds))
+    runs, notes = load(sweep)
+    runs, more = comparable(runs)
+    arms = group(runs)
+    seeds = sorted({run.settings["seed"] for run in runs})
+    for label, members in arms.items():
+        missing = [str(seed) for seed in seeds if seed not in {run.settings["seed"] for run in members}]
+        if missing:
+            more.append(f"{label} has no finished run with seed {', '.join(missing)}.")
+        if len(members) < 2:
+            more.append(f"{label} has one run, so no interval.")
+    for run in runs:
+        if run.made["resumes"]:
+            more.append(f"{run.folder.name} was interrupted and resumed; its seconds have two starts.")
+        if run.summary["restarts"]:
+            more.append(f"{run.folder.name} had sessions that failed and were started again.")
+    if seconds is None:
+        seconds = min(run.curve.seconds[-1] for run in runs)
+    env, budget = runs[0].budget
+    rows = [_arm(label, members, seconds, threshold) for label, members in arms.items()]
+    return Study(rows, env, budget, float(seconds), threshold, notes + more)
+
+
+def _arm(label: str, runs: list[Run], seconds: float, threshold: float | None) -> Arm:
+    def over_runs(values: Iterable[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return float(iqm(known)) if known else None
+
+    def number(values: Iterable[float]) -> float:
+        return float(iqm(list(values)))
+
+    def first(x: str) -> list[float]:
+        reached = [run.curve.returns >= (math.inf if threshold is None else threshold) for run in runs]
+        return [
+            float(getattr(run.curve, x)[hit][0]) if hit.any() else math.inf
+            for run, hit in zip(runs, reached, strict=True)
+        ]
+
+    made, config, summaries = runs[0].made, runs[0].settings, [run.summary for run in runs]
+    return Arm(
+        label=label,
+        runs=runs,
+        sessions=made["max_session"],
+        envs=made["max_session"] * config["env.num_envs"],
+        cores=runs[0].cores,
+        frames=number(s["frames"] for s in summaries),
+        seconds=number(s["seconds"] for s in summaries),
+        at_frames=estimate([run.curve.returns[-1] for run in runs]),
+        at_seconds=estimate([float(step(run.curve.seconds, run.curve.returns, seconds)) for run in runs]),
+        reached=sum(math.isfinite(x) for x in first("total_frames")),
+        frames_to=statistics.median(first("total_frames")),
+        seconds_to=statistics.median(first("seconds")),
+        fps=number(s["frames"] / s["seconds"] for s in summaries),
+        staleness=over_runs((s.get("staleness") or {}).get("mean") for s in summaries),
+        lost=over_runs(statistics.fmean(s["lost_updates"]) if s.get("lost_updates") else None for s in summaries),
+    )
+
+
+def table(study: Study) -> str:
+    """Return the study as markdown: the table, how to read it, and what is missing."""
+    arms, threshold = study.arms, study.threshold
+    measured = any(arm.lost is not None for arm in arms)
+    head = ["arm", "sessions", "environments", "seeds", "frames", "seconds"]
+    head += [f"return at {study.budget:,} frames", f"return at {study.seconds:,.1f} s"]
+    if threshold is not None:
+        head += [f"reached {threshold:g}", f"frames to {threshold:g}", f"seconds to {threshold:g}"]
+    head += ["frames/s", "frames/s per core", "mean staleness"] + ["lost updates"] * measured
+    rows = []
+    for arm in arms:
+        row = [arm.label, str(arm.sessions), str(arm.envs), str(len(arm.runs)), f"{arm.frames:,.0f}"]
+        row += [f"{arm.seconds:,.1f}", _interval(arm.at_frames), _interval(arm.at_seconds)]
+        if threshold is not None:
+            row += [
+                f"{arm.reached} of {len(arm.runs)}",
+                _number(arm.frames_to, ",.0f"),
+                _number(arm.seconds_to, ",.1f"),
+            ]
+        row += [f"{arm.fps:,.0f}", f"{arm.fps / arm.cores:,.0f}", _number(arm.staleness, ".2f")]
+        rows.append(row + [_number(arm.lost, ".2%")] * measured)
+    lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] + ["---:"] * (len(head) - 1), *rows]]
+    return "\n".join([*lines, "", *_explain(study)]) + "\n"
+
+
+def _interval(value: Estimate) -> str:
+    text = _number(value.iqm, ".1f")
+    return text if math.isnan(value.low) else f"{text} [{value.low:.1f}, {value.high:.1f}]"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None or not math.isfinite(value) else format(value, form)
+
+
+def _explain(study: Study) -> list[str]:
+    runs = [run for arm in study.arms for run in arm.runs]
+    text = [
+        f"{study.env}. Return: mean of the last 100 episodes. All numbers are interquartile means over the seeds,"
+        f" returns with [{CONFIDENCE:.0%} bootstrap interval]; at {study.seconds:,.1f} s"
+        f"{' the first run ended' if study.seconds == min(run.curve.seconds[-1] for run in runs) else ''}."
+        " Seconds include the start of the sessions' processes. A core counts if a session's thread could have it."
+    ]
+    if study.threshold is not None:
+        text[0] += (
+            f" Frames and seconds to {study.threshold:g}: medians over all seeds, - unless most of them reached it."
+        )
+    text += ["", *(f"- {line}" for line in _origins(runs))]
+    return text + [f"- {note}" for note in study.notes]
+
+
+def _origins(runs: Sequence[Run]) -> list[str]:
+    """Return what the runs were made of: revisions and machines, one line for each that there is."""
+    lines = dict.fromkeys(_origin(run.made) for run in runs)
+    if len(lines) == 1:
+        return list(lines)
+    names = {line: [run.folder.name for run in runs if _origin(run.made) == line] for line in lines}
+    return [f"{line}: {', '.join(names[line])}" for line in lines]
+
+
+def _origin(made: dict[str, Any]) -> str:
+    git, machine = made["git"], made["machine"]
+    revision = f"commit {git['revision'][:7]}{' with changes' * git['dirty']}" if git else "no checkout"
+    return (
+        f"{revision}; {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB,"
+        f" {machine['platform'].split('-')[0]}; Python {made['packages']['python']}, torch {made['packages']['torch']}"
+    )
+
+
+def write(study: Study, out: Path) -> list[Path]:
+    """Write the table (``_table.md``, ``_table.csv``) and the figure (``.png``, ``.svg``); return the files.
+
+    Args:
+        study: What ``analyse`` returned.
+        out: What the files' names begin with.
+
+    Raises:
+        ValueError: They cannot be written.
+    """
+    text, numbers = (out.with_name(f"{out.name}_table.{suffix}") for suffix in ("md", "csv"))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        text.write_text(table(study))
+        with numbers.open("w", newline="") as file:
+            rows = [_row(arm, study) for arm in study.arms]
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        raise ValueError(f"out={out} cannot be written: {error.strerror}; set out to another place") from error
+    pictures = [out.with_name(f"{out.name}.{suffix}") for suffix in ("png", "svg")]
+    draw(study, pictures)
+    return [text, numbers, *pictures]
+
+
+def _row(arm: Arm, study: Study) -> dict[str, Any]:
+    """Return an arm's numbers in full; empty where there is none."""
+    row = {
+        "arm": arm.label, "sessions": arm.sessions, "envs": arm.envs, "cores": arm.cores,
+        "seeds": " ".join(str(run.settings["seed"]) for run in arm.runs),
+        "frames": arm.frames, "seconds": arm.seconds,
+        "return_at_frames": arm.at_frames.iqm, "at_frames_low": arm.at_frames.low, "at_frames_high": arm.at_frames.high,
+        "common_seconds": study.seconds,
+        "return_at_seconds": arm.at_seconds.iqm, "at_seconds_low": arm.at_seconds.low,
+        "at_seconds_high": arm.at_seconds.high,
+        "threshold": study.threshold, "reached": None if study.threshold is None else arm.reached,
+        "frames_to_threshold": arm.frames_to, "seconds_to_threshold": arm.seconds_to,
+        "fps": arm.fps, "fps_per_core": arm.fps / arm.cores, "staleness": arm.staleness, "lost_updates": arm.lost,
+    }  # fmt: skip
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+
+
+def draw(study: Study, outs: Sequence[Path]) -> None:
+    """Draw the return of every arm against frames and against seconds, with the band of its interval."""
+    xs = ["total_frames", "seconds"]
+    figure, axes = plots.panels(xs, (11, 4.8), [run for arm in study.arms for run in arm.runs])
+    for panel, x in zip(axes, xs, strict=True):
+        for arm in study.arms:
+            plots.add_band(panel, arm.label, *band([run.curve.along(x) for run in arm.runs]))
+        if study.threshold is not None:
+            panel.axhline(study.threshold, color="grey", linewidth=0.8)
+        panel.set_xlim(left=0)
+    axes[1].axvline(study.seconds, color="grey", linewidth=0.8)
+    axes[0].set(title=f"{study.env}: equal frames")
+    axes[1].set(title=f"equal time (the table: at {study.seconds:,.1f} s)")
+    plots.add_legend(figure, axes[0], plots.SEEDS.format(CONFIDENCE))
+    plots.save(figure, outs)

@@ -1,0 +1,376 @@
+"""Playing a trained agent.  E: episodes."""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+from yaml import YAMLError
+
+from asynclab import __version__, check, flat, video
+from asynclab.agents import Agent
+from asynclab.config import targets
+from asynclab.envs import Envs
+from asynclab.moments import Moments
+from asynclab.storage import checkpoint, provenance, zoo
+from asynclab.storage.folder import instead, is_agent, whole
+
+PARTS = ("env.id", "env.make", "algo.agent")  # of a run's config, that are needed to play
+SEED = 1000  # of the first episode, unless another is asked for
+RESAMPLES = 9_999  # of the bootstrap
+
+
+class Player(NamedTuple):
+    """A trained agent and what it plays in.
+
+    Attributes:
+        agent: Acts in the environment.
+        envs: A single one.
+        env_id: Of gymnasium.
+        checkpoint: Number of the checkpoint, as its folder is called.
+        frames: Of the trial when the checkpoint was taken.
+        session: Whose network it is.
+    """
+
+    agent: Agent
+    envs: Envs
+    env_id: str
+    checkpoint: str
+    frames: int
+    session: int
+
+
+class Game(NamedTuple):
+    """An episode that was played to its end.
+
+    Attributes:
+        ret: Sum of raw rewards.
+        length: In frames.
+    """
+
+    ret: float
+    length: int
+
+
+class Evaluation(NamedTuple):
+    """What became of E episodes.
+
+    Attributes:
+        run: Output folder.
+        env: Gymnasium id.
+        checkpoint: Number of the checkpoint, as its folder is called.
+        frames: Of the trial when the checkpoint was taken.
+        session: Whose network played.
+        deterministic: Whether it took its best actions instead of sampling.
+        seeds: Of the episodes: of each one's environment and of its sampled actions.
+        returns: Raw.
+        lengths: In frames.
+        videos: Of the episodes; empty if they were not recorded.
+        file: Where all this is written; None for nowhere.
+    """
+
+    run: Path
+    env: str
+    checkpoint: str
+    frames: int
+    session: int
+    deterministic: bool
+    seeds: list[int]
+    returns: list[float]
+    lengths: list[int]
+    videos: list[Path]
+    file: Path | None = None
+
+    def statistics(self) -> dict[str, Any]:
+        """Return the mean return and length, and for several episodes how sure the mean return is."""
+        returns = np.array(self.returns)
+        means = {"mean_return": float(returns.mean()), "mean_length": float(np.mean(self.lengths))}
+        if len(returns) == 1:
+            return means | dict.fromkeys(("std_return", "standard_error", "interval_95"))
+        std = float(returns.std(ddof=1))
+        picks = np.random.default_rng(0).choice(returns, (RESAMPLES, len(returns)))
+        ends = np.quantile(picks.mean(axis=1), (0.025, 0.975))  # percentile bootstrap
+        return means | {
+            "std_return": std,
+            "standard_error": std / math.sqrt(len(returns)),
+            "interval_95": ends.tolist(),
+        }
+
+    def sentence(self) -> str:
+        """Return what the agent is worth, with an interval if that can be known."""
+        found = self.statistics()
+        text = f"return {found['mean_return']:.2f}"
+        if found["interval_95"] is not None:
+            low, high = found["interval_95"]
+            text += (
+                f" +- {found['std_return']:.2f} over {len(self.returns)} episodes (mean between {low:.2f} and"
+                f" {high:.2f} with 95%)"
+            )
+        actions = "best" if self.deterministic else "sampled"
+        return f"{text} of {self.run}, checkpoint {self.checkpoint} at {self.frames:,} frames, {actions} actions"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything, with the statistics and the circumstances, as JSON has it."""
+        content = self._asdict() | self.statistics() | {"asynclab": __version__} | provenance.circumstances()
+        return json.loads(json.dumps(content, default=str), parse_constant=lambda nan: None)
+
+
+def load(run: Path, session: int = 0, name: str = "latest", record: Path | None = None) -> Player:
+    """Return the agent of a run's checkpoint, or of a zoo, with a single environment.
+
+    Args:
+        run: Output folder, or that of a zoo's agent, which has one network.
+        session: Whose network, where sessions have one each (``distributed=off``).
+        name: Of the checkpoint: ``latest``, ``best`` or a number.
+        record: Folder for videos, which must not be there yet; None for none.
+
+    Raises:
+        ValueError: The folder has no run, its config names code that is not allowed, or the run has no such
+            checkpoint or session.
+    """
+    weights = zoo.read(run) if is_agent(run) else None  # before anything in it is believed
+    config = run / "config.yaml"
+    if not config.is_file():
+        raise ValueError(f"run={run} is not an output folder: it has no config.yaml{instead(run)}")
+    try:
+        cfg = OmegaConf.load(config)
+        OmegaConf.resolve(cfg)
+    except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise ValueError(f"{config} cannot be read ({str(error).splitlines()[0]})") from error
+    parts = [OmegaConf.select(cfg, key) for key in PARTS] if isinstance(cfg, DictConfig) else []
+    if not parts or not all(parts):
+        raise ValueError(f"{config} is not the config of a run: it must have {', '.join(PARTS)}")
+    assert isinstance(cfg, DictConfig)
+    env_id, make, agent_config = parts
+    targets.check(cfg)
+    if weights is None:
+        weights = weights_of(checkpoint.load(run, name, memories=False), session)
+    elif name not in ("latest", weights.checkpoint) or session:
+        raise ValueError(f"run={run} has the weights of one checkpoint and session; leave out checkpoint and session")
+    with ExitStack() as stack:
+        try:
+            envs = instantiate(make, _convert_="all")(num_envs=1, **({} if record is None else {"record": record}))
+            stack.callback(envs.close)
+            agent = instantiate(agent_config, _convert_="all")(envs.obs_space, envs.action_space)
+        except (InstantiationException, TypeError) as error:
+            if record is not None and "'record'" in str(error):
+                target = make["_target_"]
+                raise ValueError(f"env.make._target_={target} takes no record, so leave out video=true") from error
+            raise ValueError(
+                f"run={run} has a config that this version of asynclab does not understand"
+                f" ({error.__cause__ or error}); evaluate it with the revision in its run.json"
+            ) from error
+        shapes, expected = (
+            [text.partition(" ")[2] for text in layout] for layout in (weights.layout, flat.signature(agent.nets))
+        )
+        if shapes != expected or weights.theta.shape != (flat.size(agent.nets),):
+            raise ValueError(f"run={run} has weights of other shapes than the network in its config")
+        sizes = {name: slots.shape[1] for name, slots in weights.moments.items()}
+        if sizes != {name: 1 + 2 * size for name, size in envs.moments.items()}:
+            raise ValueError(f"run={run} normalises observations by moments of other shapes than those in its config")
+        equip(agent, envs, weights.theta, weights.moments)
+        agent.start(1, session)
+        stack.pop_all()
+    return Player(agent, envs, env_id, weights.checkpoint, weights.frames, session)
+
+
+def weights_of(found: checkpoint.Checkpoint, session: int) -> zoo.Weights:
+    """Return what a session of a checkpoint plays with.
+
+    Raises:
+        ValueError: The session has no network of its own.
+    """
+    stores = found.stores()
+    if not 0 <= session < len(stores):
+        raise ValueError(f"session={session} has no network of its own; the run has {len(stores)}, numbered from 0")
+    theta, moments = stores[session]["theta"], stores[session]["moments"]
+    return zoo.Weights(theta, moments, found.trial()["layout"], found.path.name, found.manifest["frames"])
+
+
+def equip(agent: Agent, envs: Envs, theta: Tensor, moments: Mapping[str, Tensor]) -> None:
+    """Let an agent act with these weights, and the environments normalise by these estimates and leave them alone.
+
+    Args:
+        agent: Its networks become views of ``theta``.
+        envs: They read ``moments``.
+        theta: [P].
+        moments: The slots of each estimate by name.
+    """
+    agent.bind(flat.Vector(theta), flat.Vector(torch.zeros_like(theta)))
+    estimates = {name: Moments(size) for name, size in envs.moments.items()}
+    for name, estimate in estimates.items():
+        estimate.slots = moments[name]
+    envs.attach(estimates, None)
+
+
+def check_request(episodes: int, seed: int, prefix: str = "") -> None:
+    """Raise ValueError if there cannot be so many episodes, or not from this seed.
+
+    Args:
+        episodes: E.
+        seed: Of the first one.
+        prefix: Of the settings' names.
+    """
+    check.count(f"{prefix}episodes", episodes)
+    if check.whole(f"{prefix}seed", seed) + episodes > 2**31:
+        raise ValueError(f"{prefix}seed={seed} is too large: those of {episodes} episodes must be below 2**31")
+
+
+def play(
+    agent: Agent, envs: Envs, episodes: int, deterministic: bool | None, seed: int = SEED, session: int = 0
+) -> Iterator[Game | None]:
+    """Play whole episodes one after the other, episode i and its sampled actions from ``seed + i``.
+
+    So what becomes of one depends on nothing but its seed, which it would in a batch: by the order in which actions are
+    drawn, and by how floats are added up.
+
+    Args:
+        agent: Bound to its weights.
+        envs: A single environment.
+        episodes: E.
+        deterministic: Take the best actions instead of sampling; None for the agent's own way.
+        seed: Of the first episode.
+        session: Whose network it is.
+
+    Yields:
+        Every episode as it ends, and None after every other step.
+    """
+    if deterministic is None:
+        deterministic = agent.deterministic
+    for own in range(seed, seed + episodes):
+        torch.manual_seed(own)
+        obs = envs.reset([own])
+        agent.start(1, session)
+        ended = None
+        while ended is None:
+            step = envs.step(agent.act(torch.from_numpy(obs), deterministic).numpy())
+            obs = step.obs
+            agent.on_step(torch.from_numpy(step.done))
+            ended = next((Game(episode.ret, episode.length) for episode in step.episodes), None)
+            yield ended
+
+
+def evaluate(
+    run: Path,
+    episodes: int,
+    deterministic: bool | None = None,
+    session: int = 0,
+    seed: int = SEED,
+    name: str = "latest",
+    results: Path | None = None,
+    videos: Path | None = None,
+) -> Evaluation:
+    """Play a run's checkpoint.  An episode's return depends on its seed alone, not on how many are played or recorded.
+
+    Args:
+        run: Output folder.
+        episodes: E.
+        deterministic: Take the best actions instead of sampling; None for the agent's own way.
+        session: Whose network, where sessions have one each.
+        seed: Of the first episode's environment and sampled actions; the others count up.
+        name: Of the checkpoint: ``latest``, ``best`` or a number.
+        results: Folder that gets a new JSON file of what is returned; None for none.
+        videos: Folder that gets a new video of every episode; None for none.
+
+    Raises:
+        ValueError: An argument makes no sense, there is nothing to play, it cannot be recorded, or a folder cannot be
+            written.  Videos of earlier episodes are there.
+        OSError: Something else went wrong with a file, such as while a video was encoded.
+    """
+    check_request(episodes, seed)
+    scratch = None
+    if videos is not None:
+        video.require()
+        scratch = videos / f".recording_{os.getpid()}_{time.time_ns()}"
+    games: list[Game] = []
+    files: list[Path] = []
+    with ExitStack() as stack:
+        if scratch is not None:
+            stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        player = load(run, session, name, scratch)
+        stack.callback(player.envs.close)
+        if results is not None:
+            with _writing(results):  # if it cannot be written, now and not when everything has been played
+                results.mkdir(parents=True, exist_ok=True)
+                TemporaryFile(dir=results).close()
+        torch.set_num_threads(1)  # a batch of one only loses by more
+        if deterministic is None:
+            deterministic = player.agent.deterministic
+        stem = _stem(player.checkpoint, deterministic)
+        for game in play(player.agent, player.envs, episodes, deterministic, seed, session):
+            if game is None:
+                continue
+            if videos is not None and scratch is not None:
+                episode = f"episode_{len(games)}_seed_{seed + len(games)}_return_{game.ret:.2f}"
+                (recorded,) = scratch.glob("*.mp4")
+                with _writing(videos), _new(videos / f"{stem}_{episode}.mp4") as file:
+                    files.append(recorded.replace(file))
+            games.append(game)
+    played = Evaluation(
+        run=run,
+        env=player.env_id,
+        checkpoint=player.checkpoint,
+        frames=player.frames,
+        session=session,
+        deterministic=deterministic,
+        seeds=list(range(seed, seed + episodes)),
+        returns=[game.ret for game in games],
+        lengths=[game.length for game in games],
+        videos=files,
+    )
+    if results is None:
+        return played
+    with _writing(results), _new(results / f"{stem}_seed_{seed}_episodes_{episodes}.json") as path:
+        played = played._replace(file=path)
+        with whole(path) as file:
+            file.write_text(json.dumps(played.as_json(), indent=2) + "\n")
+    return played
+
+
+def _stem(checkpoint: str, deterministic: bool) -> str:
+    return f"{checkpoint}_{'deterministic' if deterministic else 'sampled'}"
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Let users know which folder it is that cannot be written, by a ValueError."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"{folder} cannot be written ({error.strerror or error}); set out to another folder"
+        ) from error
+
+
+@contextmanager
+def _new(path: Path) -> Iterator[Path]:
+    """Make an empty file that was not there, for what is to be written: the path, or the path with a number.
+
+    It is removed if that fails.
+    """
+    number, new = 1, path
+    while True:
+        try:
+            new.touch(exist_ok=False)
+            break
+        except FileExistsError:
+            number += 1
+            new = path.with_stem(f"{path.stem}__{number}")
+    try:
+        yield new
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise

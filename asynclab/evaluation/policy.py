@@ -1,0 +1,55 @@
+"""A trained agent for use in other programs."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asynclab.evaluation import play
+
+
+class Policy:
+    """Acts in one environment that is somebody else's; made by ``asynclab.load``.
+
+    Observations and actions are those of the plain environment: what training did to them (one array, channels first,
+    normalisation, actions in [-1, 1]) is done here.  Torch's random numbers are left as they were.
+
+    Attributes:
+        env_id: For ``gymnasium.make``; settings in the run's ``env.make`` must be given to it likewise.
+
+    Args:
+        folder: Output folder of a run.
+        checkpoint: ``latest``, ``best`` or a number.
+        session: Whose network, where sessions have one each.
+
+    Raises:
+        ValueError: There is nothing to load, or it is damaged.
+    """
+
+    def __init__(self, folder: Path, checkpoint: str, session: int) -> None:
+        with torch.random.fork_rng(devices=[]):
+            self._agent, self._envs, self.env_id, *_ = play.load(folder, session, checkpoint)
+        self._session = session
+
+    def reset(self) -> None:
+        """Forget what a recurrent agent remembers; to be called with the environment's own ``reset``."""
+        self._agent.start(1, self._session)
+
+    def act(self, obs: Any, deterministic: bool | None = None) -> Any:
+        """Return the action for one observation: an int, or an array within the bounds of the action space.
+
+        Args:
+            obs: As ``gymnasium.make(policy.env_id)`` gives it.  For Atari the last four frames [4, 84, 84], uint8; to
+                the bit what ale-py gave in training is (with OpenCV, which these wrappers need)
+                ``AtariPreprocessing(gymnasium.make(policy.env_id, frameskip=1))`` in
+                ``FrameStackObservation(env, 4, padding_type="zero")``.
+            deterministic: Take the likeliest or best action; else actions are drawn with torch's random numbers.  None
+                for the agent's own way: SAC and Q-learning take the best one, actor-critics draw.
+
+        Raises:
+            ValueError: The observation is of another environment.
+        """
+        if deterministic is None:
+            deterministic = self._agent.deterministic
+        tensor = torch.from_numpy(self._envs.observe(obs))
+        return self._envs.perform(self._agent.act(tensor, deterministic)[0].numpy())

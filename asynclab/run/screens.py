@@ -1,0 +1,149 @@
+"""The first and the last screen of a run: what will run, and what came of it.  They are in train.log, too."""
+
+import json
+import logging
+import math
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from asynclab.analysis.curves import WINDOW
+from asynclab.console.handler import row
+from asynclab.run import resources
+from asynclab.run.trial import Trial
+from asynclab.storage.checkpoint import FOLDER
+from asynclab.text import count, duration, number, override, program, short
+
+log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).parents[2]
+STYLES = {"finished": "bold green", "interrupted": "bold yellow", "failed": "bold red"}
+PICTURE = "curve.png"
+FILES = ("sessions.png", "report.html", "summary.json", f"{FOLDER}/latest", f"{FOLDER}/best")
+
+
+def first(trial: Trial, cfg: Any, choices: Mapping[str, str]) -> None:
+    """Say what will run.
+
+    Args:
+        trial: What will run.
+        cfg: Its config.
+        choices: Of the config's groups; empty if they are not known.
+    """
+    algo = choices.get("algo") or cfg.algo.agent._target_.rpartition(".")[2]
+    mode, session, stores = trial.mode, trial.session, trial.stores
+    sessions, each = mode.max_session, " each" * (mode.max_session > 1)
+    memories = [trial.memory_bytes, sessions * trial.memory_bytes, resources.available_memory()]
+    log.info("%s on %s, distributed=%s", algo, cfg.env.id, mode.name, extra={"title": "bold"})
+    _row(
+        "sessions",
+        f"{sessions} with {count(trial.num_envs, 'environment')} and {count(mode.num_threads, 'thread')}{each}, on"
+        f" {', '.join(session.devices)}",
+    )
+    parameters = f"{len(stores[0].theta):,} parameters{' each' * (len(stores) > 1)}"
+    _row("network", f"{parameters}, {session.precision}, seed {session.seed}")
+    _row("memory", "{} per session, {} in all, {} available".format(*map(resources.size, memories)))
+    per = " per session" if len(stores) > 1 else " in all" * (sessions > 1)
+    left_out = "" if session.save_memory else "; without the memories"
+    every = duration(trial.checkpoint_every)
+    _row("frames", f"{stores[0].max_frame:,}{per}, a checkpoint every {every}{left_out}")
+    if trial.checkpoint is not None:
+        frames = f"{trial.checkpoint.manifest['frames']:,}"
+        _row("resumed", f"from {short(trial.checkpoint.path)} at {frames} frames")
+    if (spaces := choices.get("spaces", trial.spaces)) != trial.spaces:
+        _row("defaults", f"for spaces={spaces}, but this environment has spaces={trial.spaces}, with others: add that")
+    _row("output", short(trial.folder), whole=True)
+    _row("TensorBoard", tensorboard(trial.folder), whole=True)
+    _row("to stop", "Ctrl-C saves a checkpoint and ends")
+    _warn_of_lost_memories(trial)
+
+
+def _warn_of_lost_memories(trial: Trial) -> None:
+    """Say so if what the sessions remembered is lost, or will be, and must be collected anew."""
+    sessions, found = trial.mode.max_session, trial.checkpoint
+    if not trial.refill:
+        return
+    if found is not None and found.manifest["frames"]:
+        lost = [rank for rank in range(sessions) if f"session_{rank:02d}.npz" not in found.manifest["files"]]
+        if lost:
+            log.warning(
+                "%s has no memory of %s: each first collects a tenth of what it held, or algo.memory.start if that is"
+                " more, before it learns again", short(found.path), count(len(lost), "session"),
+            )  # fmt: skip
+    if not trial.session.save_memory:
+        memories, on_disk = sessions * trial.memory_bytes, resources.size(trial.memories_on_disk)
+        log.warning(
+            "checkpoints will lack the sessions' memories, %s in all: a session of a resumed run, or one that is"
+            " restarted, first collects up to %s transitions before it learns again. checkpoint_memory=%s keeps them,"
+            " in up to %s of disk", resources.size(memories), f"{trial.refill:,}", math.ceil(memories / 1e9), on_disk,
+        )  # fmt: skip
+
+
+def last(run: Path, budget: int) -> None:
+    """Say what came of a run and where it is; nothing if the run has not come as far as to write its summary.
+
+    Args:
+        run: Output folder.
+        budget: ``env.max_frame``.
+    """
+    try:
+        summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    except (OSError, ValueError):
+        return
+    status, stale = summary["status"], summary["staleness"]
+    mean, best = (number(summary[key]) for key in ("mean_return", "best_return"))
+    result = f"mean return {mean} over the last {count(min(summary['episodes'], WINDOW), 'episode')}, best {best}"
+    log.info(
+        "%s: %s", status, result if summary["episodes"] else "no episode has ended", extra={"title": STYLES[status]}
+    )
+    _row(
+        "frames",
+        f"{summary['frames']:,} in {duration(summary['seconds'])}, {summary['fps']:,.0f} per second;"
+        f" {count(summary['updates'], 'update')}",
+    )
+    if evaluation := summary.get("evaluation"):
+        best = evaluation["best"] or evaluation
+        _row(
+            "evaluation",
+            f"mean return {number(evaluation['mean_return'])} at {evaluation['frames']:,} frames,"
+            f" best {number(best['mean_return'])} at {best['frames']:,}",
+        )
+    old = f", staleness {stale['mean']:.2f} on average, at most {stale['max']}" if stale else ""
+    _row("sessions", f"{len(summary['session_frames'])}, {count(summary['restarts'], 'restart')}{old}")
+    _row("output", short(run), whole=True)
+    _row("", ", ".join(name for name in FILES if (run / name).exists()))
+    if (run / PICTURE).exists():
+        _row("picture", short(run / PICTURE), whole=True)
+    _row("TensorBoard", tensorboard(run), whole=True)
+    if (run / FOLDER / "latest").exists():
+        evaluate = f"{_command('evaluate')} {override('run', run)}"
+        _row("to evaluate", evaluate, whole=True)
+        _row("to watch it", f"{evaluate} episodes=1 video=true", whole=True)
+        more = f" env.max_frame={2 * budget:_}" * (status == "finished")
+        _row("to go on", f"{_command('train')} {override('resume', run)}{more}", whole=True)
+
+
+def _row(label: str, text: str, whole: bool = False) -> None:
+    message, extra = row(label, text, whole)
+    log.info("%s", message, extra=extra)
+
+
+def tensorboard(folder: Path) -> str:
+    """Return the command that shows a folder in TensorBoard."""
+    return f"{_program('tensorboard')} --logdir {shlex.quote(short(folder))}"
+
+
+def _command(name: str) -> str:
+    """Return how to call one of our scripts: as it lies in a checkout, or as it is installed."""
+    path = ROOT / ("train.py" if name == "train" else f"scripts/{name}.py")
+    caller, *rest = program(short(path) if path.is_file() else f"asynclab-{name}", Path(sys.executable).name)
+    return " ".join([_program(caller), *map(shlex.quote, rest)])
+
+
+def _program(name: str) -> str:
+    """Return the name of a program of our Python environment, or its path if the shell would find another one."""
+    path = Path(sys.executable).parent / name
+    return shlex.quote(short(path)) if path.exists() and shutil.which(name) != str(path) else name

@@ -1,0 +1,1 @@
+"""The run folder: its names, its lock, its logs and its checkpoints."""

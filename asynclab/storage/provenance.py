@@ -1,0 +1,117 @@
+"""What a run was made of, kept in its output folder so that it can be repeated."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from asynclab import __version__
+from asynclab.precision import has_native_bf16
+from asynclab.storage.folder import whole
+
+PACKAGES = [
+    "torch",
+    "hydra-core",
+    "omegaconf",
+    "gymnasium",
+    "ale-py",
+    "mujoco",
+    "numpy",
+    "tensorboard",
+    "stable-baselines3",
+]
+
+SOURCES = ["asynclab", "conf", "scripts", "train.py", "constraints.txt"]
+
+
+def write(
+    folder: Path,
+    cfg: DictConfig,
+    overrides: Sequence[str],
+    decided: Mapping[str, Any],
+    resumed: Mapping[str, Any] | None = None,
+) -> None:
+    """Write ``config.yaml`` (resolved) and ``run.json`` (overrides, seed, revision, versions, machine).
+
+    When a run is resumed, the circumstances of its beginning stay, and those of now are added.
+
+    Args:
+        folder: Output folder.
+        cfg: The composed config.
+        overrides: As typed.
+        decided: What the config leaves to the machine or the agent, as ``Trial.decided`` returns it.
+        resumed: From which frame the run goes on, and which settings have changed; None for a new run.
+    """
+    now = {**decided, **circumstances()}
+    if resumed is None:
+        run = {"seed": cfg.seed, **now, "resumes": []}
+    else:
+        run = json.loads((folder / "run.json").read_text())
+        run["resumes"].append({**resumed, **now})
+    run["overrides"] = list(overrides)
+    with whole(folder / "config.yaml") as file:
+        file.write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    with whole(folder / "run.json") as file:
+        file.write_text(json.dumps(run, indent=2) + "\n")
+
+
+def circumstances() -> dict[str, Any]:
+    """Return what a measurement depends on besides its settings: command, time, revision, versions, machine."""
+    return {
+        "command": [sys.executable, *sys.argv],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": _git(),
+        "packages": {"python": platform.python_version(), "asynclab": __version__}
+        | {name: _version(name) for name in PACKAGES},
+        "machine": _machine(),
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    """Return the source's revision and whether it has been changed since; None outside a checkout."""
+    source = Path(__file__).parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", "-C", source, *args], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changes = git("status", "--porcelain", "--", *(f":/{path}" for path in SOURCES))
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(changes)}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "native_bf16": has_native_bf16(torch.device("cpu")),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()

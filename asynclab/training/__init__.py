@@ -1,0 +1,1 @@
+"""What a session does: act, step, remember, learn."""
