@@ -27,6 +27,8 @@ import psutil
 from asynclab.distributed import Store
 from asynclab.processes.launch import launch
 from asynclab.run.trial import Trial
+from asynclab.storage import metrics
+from asynclab.storage.names import METRICS
 from asynclab.training.profile import Profile
 from asynclab.training.session import Session
 
@@ -147,7 +149,7 @@ def measure_run(train: Path, overrides: Sequence[str], sessions: int, seconds: f
             env = os.environ | {"TMPDIR": folder}  # the fork server's socket is deleted with it
             process = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env, preexec_fn=end_with_parent)
             try:
-                return _observe(process, output / "metrics.jsonl", sessions, seconds, began)
+                return _observe(process, output / METRICS, sessions, seconds, began)
             except RuntimeError as error:
                 log.seek(0)
                 raise RuntimeError(f"{error}: {' '.join(command)}\n{log.read()[-3000:]}") from None
@@ -161,7 +163,7 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
-def _observe(process: Any, metrics: Path, sessions: int, seconds: float, began: float) -> Run:
+def _observe(process: Any, path: Path, sessions: int, seconds: float, began: float) -> Run:
     records: dict[int, list[dict[str, Any]]] = {rank: [] for rank in range(sessions)}
     start = until = None
     memory: list[tuple[float, int]] = []
@@ -180,14 +182,14 @@ def _observe(process: Any, metrics: Path, sessions: int, seconds: float, began: 
         if now >= next_memory:
             memory.append((round(now - began, 1), _tree_pss(process)))
             next_memory = now + max(5.0, seconds / 200)  # a look at 19 processes takes an eighth of a second
-        if not metrics.exists():
+        if not path.exists():
             continue
-        with metrics.open() as file:
+        with path.open() as file:
             file.seek(position)
             while (line := file.readline()).endswith("\n"):
                 position = file.tell()
                 record = json.loads(line)
-                if record["kind"] == "session":
+                if record["kind"] == metrics.SESSION:
                     records[record["rank"]].append(record)
         if start is None and all(records.values()):
             start = now - began

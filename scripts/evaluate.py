@@ -11,6 +11,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from asynclab.config import CONF
+from asynclab.storage.names import EVALUATIONS, VIDEOS
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="evaluate")
@@ -33,7 +34,7 @@ def main(cfg: DictConfig) -> float:
         deterministic = None if cfg.deterministic is None else check.flag("deterministic", cfg.deterministic)
         played = evaluate(
             run, cfg.episodes, deterministic, check.whole("session", cfg.session), cfg.seed,
-            str(cfg.checkpoint), out / "evaluations", out / "videos" if video else None,
+            str(cfg.checkpoint), out / EVALUATIONS, out / VIDEOS if video else None,
         )  # fmt: skip
     except KeyboardInterrupt:
         sys.exit("interrupted: nothing is written but the videos of the episodes that had ended")

@@ -66,7 +66,7 @@ def test_the_wheel_has_all_configs_and_commands_and_nothing_else(wheel):
     files = {str(path.relative_to(ROOT)) for path in (*ROOT.glob("conf/**/*.yaml"), *ROOT.glob("scripts/*.py"))}
     assert {f"asynclab/{name}" for name in files} <= set(names)
     pages = {str(path.relative_to(ROOT)) for path in ROOT.glob("asynclab/**/*.html")}
-    assert {"asynclab/analysis/report.html"} <= pages <= set(names)
+    assert {"asynclab/analysis/template.html"} <= pages <= set(names)
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"asynclab"}
 
 

@@ -1,5 +1,6 @@
 """Who may import whom (docs/architecture.md), and what must not be loaded by it."""
 
+import ast
 import importlib
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from conftest import ROOT
 
 from asynclab.processes.server import MODULES
+from asynclab.storage import names
 
 SCRIPT = run_path(str(ROOT / "scripts" / "packages.py"))
 MAY_IMPORT = {  # besides the small modules that anybody may
@@ -96,3 +98,12 @@ def test_the_wheel_has_every_package():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     found = {".".join(path.parent.relative_to(ROOT).parts) for path in ROOT.glob("asynclab/**/__init__.py")}
     assert set(listed) == found | {"asynclab.conf", "asynclab.scripts"}
+
+
+def test_names_of_files_are_spelt_once():
+    known = {value: key for key, value in vars(names).items() if key.isupper()}
+    for path in FILES:
+        if path.name != "names.py":
+            for node in ast.walk(ast.parse(path.read_text())):
+                spelt = isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value
+                assert not (spelt and node.value in known), f"{path}, line {node.lineno}: use names.{known[node.value]}"

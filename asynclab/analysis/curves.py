@@ -3,7 +3,6 @@
 Those of a zoo's agent have fewer points (``thin``): one for every so many episodes of a session.
 """
 
-import json
 import math
 import statistics
 from collections import defaultdict
@@ -14,6 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from asynclab.storage import metrics
+from asynclab.storage.names import METRICS
 
 AXES = {
     "total_frames": "frames of all sessions",
@@ -85,34 +87,28 @@ def read(run: Path) -> Curves:
         NoEpisodeError: The mean return is in no progress line yet.
         ValueError: The folder has no metrics, or damaged ones.
     """
-    file = run / "metrics.jsonl"
-    if not file.is_file():
-        raise ValueError(f"{run} is not an output folder: it has no metrics.jsonl")
-    # of a run that is still writing, or was killed, the last line may be half a line
-    text = [line for line in file.read_text().splitlines(True) if line[-1] == "\n"]
-    try:
-        lines = [json.loads(line) for line in text]
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from None
+    lines = metrics.read(run)
     try:
         return _curves(lines, run)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is of another version of asynclab ({type(error).__name__}: {error})") from None
+        raise ValueError(
+            f"{run / METRICS} is of another version of asynclab ({type(error).__name__}: {error})"
+        ) from None
 
 
 def _curves(lines: Sequence[dict[str, Any]], run: Path) -> Curves:
     episodes: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
     points, ended, evaluations, clock, every = [], list[int](), [], [(0.0, 0)], 1
     for line in lines:
-        if line["kind"] == "session":
+        if line["kind"] == metrics.SESSION:
             rows, every = line.get("episodes", []), line.get("every", 1)
             episodes[line["rank"]] += [(e["total_frame"], e["frame"], e["seconds"], e["ret"]) for e in rows]
-        elif line["kind"] == "trial":
+        elif line["kind"] == metrics.TRIAL:
             clock.append((line["seconds"], line["total_frames"]))
             if "train/return_100" in line["metrics"]:
                 points.append((line["total_frames"], line["seconds"], line["metrics"]["train/return_100"]))
                 ended.append(every * sum(map(len, episodes.values())))
-        elif line["kind"] == "evaluation":
+        elif line["kind"] == metrics.EVALUATION:
             with suppress(KeyError, TypeError, ValueError):  # one that cannot be read: the rest is still good
                 evaluations.append(_evaluation(**{key: line[key] for key in ("total_frames", "seconds", "returns")}))
     if not points:
@@ -167,12 +163,17 @@ def thin(curves: Curves, points: int = 300) -> Iterator[dict[str, Any]]:
                 for total_frame, frame, at, mean in zip(*(axis[new] for axis in curve), strict=True)
             ]
             if rows or i == 0:  # once at least: a session without an episode counts, too
-                yield {"kind": "session", "rank": rank, "every": every, "episodes": rows}
+                yield {"kind": metrics.SESSION, "rank": rank, "every": every, "episodes": rows}
         point = {"total_frames": int(total), "seconds": round(seconds, 2)}
-        yield {"kind": "trial", **point, "metrics": {"train/return_100": _json(ret)}}
+        yield {"kind": metrics.TRIAL, **point, "metrics": {"train/return_100": _json(ret)}}
         before = until
     for total, _, seconds, ret in zip(*evaluation, strict=True):
-        yield {"kind": "evaluation", "total_frames": int(total), "seconds": round(seconds, 2), "returns": [_json(ret)]}
+        yield {
+            "kind": metrics.EVALUATION,
+            "total_frames": int(total),
+            "seconds": round(seconds, 2),
+            "returns": [_json(ret)],
+        }
 
 
 def _means(curve: Curve, every: int) -> Curve:

@@ -13,14 +13,12 @@ from yaml import YAMLError
 from asynclab import text
 from asynclab.analysis import runs
 from asynclab.analysis.runs import Run
-from asynclab.storage.folder import FAILURE, is_locked
+from asynclab.storage.folder import is_locked
+from asynclab.storage.names import BEST, CONFIG, FAILURE, HYDRA, METRICS, RUN, SWEEP
 from asynclab.sweeps.watch import planned
 
 # where a run is kept, not what it is
 PLACES = ("resume=", "hydra.run.dir=", "hydra.sweep.dir=", "hydra.sweep.subdir=", "hydra.mode=")
-
-
-SWEEP = ("multirun.yaml", "optimization_results.yaml")  # either makes a folder a sweep's
 
 
 class Job(NamedTuple):
@@ -47,7 +45,7 @@ class Job(NamedTuple):
     def command(self) -> str:
         """What makes the run again, for a shell; on a machine with another number of cores, too."""
         typed = self.typed
-        mode = _part(_read_yaml(self.run.folder / "config.yaml"), "distributed") or {}
+        mode = _part(_read_yaml(self.run.folder / CONFIG), "distributed") or {}
         if mode.get("max_session", 0) is None and "max_session" in self.run.made:  # null: one for each core
             typed.append(f"distributed.max_session={self.run.made['max_session']}")
         return shlex.join([*program(self.run), *typed])
@@ -93,7 +91,7 @@ def _status(run: Run) -> str:
         return str(run.summary["status"])
     if is_locked(run.folder):
         return "running"
-    began = (run.folder / "metrics.jsonl").exists() and not (run.folder / FAILURE).exists()
+    began = (run.folder / METRICS).exists() and not (run.folder / FAILURE).exists()
     return "killed" if began else "failed"
 
 
@@ -102,7 +100,7 @@ def sweeps(jobs: Sequence[Job], folders: Sequence[Path]) -> list[Sweep]:
     tops = [folder.resolve() for folder in folders]
     parents = dict.fromkeys(parent for job in jobs for parent in job.run.folder.resolve().parents)
     inside = [parent for parent in parents if any(parent.is_relative_to(top) for top in tops)]
-    return [_read_sweep(parent, jobs) for parent in inside if any((parent / name).is_file() for name in SWEEP)]
+    return [_read_sweep(parent, jobs) for parent in inside if any((parent / name).is_file() for name in (SWEEP, BEST))]
 
 
 def program(run: Run) -> list[str]:
@@ -113,7 +111,7 @@ def program(run: Run) -> list[str]:
 
 
 def _read_sweep(folder: Path, jobs: Sequence[Job]) -> Sweep:
-    config = _read_yaml(folder / "multirun.yaml")
+    config = _read_yaml(folder / SWEEP)
     given = [_part(config, "hydra", "overrides", key) or [] for key in ("hydra", "task")]
     hydra, task = ([str(o) for o in overrides if not str(o).startswith(PLACES)] for overrides in given)
     if not config:  # Optuna's sweeper notes nothing, but its jobs have the command
@@ -133,7 +131,7 @@ def _missing(folder: Path, config: dict[str, Any], task: list[str]) -> list[list
         return []
     begun = set()
     for path in runs.find_all([folder])[0].values():
-        made = _read_yaml(path / "run.json").get("overrides") or []  # JSON is YAML
+        made = _read_yaml(path / RUN).get("overrides") or []  # JSON is YAML
         begun.add(frozenset(o for o in _typed(path, made) if not o.startswith("hydra.")))
     return [job for job in jobs if frozenset(job) not in begun]
 
@@ -142,7 +140,7 @@ def _typed(folder: Path, overrides: Sequence[Any]) -> list[str]:
     """Return the overrides that a run has noted or, before there is one, Hydra."""
     found = list(overrides)
     if not found:
-        for path in (folder / ".hydra" / "overrides.yaml", *sorted(folder.glob(".hydra/*/overrides.yaml"))):
+        for path in (folder / HYDRA / "overrides.yaml", *sorted(folder.glob(".hydra/*/overrides.yaml"))):
             found = found or list(_read_yaml(path, []))
     return [str(o) for o in found if not str(o).startswith(PLACES)]
 

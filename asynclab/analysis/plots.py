@@ -26,6 +26,7 @@ from asynclab.analysis.curves import (
 )
 from asynclab.analysis.runs import Run
 from asynclab.storage.folder import whole
+from asynclab.storage.names import CURVE_IMAGE, SESSIONS_IMAGE
 from asynclab.text import count
 
 log = logging.getLogger(__name__)
@@ -116,8 +117,8 @@ def write_at_end(folder: Path) -> None:
     try:
         run, _ = runs.read(folder)
         (name,) = runs.short_names([folder])
-        save(draw_sessions(run, "total_frames", f"{_env([run])}{name}")[0], [folder / "sessions.png"])
-        save(draw_trials({name: run}, "total_frames")[0], [folder / "curve.png"])
+        save(draw_sessions(run, "total_frames", f"{_env([run])}{name}")[0], [folder / SESSIONS_IMAGE])
+        save(draw_trials({name: run}, "total_frames")[0], [folder / CURVE_IMAGE])
         log.info("drawn: curve.png and sessions.png in %s", folder, extra={"console": False})
     except NoEpisodeError:
         pass

@@ -21,6 +21,7 @@ from asynclab.analysis.page import NONE, Badge, Bar, Column, Figure, Line, Table
 from asynclab.analysis.ranking import METRICS, Estimate, Group, number, or_nan, rank, score
 from asynclab.analysis.runs import Run
 from asynclab.storage.folder import whole
+from asynclab.storage.names import REPORT
 from asynclab.text import duration
 
 log = logging.getLogger(__name__)
@@ -75,8 +76,8 @@ def write_at_end(folder: Path) -> None:
         folder: Output folder.
     """
     try:
-        write([folder], folder / "report.html")
-        log.info("report: %s", folder / "report.html", extra={"console": False})
+        write([folder], folder / REPORT)
+        log.info("report: %s", folder / REPORT, extra={"console": False})
     except ImportError as error:
         log.info("no report.html: %s is not installed (%s)", str(error.name).split(".")[0], EXTRA)
     except Exception as error:  # a run that has ended well must not fail because of a page
@@ -106,7 +107,7 @@ def _render(
     envs = [env for env in by_env if env != UNKNOWN]
     several = len(jobs) > 1
     text = page.render(
-        "report.html",
+        "template.html",
         title=" and ".join(envs) if 0 < len(envs) < 3 else f"{len(envs)} environments" if envs else "Runs",
         name=", ".join(map(str, folders)) if several else str(jobs[0].run.folder),
         stats=_stats(jobs, sections, metric) if several else _stats_of_run(jobs[0]),

@@ -16,12 +16,13 @@ from yaml import YAMLError
 from asynclab.analysis import curves
 from asynclab.analysis.curves import Curve, Curves
 from asynclab.config.settings import CHANGEABLE, key_of, settings
-from asynclab.storage.folder import FAILURE, instead, is_locked
+from asynclab.storage.folder import instead, is_locked
+from asynclab.storage.names import CONFIG, FAILURE, HYDRA, METRICS, RUN, SUMMARY
 
 # what may differ between the runs of an arm: it changes neither what is learned nor how fast
 IRRELEVANT = CHANGEABLE - {"algo.precision", "device", "distributed.num_threads", "distributed.diagnostics"} | {"seed"}
 EVALUATED = "eval.deterministic"  # changes what an evaluation means, though not what is learned
-MARKS = ("metrics.jsonl", "run.json", "config.yaml", FAILURE, ".hydra")  # any of them makes a folder a run's
+MARKS = (METRICS, RUN, CONFIG, FAILURE, HYDRA)  # any of them makes a folder a run's
 
 
 class Run(NamedTuple):
@@ -91,7 +92,7 @@ def read_settings(folder: Path, made: dict[str, Any]) -> dict[str, Any]:
         ValueError: ``config.yaml`` is missing or damaged.
     """
     try:
-        found = dict(settings(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))))
+        found = dict(settings(OmegaConf.to_container(OmegaConf.load(folder / CONFIG))))
     except FileNotFoundError:
         raise ValueError("config.yaml is missing") from None
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
@@ -165,7 +166,7 @@ def look(folder: Path) -> tuple[Run, list[str]]:
         run, problems = _read(folder, Curves(nothing, {}, nothing, np.empty(0)))
         if reason := _failure(folder):
             return run, [reason]
-        if run.made or (folder / "metrics.jsonl").exists():
+        if run.made or (folder / METRICS).exists():
             return run, [str(error).replace(f"{folder} ", "it "), *problems]
         return run, ["it has not begun to train" if is_locked(folder) else "it ended before training, without a reason"]
 
@@ -197,11 +198,11 @@ def _read(folder: Path, found: Curves) -> tuple[Run, list[str]]:
             problems.append(str(error))
             return {}
 
-    made = known(lambda: read_json(folder / "run.json"))
+    made = known(lambda: read_json(folder / RUN))
     config = known(lambda: read_settings(folder, made))
     summary = {}
-    if (folder / "summary.json").exists():
-        summary = known(lambda: read_json(folder / "summary.json"))
+    if (folder / SUMMARY).exists():
+        summary = known(lambda: read_json(folder / SUMMARY))
         if summary and summary.get("status") != "finished":
             why = _failure(folder) or f"its status is {summary.get('status')}"
             problems.append(f"{why} (resume=auto continues it)")

@@ -17,6 +17,7 @@ from asynclab.analysis import curves, plots
 from asynclab.analysis.curves import step
 from asynclab.analysis.estimates import CONFIDENCE, Estimate, band, estimate, iqm
 from asynclab.analysis.runs import Run, group, read_json, read_settings, relevant
+from asynclab.storage.names import RUN, SUMMARY
 
 
 class Arm(NamedTuple):
@@ -84,7 +85,7 @@ def load(sweep: Path) -> tuple[list[Run], list[str]]:
     """
     if not sweep.is_dir():
         raise ValueError(f"sweep={sweep} is not a folder")
-    if (sweep / "run.json").exists():
+    if (sweep / RUN).exists():
         raise ValueError(f"sweep={sweep} is a run; set sweep to the folder of a sweep, hydra.sweep.dir")
     folders = sorted(path for path in sweep.iterdir() if path.is_dir() and not path.name.startswith("."))
     runs, notes = [], []
@@ -99,11 +100,11 @@ def load(sweep: Path) -> tuple[list[Run], list[str]]:
 
 
 def _read(folder: Path) -> Run:
-    if not (folder / "run.json").is_file():
+    if not (folder / RUN).is_file():
         raise ValueError("it has no run.json, so no run began here")
-    if not (folder / "summary.json").is_file():
+    if not (folder / SUMMARY).is_file():
         raise ValueError("it has no summary.json, so it still runs or was killed (resume=auto continues it)")
-    made, summary = read_json(folder / "run.json"), read_json(folder / "summary.json")
+    made, summary = read_json(folder / RUN), read_json(folder / SUMMARY)
     if summary.get("status") != "finished":
         raise ValueError(f"its status is {summary.get('status')} (resume=auto continues it)")
     found = curves.read(folder)

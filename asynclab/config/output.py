@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from asynclab.config.registry import AUTO
 from asynclab.storage import folder
+from asynclab.storage.names import RUN
 from asynclab.text import override
 
 
@@ -21,7 +22,7 @@ class CheckOutput(Callback):
         HydraConfig.instance().set_config(config)  # the folder's name is made of the choices
         run, resume = Path(config.hydra.run.dir), OmegaConf.select(config, "resume")
         if resume not in (None, AUTO):
-            if not (run / "run.json").is_file():
+            if not (run / RUN).is_file():
                 sys.exit(f"resume={resume} is not the output folder of a run: it has no run.json.")
             if run.resolve() != Path(resume).resolve():
                 sys.exit(f"resume={resume} and hydra.run.dir={run} differ. Leave hydra.run.dir out.")

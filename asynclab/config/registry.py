@@ -10,6 +10,7 @@ from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 
 from asynclab.config.schema import BenchmarkConfig, Config, DoctorConfig, Sb3Config
+from asynclab.storage.names import HYDRA
 
 AUTO = "auto"  # resume if there is something to resume
 _HERE = Path(__file__).parents[1]
@@ -39,7 +40,7 @@ def register() -> None:
     )
     OmegaConf.register_new_resolver(
         "hydra_folder",
-        lambda resume: ".hydra" if resume is None else f".hydra/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}",
+        lambda resume: HYDRA if resume is None else f"{HYDRA}/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}",
         use_cache=True,
         replace=True,
     )

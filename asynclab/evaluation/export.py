@@ -11,8 +11,9 @@ from asynclab.analysis import curves, runs
 from asynclab.analysis.jobs import Job
 from asynclab.evaluation import play
 from asynclab.evaluation.play import Evaluation
-from asynclab.storage import checkpoint, zoo
-from asynclab.storage.folder import EVALUATION, instead, whole_folder
+from asynclab.storage import checkpoint, metrics, zoo
+from asynclab.storage.folder import instead, whole_folder
+from asynclab.storage.names import CHECKPOINTS, CONFIG, EVALUATION, METRICS, RUN, SUMMARY
 
 
 def export(
@@ -40,7 +41,7 @@ def export(
     found, problems = runs.read(run)
     if problems:
         raise ValueError(f"run={run} cannot be exported: {', '.join(problems)}")
-    latest = run / checkpoint.FOLDER / "latest"  # by its number: instead of a damaged one, no other will do
+    latest = run / CHECKPOINTS / "latest"  # by its number: instead of a damaged one, no other will do
     kept = checkpoint.load(run, latest.resolve().name if name == "latest" and latest.is_dir() else name)
     weights = play.weights_of(kept, session)
     try:
@@ -53,12 +54,11 @@ def export(
             worth = {"least": min(played.returns) if least is None else least} | played.as_json() | {"command": again}
             origin = found.made | {"command": shlex.split(Job(run.name, found, [], "finished").command)}
             origin["resumes"] = [{k: v for k, v in then.items() if k != "command"} for then in found.made["resumes"]]
-            for file, content in ((EVALUATION, worth), ("run.json", origin)):
+            for file, content in ((EVALUATION, worth), (RUN, origin)):
                 (new / file).write_text(json.dumps(content, indent=2) + "\n")
-            for file in ("config.yaml", "summary.json"):
+            for file in (CONFIG, SUMMARY):
                 shutil.copyfile(run / file, new / file)
-            lines = [json.dumps(line) + "\n" for line in curves.thin(found.curves)]
-            (new / "metrics.jsonl").write_text("".join(lines))
+            (new / METRICS).write_text("".join(map(metrics.text, curves.thin(found.curves))))
             zoo.write(new, weights)
             zoo.seal(new, weights)
     except OSError as error:

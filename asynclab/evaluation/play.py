@@ -27,6 +27,7 @@ from asynclab.envs import Envs
 from asynclab.moments import Moments
 from asynclab.storage import checkpoint, provenance, zoo
 from asynclab.storage.folder import instead, is_agent, whole
+from asynclab.storage.names import CONFIG
 
 PARTS = ("env.id", "env.make", "algo.agent")  # of a run's config, that are needed to play
 SEED = 1000  # of the first episode, unless another is asked for
@@ -142,7 +143,7 @@ def load(run: Path, session: int = 0, name: str = "latest", record: Path | None 
             checkpoint or session.
     """
     weights = zoo.read(run) if is_agent(run) else None  # before anything in it is believed
-    config = run / "config.yaml"
+    config = run / CONFIG
     if not config.is_file():
         raise ValueError(f"run={run} is not an output folder: it has no config.yaml{instead(run)}")
     try:

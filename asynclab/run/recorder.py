@@ -22,7 +22,10 @@ from asynclab.distributed import Mode, Store
 from asynclab.evaluation.evaluator import Evaluated
 from asynclab.processes.launch import Failure
 from asynclab.run import resources, tensorboard
+from asynclab.storage import metrics
 from asynclab.storage.folder import whole
+from asynclab.storage.metrics import finite
+from asynclab.storage.names import METRICS, SUMMARY, TENSORBOARD
 from asynclab.text import duration
 from asynclab.training import staleness
 from asynclab.training.session import Record
@@ -88,8 +91,8 @@ class Recorder:
         self._began = self._last_time
         self.status.began = self._start
         self._stopped: float | None = None
-        self._metrics = (folder / "metrics.jsonl").open("a")
-        board = folder / tensorboard.FOLDER
+        self._log = metrics.Log(folder)
+        board = folder / TENSORBOARD
         self._trial = tensorboard.Writer(board / "trial", every)
         self._sessions = [tensorboard.Writer(board / f"session_{rank:02d}", every) for rank in range(sessions)]
         if state is not None:
@@ -108,12 +111,12 @@ class Recorder:
             "seconds": time.monotonic() - self._start,
             "episodes": self._episodes,
             "session_episodes": [session.episodes for session in self.status.sessions],
-            "best": _finite(self.status.best),
-            "scalars": _finite(self._scalars()),
-            "recent": _finite([[seconds - self._start, ret] for seconds, ret in self._recent]),
-            "session_returns": _finite([list(returns) for returns in self._session_returns]),
+            "best": finite(self.status.best),
+            "scalars": finite(self._scalars()),
+            "recent": finite([[seconds - self._start, ret] for seconds, ret in self._recent]),
+            "session_returns": finite([list(returns) for returns in self._session_returns]),
             "failures": self._failures,
-            "evaluation": _finite(self.evaluation),
+            "evaluation": finite(self.evaluation),
             "staleness": [sorted(counts.items()) for counts in self._staleness],
             "logs": {str(path.relative_to(self.folder)): path.stat().st_size for path in logs},
         }
@@ -182,11 +185,11 @@ class Recorder:
             writer.add_scalar(name, value, record.frames)
         self._latest[rank] = {**self._latest[rank], **record.metrics, **profile}
         self._show(record, scalars)
-        self._line(
-            {"kind": "session", "rank": rank, "frames": record.frames, "total_frames": total, "updates": record.updates}
-            | {"seconds": now - self._start, "metrics": scalars}
-            | {"episodes": [e._replace(seconds=e.seconds - self._start)._asdict() for e in record.episodes]}
-        )
+        self._log.write(
+            metrics.SESSION, rank=rank, frames=record.frames, total_frames=total, updates=record.updates,
+            seconds=now - self._start, metrics=scalars,
+            episodes=[e._replace(seconds=e.seconds - self._start)._asdict() for e in record.episodes],
+        )  # fmt: skip
         if now >= self._next_time:
             # on a fixed grid: counted from the last line, a record that comes a moment early would skip a whole turn
             self._next_time += self.every * ((now - self._next_time) // self.every + 1)
@@ -207,7 +210,7 @@ class Recorder:
         """Note which process a session runs in."""
         session = self.status.sessions[rank]
         session.state = "restarting" if session.state in ("hung", "dead") else "starting"
-        self._line({"kind": "process", "rank": rank, "pid": pid, "seconds": time.monotonic() - self._start})
+        self._log.write(metrics.PROCESS, rank=rank, pid=pid, seconds=time.monotonic() - self._start)
 
     def failure(self, failure: Failure) -> None:
         """Take note of a session that failed."""
@@ -222,15 +225,15 @@ class Recorder:
                 failure.rank, failure.cause, failure.restarts, failure.delay, f"\n{failure.details}".rstrip(),
             )  # fmt: skip
         frames = self.total_frames()
-        line = {"kind": "failure", "rank": failure.rank, "total_frames": frames} | {
-            "seconds": time.monotonic() - self._start,
+        what = {
+            "rank": failure.rank,
+            "total_frames": frames,
             "cause": failure.cause,
             "exitcode": failure.exitcode,
             "restarted": failure.delay is not None,
-            "details": failure.details,
         }
-        self._failures.append({key: line[key] for key in ("rank", "total_frames", "cause", "exitcode", "restarted")})
-        self._line(line)
+        self._failures.append(what)
+        self._log.write(metrics.FAILURE, **what, seconds=time.monotonic() - self._start, details=failure.details)
         self._trial.add_scalar("perf/restarts", self.restarts, frames)
 
     def evaluated(self, result: Evaluated) -> None:
@@ -251,10 +254,10 @@ class Recorder:
         }
         for name, value in scalars.items():
             self._trial.add_scalar(name, value, result.frames, walltime=time.time() - (now - result.seconds))
-        self._line(
-            {"kind": "evaluation", "total_frames": result.frames, "updates": result.updates}
-            | {"seconds": result.seconds - self._start, "returns": result.returns, "lengths": result.lengths}
-        )
+        self._log.write(
+            metrics.EVALUATION, total_frames=result.frames, updates=result.updates,
+            seconds=result.seconds - self._start, returns=result.returns, lengths=result.lengths,
+        )  # fmt: skip
 
     @property
     def restarts(self) -> int:
@@ -301,10 +304,7 @@ class Recorder:
         for name, value in scalars.items():
             self._trial.add_scalar(name, value, frames)
         self._overview.update(self._results(), self._scalars(), frames)
-        self._line(
-            {"kind": "trial", "total_frames": frames, "updates": updates, "seconds": now - self._start}
-            | {"metrics": scalars}
-        )
+        self._log.write(metrics.TRIAL, total_frames=frames, updates=updates, seconds=now - self._start, metrics=scalars)
         left = max(budget - frames, 0) / fps if fps > 0 else math.inf
         evaluation = f"  evaluation {self.evaluation['mean_return']:.2f}" if self.evaluation else ""
         log.info(
@@ -359,9 +359,9 @@ class Recorder:
         }
         if any(self._profile):
             summary["profile"] = [_shares(seconds) for seconds in self._profile]
-        with whole(self.folder / "summary.json") as file:
-            file.write_text(json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n")
-        self._metrics.close()
+        with whole(self.folder / SUMMARY) as file:
+            file.write_text(json.dumps(finite(summary), indent=2, allow_nan=False) + "\n")
+        self._log.close()
         self._overview.close(status)
         for writer in (self._trial, *self._sessions):
             writer.close()
@@ -394,14 +394,10 @@ class Recorder:
     def _all_staleness(self) -> Counter[int]:
         return sum(self._staleness, Counter())
 
-    def _line(self, content: dict[str, Any]) -> None:
-        self._metrics.write(json.dumps(_finite(content), allow_nan=False) + "\n")
-        self._metrics.flush()
-
 
 def _logs(folder: Path) -> list[Path]:
     """Return the files to which a run only appends."""
-    return [path for path in (folder / "metrics.jsonl", *folder.glob("tensorboard/*/*")) if path.is_file()]
+    return [path for path in (folder / METRICS, *folder.glob(f"{TENSORBOARD}/*/*")) if path.is_file()]
 
 
 def _mean_return(returns: Collection[float]) -> float:
@@ -422,15 +418,6 @@ def _add_histogram(writer: tensorboard.Writer, tag: str, counts: Mapping[int, in
     number, total, squares = (sum(n * v**k for v, n in zip(values, times, strict=True)) for k in range(3))
     limits = [value + 0.5 for value in values]
     writer.add_histogram_raw(tag, values[0], values[-1], number, total, squares, limits, times, step)
-
-
-def _finite(content: Any) -> Any:
-    """Replace what JSON cannot say, such as the nan of a diverged loss, by None."""
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _mean(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:

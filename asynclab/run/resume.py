@@ -14,6 +14,7 @@ from asynclab.config import AUTO
 from asynclab.config.settings import CHANGEABLE, compare, config_of, in_words, key_of, settings
 from asynclab.storage import checkpoint
 from asynclab.storage.checkpoint import Checkpoint
+from asynclab.storage.names import RUN
 from asynclab.text import override
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def plan(cfg: DictConfig, folder: Path) -> Plan:
     if cfg.resume != AUTO:
         if recorded is None:
             raise ValueError(
-                f"{folder / 'run.json'} is damaged; resume with the whole command, {override('hydra.run.dir', folder)}"
+                f"{folder / RUN} is damaged; resume with the whole command, {override('hydra.run.dir', folder)}"
                 " and resume=auto"
             )
         typed = _merge(recorded, typed)
@@ -104,7 +105,7 @@ def _follows_another(cfg: DictConfig, key: str) -> bool:
 def _saved_overrides(folder: Path) -> list[str] | None:
     """Return what was typed when the run began; None if that can no longer be read."""
     try:
-        return list(json.loads((folder / "run.json").read_text())["overrides"])
+        return list(json.loads((folder / RUN).read_text())["overrides"])
     except (OSError, ValueError, KeyError):
         return None
 

@@ -14,15 +14,14 @@ from asynclab.analysis.curves import WINDOW
 from asynclab.console.handler import row
 from asynclab.run import resources
 from asynclab.run.trial import Trial
-from asynclab.storage.checkpoint import FOLDER
+from asynclab.storage.names import CHECKPOINTS, CURVE_IMAGE, REPORT, SESSIONS_IMAGE, SUMMARY
 from asynclab.text import count, duration, number, override, program, short
 
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
 STYLES = {"finished": "bold green", "interrupted": "bold yellow", "failed": "bold red"}
-PICTURE = "curve.png"
-FILES = ("sessions.png", "report.html", "summary.json", f"{FOLDER}/latest", f"{FOLDER}/best")
+FILES = (SESSIONS_IMAGE, REPORT, SUMMARY, f"{CHECKPOINTS}/latest", f"{CHECKPOINTS}/best")
 
 
 def first(trial: Trial, cfg: Any, choices: Mapping[str, str]) -> None:
@@ -90,7 +89,7 @@ def last(run: Path, budget: int) -> None:
         budget: ``env.max_frame``.
     """
     try:
-        summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
+        summary: dict[str, Any] = json.loads((run / SUMMARY).read_text())
     except (OSError, ValueError):
         return
     status, stale = summary["status"], summary["staleness"]
@@ -115,10 +114,10 @@ def last(run: Path, budget: int) -> None:
     _row("sessions", f"{len(summary['session_frames'])}, {count(summary['restarts'], 'restart')}{old}")
     _row("output", short(run), whole=True)
     _row("", ", ".join(name for name in FILES if (run / name).exists()))
-    if (run / PICTURE).exists():
-        _row("picture", short(run / PICTURE), whole=True)
+    if (run / CURVE_IMAGE).exists():
+        _row("picture", short(run / CURVE_IMAGE), whole=True)
     _row("TensorBoard", tensorboard(run), whole=True)
-    if (run / FOLDER / "latest").exists():
+    if (run / CHECKPOINTS / "latest").exists():
         evaluate = f"{_command('evaluate')} {override('run', run)}"
         _row("to evaluate", evaluate, whole=True)
         _row("to watch it", f"{evaluate} episodes=1 video=true", whole=True)

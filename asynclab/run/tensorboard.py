@@ -20,9 +20,8 @@ from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 from torch.utils.tensorboard import SummaryWriter
 
 from asynclab.config.settings import CHANGEABLE, settings
+from asynclab.storage.names import CONFIG, RUN, TENSORBOARD
 from asynclab.text import program
-
-FOLDER = "tensorboard"
 
 # category, title, and tags: a regular expression, or value and bounds; without a title every tag has a chart of its own
 CHARTS: list[tuple[str, str | None, str | list[str]]] = [
@@ -78,14 +77,14 @@ class Overview:
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], max_session: int, every: float) -> None:
-        run = folder / FOLDER / "summary"
+        run = folder / TENSORBOARD / "summary"
         for path in run.glob("*"):
             os.truncate(path, 0)  # a TensorBoard that is reading it would not go on if it were removed
         self._writer = Writer(run, every)
         self._layout: dict[str, Any] = {}
         start = {"hparams": hparams(config, max_session), "startTimeSecs": time.time()}
         self._add(metadata.SESSION_START_INFO_TAG, session_start_info=start)
-        made, resolved = folder / "run.json", folder / "config.yaml"
+        made, resolved = folder / RUN, folder / CONFIG
         if made.is_file():
             self._writer.add_text("run", describe(json.loads(made.read_text())))
         if resolved.is_file():

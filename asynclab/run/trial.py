@@ -29,8 +29,9 @@ from asynclab.processes.launch import Failure, SessionError, Started, launch
 from asynclab.processes.server import SIGNALS
 from asynclab.run import resources
 from asynclab.run.recorder import Recorder
-from asynclab.storage.checkpoint import FOLDER, Checkpoint, Checkpoints
+from asynclab.storage.checkpoint import Checkpoint, Checkpoints
 from asynclab.storage.folder import holds_run
+from asynclab.storage.names import CHECKPOINTS, SUMMARY
 from asynclab.storage.snapshot import File
 from asynclab.text import override
 from asynclab.training.session import Record, Saved, Seeds, Session, Start
@@ -187,7 +188,7 @@ class Trial:
             seed,
             min(log_every, checkpoint_every),
             profile,
-            folder / FOLDER,
+            folder / CHECKPOINTS,
             save_memory,
         )
         self._snapshot = _Snapshot(0)
@@ -269,7 +270,7 @@ class Trial:
         start = Start()
         if self.checkpoint is not None:
             start = Start(self.checkpoint.path, frozenset(self.checkpoint.manifest["files"]), self.resumes)
-            (self.folder / "summary.json").unlink(missing_ok=True)
+            (self.folder / SUMMARY).unlink(missing_ok=True)
             self.checkpoints.set_aside(self.checkpoint)
         recorder = Recorder(self.folder, mode, self.stores, self.log_every, self._trial.get("recorder"), self.config)
         if self.checkpoint is None:

@@ -19,12 +19,11 @@ from typing import Any, NamedTuple
 from asynclab import check
 from asynclab.distributed import Store
 from asynclab.storage import snapshot
+from asynclab.storage.names import CHECKPOINTS, MANIFEST
 
 log = logging.getLogger(__name__)
 
 FORMAT = 3
-FOLDER = "checkpoints"
-MANIFEST = "manifest.json"
 MEMORY = ".npz"  # how files of memories end
 WITH_MEMORIES = 2  # of the latest checkpoints, at most: older ones have other rows of a replay, which take room
 
@@ -67,13 +66,13 @@ def load(run: Path, name: str = "latest", memories: bool = True) -> Checkpoint:
         ValueError: There is no such checkpoint, it is damaged, or it is of another format.
     """
     if name != "latest":
-        path = run / FOLDER / (f"{int(name):06d}" if name.isdecimal() else name)
+        path = run / CHECKPOINTS / (f"{int(name):06d}" if name.isdecimal() else name)
         if not path.is_dir():
             raise ValueError(f"{path} does not exist; use latest{_others(run)}")
         return _open(path.resolve(), memories)
     candidates = _candidates(run)
     if not candidates:
-        raise ValueError(f"run={run} has no checkpoint in {run / FOLDER}")
+        raise ValueError(f"run={run} has no checkpoint in {run / CHECKPOINTS}")
     damage: list[str] = []
     for path in candidates:
         try:
@@ -97,7 +96,7 @@ class Checkpoints:
 
     def __init__(self, run: Path, keep: int) -> None:
         self.run = run
-        self.folder = run / FOLDER
+        self.folder = run / CHECKPOINTS
         self.keep = check.count("checkpoint_keep", keep)
 
     @property
@@ -240,7 +239,7 @@ def _signed(manifest: Mapping[str, Any]) -> bytes:
 
 def _candidates(run: Path) -> list[Path]:
     """Return the folders that are named like checkpoints, newest first."""
-    return sorted((p for p in (run / FOLDER).glob("[0-9]" * 6 + "*") if p.name.isdecimal()), reverse=True)
+    return sorted((p for p in (run / CHECKPOINTS).glob("[0-9]" * 6 + "*") if p.name.isdecimal()), reverse=True)
 
 
 def _is_complete(path: Path) -> bool:

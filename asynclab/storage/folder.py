@@ -9,15 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-FAILURE = "failure.json"  # why a run failed
-WEIGHTS, EVALUATION = "weights.npz", "evaluation.json"  # of an agent of a zoo
+from asynclab.storage.names import EVALUATION, LOCK, METRICS, WEIGHTS
 
 _held: dict[Path, IO[str]] = {}
 
 
 def holds_run(folder: Path) -> bool:
     """Return whether a run has written here."""
-    metrics = folder / "metrics.jsonl"
+    metrics = folder / METRICS
     return metrics.exists() and metrics.stat().st_size > 0
 
 
@@ -53,7 +52,7 @@ def lock(folder: Path) -> None:
     path = folder.resolve()
     if path in _held:
         return
-    file = (path / ".lock").open("a+")
+    file = (path / LOCK).open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -76,7 +75,7 @@ def unlock(folder: Path) -> None:
 def is_locked(folder: Path) -> bool:
     """Return whether a run writes here now."""
     try:
-        with (folder / ".lock").open() as file:
+        with (folder / LOCK).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from asynclab import __version__
 from asynclab.precision import has_native_bf16
 from asynclab.storage.folder import whole
+from asynclab.storage.names import CONFIG, RUN
 
 PACKAGES = [
     "torch",
@@ -56,12 +57,12 @@ def write(
     if resumed is None:
         run = {"seed": cfg.seed, **now, "resumes": []}
     else:
-        run = json.loads((folder / "run.json").read_text())
+        run = json.loads((folder / RUN).read_text())
         run["resumes"].append({**resumed, **now})
     run["overrides"] = list(overrides)
-    with whole(folder / "config.yaml") as file:
+    with whole(folder / CONFIG) as file:
         file.write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    with whole(folder / "run.json") as file:
+    with whole(folder / RUN) as file:
         file.write_text(json.dumps(run, indent=2) + "\n")
 
 

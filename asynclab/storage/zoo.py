@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from asynclab.storage import snapshot
-from asynclab.storage.folder import EVALUATION, WEIGHTS
+from asynclab.storage.names import CONFIG, EVALUATION, MANIFEST, METRICS, RUN, SUMMARY, WEIGHTS
 
 FORMAT = 1
-MANIFEST = "manifest.json"
-FILES = ("config.yaml", "run.json", "summary.json", "metrics.jsonl", WEIGHTS, EVALUATION)
+FILES = (CONFIG, RUN, SUMMARY, METRICS, WEIGHTS, EVALUATION)
 MOMENTS = "moments_"  # what their names in the file of weights begin with
 
 

@@ -31,11 +31,11 @@ from omegaconf.errors import OmegaConfBaseException
 from asynclab.config import AUTO, DATABASE, PLUGINS, check_writable, is_installed, lock, subfolder
 from asynclab.processes.server import SIGNALS
 from asynclab.storage import folder
+from asynclab.storage.names import FAILURE, JOBS, RUN, SUMMARY
 from asynclab.text import count, override
 
 log = logging.getLogger(__name__)
 
-JOBS = ".jobs"  # in a sweep's folder: what became of the jobs of the last command, a file for each
 SHOWN = 10  # names of runs in a message
 SECONDS_TO_SAVE = 10.0  # of joblib's workers at an end that somebody asked for
 FULL_ERROR = "HYDRA_FULL_ERROR"  # makes Hydra raise instead of printing a traceback
@@ -90,7 +90,7 @@ class SweepWatch(Callback):
         if sweeps:
             _note(config)
         if not sweeps or not folder.is_locked(run):  # of a single run the lock is ours
-            (run / folder.FAILURE).unlink(missing_ok=True)
+            (run / FAILURE).unlink(missing_ok=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Leave ``failure.json`` in the folder of a job that failed, and remove it from that of one that did not."""
@@ -221,12 +221,12 @@ def _leave(run: Path, error: BaseException | None, was_finished: bool) -> None:
     if folder.is_locked(run):
         return
     if error is None:
-        (run / folder.FAILURE).unlink(missing_ok=True)
+        (run / FAILURE).unlink(missing_ok=True)
     elif not was_finished:
         cause = error
         while isinstance(cause, HydraException) and cause.__cause__ is not None:
             cause = cause.__cause__
-        with folder.whole(run / folder.FAILURE) as file:
+        with folder.whole(run / FAILURE) as file:
             file.write_text(json.dumps({"error": sentence(error), "type": type(cause).__name__}, indent=2) + "\n")
 
 
@@ -252,7 +252,7 @@ def _name(config: DictConfig) -> str:
 def _status(run: Path) -> str | None:
     """Return how the run in a folder ended; None if it did not, or nobody knows."""
     try:
-        return str(json.loads((run / "summary.json").read_text())["status"])
+        return str(json.loads((run / SUMMARY).read_text())["status"])
     except (OSError, ValueError, KeyError):
         return None
 
@@ -299,7 +299,7 @@ def _check_plugins(config: DictConfig) -> None:
 
 def _holds(path: Path) -> str | None:
     """Return what a sweep's folder has of an earlier one, in words."""
-    runs = sorted(str(file.parent.relative_to(path)) for file in path.rglob("run.json"))
+    runs = sorted(str(file.parent.relative_to(path)) for file in path.rglob(RUN))
     if runs:
         return f"runs already ({', '.join([*runs[:SHOWN], *['...'] * (len(runs) > SHOWN)])})"
     return "a study already" if (path / DATABASE).exists() else None
