@@ -118,7 +118,7 @@ def _read_sweep(folder: Path, jobs: Sequence[Job]) -> Sweep:
         commands = [job.run.made.get("command") for job in jobs if folder in job.run.folder.resolve().parents]
         words = next((c for c in commands if isinstance(c, list) and {"-m", "--multirun"} & set(map(str, c))), [])
         task = [str(word) for word in words[2:] if not str(word).startswith(("-m", "--multirun", *PLACES))]
-    results = _read_yaml(folder / "optimization_results.yaml")
+    results = _read_yaml(folder / BEST)
     return Sweep(folder, hydra + task, _missing(folder, config, task), results, is_locked(folder))
 
 
