@@ -211,7 +211,7 @@ def test_a_run_that_was_killed_has_a_row_without_an_end(record, tmp_path):
     recorder.write(Record(0, 8, 1, episode(30.0), {}, {}))
     recorder.progress()
     recorder.state_dict()
-    recorder._overview._writer.flush()
+    recorder._board._overview._writer.flush()
     values, metrics, end = row(tmp_path)
     assert (values["seed"], metrics["mean_return"], end) == (3.0, 30.0, None)
 
@@ -230,7 +230,7 @@ def test_a_resumed_run_has_charts_and_results_of_what_was_logged_before(record, 
     first = record(seed=3)
     first.write(Record(0, 8, 1, episode(30.0), {"loss/policy": 1.0}, {}))
     for name in ("return", "return_min", "return_max", "length"):
-        first._trial.add_scalar(f"eval/{name}", 25.0, 8)
+        first._board.add({f"eval/{name}": 25.0}, 8)
     first.progress()
     state = json.loads(json.dumps(first.state_dict()))
     first.close("interrupted")

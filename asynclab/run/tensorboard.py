@@ -1,6 +1,6 @@
-"""What TensorBoard shows of a run besides its curves: charts side by side, a row of a table, and what the run is.
+"""What TensorBoard shows of a run: curves, charts side by side, a row of a table, and what the run is.
 
-The trial and every session are runs of TensorBoard with the curves; one more, ``summary``, is what this file writes: it
+The trial and every session are runs of TensorBoard with the curves; one more, ``summary``,
 tells the Custom Scalars page which charts to draw, is the run's row on the HParams page, and has the config as text.
 """
 
@@ -12,6 +12,7 @@ import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from google.protobuf.json_format import ParseDict
@@ -20,8 +21,10 @@ from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 from torch.utils.tensorboard import SummaryWriter
 
 from asynclab.config.settings import CHANGEABLE, settings
+from asynclab.run.statistics import Statistics
 from asynclab.storage.names import CONFIG, RUN, TENSORBOARD
 from asynclab.text import program
+from asynclab.training.session import Record
 
 # category, title, and tags: a regular expression, or value and bounds; without a title every tag has a chart of its own
 CHARTS: list[tuple[str, str | None, str | list[str]]] = [
@@ -45,6 +48,7 @@ CHARTS: list[tuple[str, str | None, str | list[str]]] = [
 # what says the same as another setting, unless somebody has set it to something else
 COPIES = {"algo.agent.torso": "env.torso", "env.make": "env"}
 OMITTED = CHANGEABLE - {"device", "distributed.diagnostics", "distributed.num_threads", "env.max_frame"}
+RESULTS = {"staleness_mean": "hogwild/staleness_mean", "eval_return": "eval/return"}  # of the trial, by tag
 STATUS = {"finished": "STATUS_SUCCESS", "interrupted": "STATUS_UNKNOWN", "failed": "STATUS_FAILURE"}
 
 
@@ -64,6 +68,82 @@ class Writer(SummaryWriter):
         """Write a scalar."""
         self.last[tag] = float(scalar_value)
         super().add_scalar(tag, scalar_value, global_step, *args, **kw)
+
+
+class Board:
+    """The runs ``trial`` and ``session_NN``, with the same tags beside each other, and ``summary``.
+
+    Curves can be drawn against frames of a session, frames of the whole trial, or wall-clock time, which TensorBoard
+    keeps with every point.
+
+    Args:
+        folder: Output folder.
+        sessions: How many there are.
+        every: Seconds after which what was written can be seen.
+        config: The resolved config; empty if there is none.
+        last: The trial's scalars when the run that goes on was saved.
+    """
+
+    def __init__(
+        self, folder: Path, sessions: int, every: float, config: Mapping[str, Any], last: Mapping[str, float]
+    ) -> None:
+        board = folder / TENSORBOARD
+        self._trial = Writer(board / "trial", every)
+        self._trial.last.update(last)
+        self._sessions = [Writer(board / f"session_{rank:02d}", every) for rank in range(sessions)]
+        self._overview = Overview(folder, config, sessions, every)
+
+    def session(self, record: Record, scalars: Mapping[str, float], total: int) -> None:
+        """Write what a session reports, with what follows from it by tag, at so many frames of all."""
+        writer = self._sessions[record.rank]
+        for episode in record.episodes:
+            writer.add_scalar("train/return", episode.ret, episode.frame)
+            writer.add_scalar("by_total_frames/return", episode.ret, episode.total_frame)
+            self._trial.add_scalar("train/return", episode.ret, episode.total_frame)
+        if record.staleness:
+            _add_histogram(writer, "hogwild/staleness", record.staleness, record.frames)
+        if (mean := scalars.get("train/return_100")) is not None:
+            writer.add_scalar("by_total_frames/return_100", mean, total)
+            writer.add_scalar("by_session_frames/return_100", mean, record.frames)
+        for name, value in scalars.items():
+            writer.add_scalar(name, value, record.frames)
+
+    def trial(self, scalars: Mapping[str, float], statistics: Statistics, frames: int) -> None:
+        """Write how the trial stands, by tag, at so many frames of all."""
+        if counts := statistics.staleness:
+            _add_histogram(self._trial, "hogwild/staleness", counts, frames)
+        if (mean := scalars.get("train/return_100")) is not None:
+            self._trial.add_scalar("by_total_frames/return_100", mean, frames)
+            self._trial.add_scalar("by_session_frames/return_100", mean, frames // len(self._sessions))
+            means = [fmean(returns) for returns in statistics.session_returns if returns]
+            for name, of in (("mean", fmean), ("min", min), ("max", max)):
+                self._trial.add_scalar(f"sessions/return_{name}", of(means), frames)
+        self.add(scalars, frames)
+
+    def add(self, scalars: Mapping[str, float], frames: int, ago: float = 0.0) -> None:
+        """Write numbers of the trial by tag, which were true so many seconds ago."""
+        for name, value in scalars.items():
+            self._trial.add_scalar(name, value, frames, walltime=time.time() - ago)
+
+    def results(self, results: Mapping[str, float], frames: int) -> None:
+        """Write by what runs are compared; what is not known is not finite."""
+        known = {key: self._trial.last.get(tag, math.nan) for key, tag in RESULTS.items()}
+        self._overview.update({**results, **known}, self.last(), frames)
+
+    def last(self) -> dict[str, float]:
+        """Return the last value of every scalar, the trial's where the sessions have it, too."""
+        return {tag: value for writer in (*self._sessions, self._trial) for tag, value in writer.last.items()}
+
+    def flush(self) -> None:
+        """Let the files have all that was written."""
+        for writer in (self._trial, *self._sessions):
+            writer.flush()
+
+    def close(self, status: str) -> None:
+        """Say how the run has ended, and write no more."""
+        self._overview.close(status)
+        for writer in (self._trial, *self._sessions):
+            writer.close()
 
 
 class Overview:
@@ -116,6 +196,14 @@ class Overview:
         data = metadata.create_summary_metadata(ParseDict(content, plugin_data_pb2.HParamsPluginData()))
         value = Summary.Value(tag=tag, metadata=data, tensor=metadata.NULL_TENSOR)
         self._writer._get_file_writer().add_summary(Summary(value=[value]))
+
+
+def _add_histogram(writer: Writer, tag: str, counts: Mapping[int, int], step: int) -> None:
+    """Write whole numbers and how often each occurred, one bucket for each."""
+    values, times = zip(*sorted(counts.items()), strict=True)
+    number, total, squares = (sum(n * v**k for v, n in zip(values, times, strict=True)) for k in range(3))
+    limits = [value + 0.5 for value in values]
+    writer.add_histogram_raw(tag, values[0], values[-1], number, total, squares, limits, times, step)
 
 
 def layout(tags: Iterable[str]) -> dict[str, dict[str, list[Any]]]:

@@ -315,7 +315,7 @@ class Trial:
         if (number := ending.number) is not None and not (number == signal.SIGUSR2 and status == "finished"):
             _hand_on(number)
             raise SystemExit(128 + number)
-        return recorder.mean_return
+        return recorder.statistics.mean_return
 
     @staticmethod
     def _take_evaluations(evaluator: Evaluator | None, recorder: Recorder) -> None:
@@ -328,7 +328,7 @@ class Trial:
         if self.schedule.every is None:
             yield None
             return
-        last = recorder.evaluation or {"frames": 0, "updates": 0}
+        last = recorder.statistics.evaluation or {"frames": 0, "updates": 0}
         evaluator = Evaluator(
             self.schedule, self.session.make_envs, self.session.make_agent, self.stores,
             10 * self.mode.hang_after, (last["frames"], last["updates"]),
@@ -398,7 +398,7 @@ class Trial:
         """
         if not all(store.is_finite() for store in self.stores):
             raise OSError("the weights are not finite; lower algo.optimizer.lr")
-        best = recorder.mean_return if recorder.window_is_full else -math.inf
+        best = recorder.statistics.mean_return if recorder.statistics.window_is_full else -math.inf
         is_best = best > self._best
         trial = {
             "config": self.config,

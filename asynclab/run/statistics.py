@@ -1,0 +1,194 @@
+"""What a run's sessions have returned, in numbers: no file, no terminal and no clock is known here."""
+
+import math
+import statistics
+from collections import Counter, deque
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from asynclab.analysis.curves import WINDOW
+from asynclab.evaluation.evaluator import Evaluated
+from asynclab.processes.launch import Failure
+from asynclab.storage.metrics import finite
+from asynclab.training import staleness
+from asynclab.training.session import Record
+
+
+class Statistics:
+    """Sums up records, failures and evaluations.  Times are seconds since the start of the run.
+
+    "Mean return" is over the 100 episodes that *ended* last in any session: sessions report whole batches, and in order
+    of arrival one session's batch would crowd out the others.
+
+    Attributes:
+        session_returns: By rank: of the last 100 episodes.
+        session_episodes: By rank: how many ended.
+        failures: What failed, as summary.json has it.
+        evaluation: Mean return, frames and updates of the last evaluation, and the best one; None before the first.
+        best: The highest mean return of 100 episodes; -inf before there were as many.
+
+    Args:
+        sessions: How many there are.
+        state: What ``state_dict`` returned when the run that goes on was saved; None for a new one.
+    """
+
+    def __init__(self, sessions: int, state: Mapping[str, Any] | None = None) -> None:
+        state = state or {}
+        returns = state.get("session_returns", [[]] * sessions)
+        self._recent = [(seconds, number(ret)) for seconds, ret in state.get("recent", [])]  # when each ended
+        self.session_returns = [deque(map(number, saved), maxlen=WINDOW) for saved in returns]
+        self.session_episodes: list[int] = list(state.get("session_episodes", [0] * sessions))
+        self._episodes: int = state.get("episodes", 0)
+        self._staleness = [Counter(dict(counts)) for counts in state.get("staleness", [[]] * sessions)]
+        self._profile: list[dict[str, float]] = [{} for _ in range(sessions)]  # seconds by phase
+        self._latest: list[Mapping[str, float]] = [{} for _ in range(sessions)]
+        self.failures: list[dict[str, Any]] = list(state.get("failures", []))
+        self.evaluation: dict[str, Any] | None = state.get("evaluation")
+        best = state.get("best")
+        self.best = -math.inf if best is None else best
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that goes into a checkpoint, as JSON."""
+        return {
+            "episodes": self._episodes,
+            "session_episodes": self.session_episodes,
+            "best": finite(self.best),
+            "recent": finite([list(pair) for pair in self._recent]),
+            "session_returns": finite([list(returns) for returns in self.session_returns]),
+            "failures": self.failures,
+            "evaluation": finite(self.evaluation),
+            "staleness": [sorted(counts.items()) for counts in self._staleness],
+        }
+
+    def take(self, record: Record, start: float) -> dict[str, float]:
+        """Take a session's report and return what follows from it, by tag.
+
+        Args:
+            record: Its episodes' times are on the machine's monotonic clock.
+            start: Of the run, on that clock.
+        """
+        rank, returns = record.rank, self.session_returns[record.rank]
+        returns.extend(episode.ret for episode in record.episodes)
+        ended = [(episode.seconds - start, episode.ret) for episode in record.episodes]
+        self._recent = sorted(self._recent + ended)[-WINDOW:]
+        self.session_episodes[rank] += len(record.episodes)
+        self._episodes += len(record.episodes)
+        if self.window_is_full:
+            self.best = max(self.best, self.mean_return)
+        for phase, seconds in record.profile.items():
+            self._profile[rank][phase] = self._profile[rank].get(phase, 0.0) + seconds
+        self._staleness[rank].update(record.staleness)
+        profile = {f"profile/{phase}": share for phase, share in shares(record.profile).items()}
+        self._latest[rank] = {**self._latest[rank], **record.metrics, **profile}
+        scalars = {**record.metrics, **profile, **by_tag(record.staleness)}
+        return scalars | ({"train/return_100": statistics.fmean(returns)} if returns else {})
+
+    def fail(self, failure: Failure, frames: int) -> dict[str, Any]:
+        """Take note of a session's failure at so many frames of all; return what is to be known of it."""
+        what = {
+            "rank": failure.rank,
+            "total_frames": frames,
+            "cause": failure.cause,
+            "exitcode": failure.exitcode,
+            "restarted": failure.delay is not None,
+        }
+        self.failures.append(what)
+        return what
+
+    def evaluated(self, result: Evaluated) -> dict[str, float]:
+        """Take an evaluation; return its numbers by tag."""
+        mean = statistics.fmean(result.returns)
+        best = (self.evaluation or {}).get("best")
+        this = {"mean_return": mean, "frames": result.frames}
+        if math.isfinite(mean) and (best is None or mean > best["mean_return"]):
+            best = this
+        self.evaluation = this | {"updates": result.updates, "best": best}
+        return {
+            "eval/return": mean,
+            "eval/return_min": min(result.returns),
+            "eval/return_max": max(result.returns),
+            "eval/length": statistics.fmean(result.lengths),
+        }
+
+    @property
+    def window_is_full(self) -> bool:
+        """Whether the mean return is one of 100 episodes."""
+        return len(self._recent) == WINDOW
+
+    @property
+    def mean_return(self) -> float:
+        """Mean raw return of the last 100 episodes of the run; nan before the first."""
+        return mean_return([ret for _, ret in self._recent])
+
+    @property
+    def restarts(self) -> int:
+        """Number of restarts of sessions since the run began."""
+        return sum(failure["restarted"] for failure in self.failures)
+
+    @property
+    def staleness(self) -> Counter[int]:
+        """How often each staleness occurred, in all sessions."""
+        return sum(self._staleness, Counter())
+
+    @property
+    def memory(self) -> float:
+        """Memory of the session that has most, in MiB."""
+        return max((metrics.get("perf/memory_mib", 0.0) for metrics in self._latest), default=0.0)
+
+    def scalars(self) -> dict[str, float]:
+        """Return what the sessions reported last, in the mean, and what holds for all of them, by tag."""
+        found = _mean(self._latest) | by_tag(self.staleness)
+        return found | ({"train/return_100": self.mean_return} if self._recent else {})
+
+    def summary(self) -> dict[str, Any]:
+        """Return what summary.json has of it."""
+        found = {
+            "mean_return": self.mean_return,
+            "best_return": self.best,
+            "episodes": self._episodes,
+            "restarts": self.restarts,
+            "failures": self.failures,
+            "evaluation": self.evaluation,
+            "staleness": staleness.summary(self.staleness),
+            "staleness_counts": sorted(self.staleness.items()),
+            "session_staleness": [staleness.summary(counts) for counts in self._staleness],
+            "session_mean_return": [statistics.fmean(r) if r else None for r in self.session_returns],
+        }
+        return found | ({"profile": [shares(seconds) for seconds in self._profile]} if any(self._profile) else {})
+
+
+def mean_return(returns: Collection[float]) -> float:
+    """Return the mean; nan of none."""
+    return statistics.fmean(returns) if returns else math.nan
+
+
+def number(value: float | None) -> float:
+    """Return what JSON cannot say, and has as None, as nan."""
+    return math.nan if value is None else value
+
+
+def by_tag(counts: Mapping[int, int]) -> dict[str, float]:
+    """Return the statistics of a staleness by tag; none if nothing was counted."""
+    return {f"hogwild/staleness_{name}": value for name, value in (staleness.summary(counts) or {}).items()}
+
+
+def shares(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Return the share of each phase in the time of all."""
+    total = max(sum(seconds.values()), 1e-9)
+    return {phase: round(value / total, 4) for phase, value in seconds.items()}
+
+
+def profile_table(profile: Sequence[Mapping[str, float]]) -> list[str]:
+    """Return a line per session and their mean: how many percent of its time went to each phase."""
+    if not profile:
+        return []
+    mean = _mean(profile)
+    rows = [(f"session {rank:02d}", shares) for rank, shares in enumerate(profile)] + [("mean", mean)]
+    head = "time in %    " + "".join(f"{phase:>10}" for phase in mean)
+    return [head] + [f"{name:<13}" + "".join(f"{100 * shares.get(p, 0):10.1f}" for p in mean) for name, shares in rows]
+
+
+def _mean(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean over the sessions that report each metric."""
+    names = dict.fromkeys(name for m in metrics for name in m)
+    return {name: statistics.fmean(m[name] for m in metrics if name in m) for name in names}
