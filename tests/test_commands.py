@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 
@@ -266,3 +267,13 @@ def test_a_sweep_leaves_four_complete_runs(sweep):
         assert (run / "checkpoints" / "latest" / "stores.pt").exists()
         made.append(json.loads((run / "run.json").read_text())["overrides"][:2])
     assert made == [["algo=a3c", "seed=0"], ["algo=a3c", "seed=1"], ["algo=a2c", "seed=0"], ["algo=a2c", "seed=1"]]
+
+
+def test_help_costs_little_more_than_the_imports():
+    def processor_time(*arguments):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, check=True)
+        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+
+    ratios = [processor_time("train.py", "--help") / processor_time("-c", "import asynclab.train") for _ in range(3)]
+    assert min(ratios) < 4  # nearly 6 while Hydra copied all that it had stored for every group
