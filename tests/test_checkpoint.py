@@ -142,10 +142,10 @@ def test_a_checkpoint_of_other_networks_is_refused(make_trial, tmp_path):
 @pytest.mark.parametrize("native", [False, True])
 def test_auto_goes_on_in_what_the_run_began_with_and_names_both(make_trial, tmp_path, monkeypatch, caplog, native):
     monkeypatch.setattr(precision, "has_native_bf16", lambda device: native)
-    assert make_trial(precision="auto").session.precision == "fp32"  # its layers are dense
+    assert make_trial(precision="auto").session.rules.precision == "fp32"  # its layers are dense
     make_trial(precision="bf16").run()
     found = checkpoint.load(tmp_path)
-    assert make_trial(precision="auto", checkpoint=found).session.precision == "bf16"
+    assert make_trial(precision="auto", checkpoint=found).session.rules.precision == "bf16"
     slow = "" if native else ", although this processor only emulates it, which is slow"
     assert caplog.messages[-1] == (
         "the run has computed in bf16, and algo.precision=auto would now choose fp32: it goes on in bf16"
@@ -153,9 +153,9 @@ def test_auto_goes_on_in_what_the_run_began_with_and_names_both(make_trial, tmp_
     )
     said = len(caplog.messages)
     typed = make_trial(precision="fp32", checkpoint=found, max_frame=4_000)
-    assert typed.session.precision == "fp32"
+    assert typed.session.rules.precision == "fp32"
     typed.run()
-    assert make_trial(precision="auto", checkpoint=checkpoint.load(tmp_path)).session.precision == "fp32"
+    assert make_trial(precision="auto", checkpoint=checkpoint.load(tmp_path)).session.rules.precision == "fp32"
     assert not [message for message in caplog.messages[said:] if "algo.precision" in message]
 
 
@@ -169,7 +169,7 @@ def test_a_run_of_an_older_version_goes_on_as_that_would(make_trial, tmp_path, m
     del trial["precision"]
     (found.path / "trial.json").write_text(json.dumps(trial))
     monkeypatch.setattr(precision, "has_native_bf16", lambda device: native)
-    assert make_trial(precision="auto", checkpoint=found).session.precision == expected
+    assert make_trial(precision="auto", checkpoint=found).session.rules.precision == expected
 
 
 def test_memory_is_what_the_container_may_have(tmp_path, monkeypatch):

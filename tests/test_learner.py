@@ -12,7 +12,8 @@ from asynclab.agents import A3C
 from asynclab.distributed import Off, Shared, Synced
 from asynclab.processes.control import Control
 from asynclab.processes.launch import FatalError
-from asynclab.training.learner import Learner, clip_norm_
+from asynclab.training.instruments import Instruments
+from asynclab.training.learner import clip_norm_
 from asynclab.training.profile import Profile
 
 
@@ -20,17 +21,7 @@ def learner_of(trial):
     session = trial.session
     envs = session.make_envs()
     agent = session.make_agent(envs.obs_space, envs.action_space)
-    return Learner(
-        agent,
-        trial.mode,
-        trial.stores[0],
-        0,
-        "cpu",
-        session.max_grad_norm,
-        session.max_dropped,
-        session.precision,
-        Profile(False),
-    )
+    return Instruments(Profile(False), agent, trial.mode, trial.stores[0], 0, "cpu", session.rules)
 
 
 def some_batches(trial, n=2):

@@ -43,7 +43,7 @@ def first(trial: Trial, cfg: Any, choices: Mapping[str, str]) -> None:
         f" {', '.join(session.devices)}",
     )
     parameters = f"{len(stores[0].theta):,} parameters{' each' * (len(stores) > 1)}"
-    _row("network", f"{parameters}, {session.precision}, seed {session.seed}")
+    _row("network", f"{parameters}, {session.rules.precision}, seed {session.seed}")
     _row("memory", "{} per session, {} in all, {} available".format(*map(resources.size, memories)))
     per = " per session" if len(stores) > 1 else " in all" * (sessions > 1)
     left_out = "" if session.save_memory else "; without the memories"

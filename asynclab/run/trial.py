@@ -34,6 +34,7 @@ from asynclab.storage.folder import holds_run
 from asynclab.storage.names import CHECKPOINTS, SUMMARY
 from asynclab.storage.snapshot import File
 from asynclab.text import override
+from asynclab.training.learner import Rules
 from asynclab.training.session import Record, Saved, Seeds, Session, Start
 
 log = logging.getLogger(__name__)
@@ -181,9 +182,11 @@ class Trial:
             make_agent,
             make_memory,
             mode,
-            max_grad_norm,
-            check.whole("max_dropped", max_dropped),
-            self._arithmetic(precision, nets.is_convolutional(probe.nets), devices),
+            Rules(
+                max_grad_norm,
+                check.whole("max_dropped", max_dropped),
+                self._arithmetic(precision, nets.is_convolutional(probe.nets), devices),
+            ),
             devices,
             seed,
             min(log_every, checkpoint_every),
@@ -230,7 +233,7 @@ class Trial:
         return {
             "max_session": self.mode.max_session,
             "devices": self.session.devices,
-            "precision": self.session.precision,
+            "precision": self.session.rules.precision,
             "deterministic": self._own_way if asked is None else asked,
         }
 
@@ -403,7 +406,7 @@ class Trial:
         trial = {
             "config": self.config,
             "layout": self._layout,
-            "precision": self.session.precision,
+            "precision": self.session.rules.precision,
             "resumes": self.resumes,
             "best": max(best, self._best) if max(best, self._best) > -math.inf else None,
             "recorder": recorder.state_dict(),

@@ -19,7 +19,8 @@ from asynclab.memory import Memory
 from asynclab.processes.control import Control
 from asynclab.storage import snapshot
 from asynclab.training import generators
-from asynclab.training.learner import Learner
+from asynclab.training.instruments import Instruments
+from asynclab.training.learner import Rules
 from asynclab.training.profile import Profile
 from asynclab.training.segments import MemoryFiles
 
@@ -108,7 +109,7 @@ class Parts(NamedTuple):
     """
 
     envs: Envs
-    learner: Learner
+    learner: Instruments
     memory: Memory
     obs: NDArray
     seeds: list[int]
@@ -163,9 +164,7 @@ class Session:
         make_agent: (obs_space, action_space) -> Agent.
         make_memory: (obs_space, action_space, num_envs, seed) -> Memory.
         mode: Where the weights lie.
-        max_grad_norm: Bound on each network's gradient norm, None for none.
-        max_dropped: Non-finite updates in a row that are dropped; one more ends the trial.
-        precision: Of the torsos' arithmetic, fp32 or bf16.
+        rules: How they learn.
         devices: Of the sessions' weights, taken in turn by rank.
         seed: Of the trial.
         log_every: Seconds between two records.
@@ -178,9 +177,7 @@ class Session:
     make_agent: Callable[..., Agent]
     make_memory: Callable[..., Memory]
     mode: Mode
-    max_grad_norm: float | None
-    max_dropped: int
-    precision: str
+    rules: Rules
     devices: list[str]
     seed: int
     log_every: float
@@ -204,10 +201,7 @@ class Session:
         agent = self.make_agent(envs.obs_space, envs.action_space)
         memory = self.make_memory(envs.obs_space, envs.action_space, envs.num_envs, seeds.memory)
         device = self.devices[rank % len(self.devices)]
-        learner = Learner(
-            agent, self.mode, store, self.mode.slot(rank), device,
-            self.max_grad_norm, self.max_dropped, self.precision, profile,
-        )  # fmt: skip
+        learner = Instruments(profile, agent, self.mode, store, self.mode.slot(rank), device, self.rules)
         torch.manual_seed(seeds.torch)  # not before: building networks that the pull overwrites also draws numbers
         obs = envs.reset(env_seeds)
         memory.attach(envs)
