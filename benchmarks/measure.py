@@ -71,7 +71,8 @@ def measure_parts(trial: Trial, processes: int, seconds: float) -> list[Parts]:
 
 
 def _parts(session: Session, barrier: Any, seconds: float, store: Store, rank: int) -> Iterator[Parts]:
-    envs, learner, memory, obs, _ = session.set_up(rank, store, Profile(enabled=False))
+    loop = session.set_up(rank, store, Profile(enabled=False))
+    envs, learner, memory, obs = loop.envs, loop.learner, loop.memory, loop.obs
     envs.action_space.seed(rank)
     actions = [np.stack([envs.action_space.sample() for _ in range(envs.num_envs)]) for _ in range(64)]
     batches = 0

@@ -23,7 +23,7 @@ from asynclab.processes.launch import Failure, Started, launch
 from asynclab.processes.server import start_server
 from asynclab.run.trial import Trial
 from asynclab.schedules import Constant
-from asynclab.training.session import Record
+from asynclab.training.messages import Record
 
 ROOT = Path(__file__).parent.parent
 TORSO = partial(MLPTorso, hidden=[16, 16])

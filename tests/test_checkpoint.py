@@ -12,7 +12,7 @@ from asynclab.run.recorder import Recorder
 from asynclab.run.trial import TrialError, _Snapshot
 from asynclab.storage import checkpoint
 from asynclab.storage.checkpoint import Checkpoints
-from asynclab.training.session import Record, Return
+from asynclab.training.messages import Record, Return
 
 
 @pytest.fixture

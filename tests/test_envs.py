@@ -10,7 +10,7 @@ from gymnasium.spaces import Box, Discrete
 from asynclab.doctor.audit import audit, hands_out_all
 from asynclab.envs import make_envs
 from asynclab.memory import Replay, Rollout
-from asynclab.training.session import Seeds
+from asynclab.training.seeds import Seeds
 
 
 class Countdown(gym.Env):

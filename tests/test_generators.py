@@ -14,7 +14,7 @@ from asynclab.storage import checkpoint, snapshot
 from asynclab.training import generators
 from asynclab.training.profile import Profile
 from asynclab.training.segments import MemoryFiles
-from asynclab.training.session import Start
+from asynclab.training.state import Start, resume, save
 
 GPU = torch.Generator()
 
@@ -83,12 +83,12 @@ def test_a_checkpoint_without_the_state_of_a_gpus_generator_is_resumed(make_nois
     trial = make_noisy(0)
     parts = trial.session.set_up(0, trial.stores[0], Profile(False))
     memory_files = MemoryFiles(tmp_path, 0)
-    files = parts.save(tmp_path, 0, memory_files)
+    files = save(parts, tmp_path, 0, memory_files)
     saved = snapshot.read_tensors(tmp_path / "session_00.pt")
     cpu = saved["torch"]
     snapshot.write_tensors(tmp_path / "session_00.pt", {k: v for k, v in saved.items() if k != "cuda"})
     GPU.manual_seed(7)
     torch.manual_seed(7)
-    parts.resume(Start(tmp_path, frozenset(files), 1), 0, memory_files)
+    resume(parts, Start(tmp_path, frozenset(files), 1), 0, memory_files)
     assert torch.equal(torch.get_rng_state(), cpu)
     assert torch.equal(GPU.get_state(), torch.Generator().manual_seed(7).get_state())

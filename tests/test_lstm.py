@@ -13,7 +13,7 @@ from asynclab.memory import Rollout
 from asynclab.nets import LSTM
 from asynclab.training.profile import Profile
 from asynclab.training.segments import MemoryFiles
-from asynclab.training.session import Start
+from asynclab.training.state import Start, resume, save
 
 
 def test_the_cell_is_torchs():
@@ -145,11 +145,11 @@ def test_a_resumed_session_remembers_the_episodes_that_go_on_and_no_others(
         obs = step.obs
         for batch in first.memory.batches(0):
             list(first.learner.learn(batch))
-    files = first.save(tmp_path, 0, MemoryFiles(tmp_path, 0) if with_memory else None)
+    files = save(first, tmp_path, 0, MemoryFiles(tmp_path, 0) if with_memory else None)
     if not going_on:
         monkeypatch.setattr(Envs, "retrace", lambda *_: None)
     parts = trial.session.set_up(0, trial.stores[0], Profile(False))
-    parts = parts.resume(Start(tmp_path, frozenset(files)), 0, MemoryFiles(tmp_path, 0))
+    resume(parts, Start(tmp_path, frozenset(files)), 0, MemoryFiles(tmp_path, 0))
     agent, before = parts.learner.agent, first.learner.agent
     assert before._state.abs().max() > 0 < before._first_state.abs().max()
     assert torch.equal(agent._state, before._state if going_on else torch.zeros_like(before._state))

@@ -9,7 +9,7 @@ from asynclab.analysis.curves import read
 from asynclab.distributed import Off, Synced
 from asynclab.processes.launch import Failure
 from asynclab.run.recorder import Recorder
-from asynclab.training.session import Record, Return
+from asynclab.training.messages import Record, Return
 
 
 @pytest.fixture

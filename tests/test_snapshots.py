@@ -21,7 +21,7 @@ from asynclab.processes.control import Control
 from asynclab.processes.launch import Failure, launch
 from asynclab.run.recorder import Recorder
 from asynclab.storage import checkpoint
-from asynclab.training.session import Record, Saved
+from asynclab.training.messages import Record, Saved
 
 
 def at_update(store, number, what):

@@ -19,7 +19,7 @@ from asynclab.distributed import Synced
 from asynclab.run.recorder import Recorder
 from asynclab.run.tensorboard import describe, hparams, layout
 from asynclab.storage.provenance import circumstances
-from asynclab.training.session import Record, Return
+from asynclab.training.messages import Record, Return
 
 CATEGORIES = ["trial", "sessions", "losses", "hogwild", "performance"]
 # on the pages beside the axis that charts have

@@ -30,7 +30,8 @@ from asynclab.flat import Vector
 from asynclab.memory import Replay
 from asynclab.run.trial import Trial
 from asynclab.training.learner import Learner
-from asynclab.training.session import Seeds, Session
+from asynclab.training.seeds import Seeds
+from asynclab.training.session import Session
 
 Replacements = Iterable[tuple[Any, str, Any]]  # owner, attribute, what it becomes
 

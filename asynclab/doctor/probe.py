@@ -26,8 +26,9 @@ from asynclab.processes.launch import Failure
 from asynclab.run.trial import Trial
 from asynclab.schedules import Linear
 from asynclab.training.learner import Learner
+from asynclab.training.loop import Loop
 from asynclab.training.profile import Profile
-from asynclab.training.session import Parts, Session
+from asynclab.training.session import Session
 
 PATIENCE = 60.0  # seconds that one session waits for another
 
@@ -96,16 +97,16 @@ class _SeedOf:
         return self.make(obs_space, action_space, num_envs, seed)
 
 
-def begin(session: Session, store: Store, rank: int) -> tuple[Parts, Beginning]:
+def begin(session: Session, store: Store, rank: int) -> tuple[Loop, Beginning]:
     """Set a session up and let it act a few times."""
     make_memory = _SeedOf(session.make_memory)
-    parts = replace(session, make_memory=make_memory).set_up(rank, store, Profile(enabled=False))
-    seed, obs, content = torch.initial_seed(), parts.obs, blake2b()
+    loop = replace(session, make_memory=make_memory).set_up(rank, store, Profile(enabled=False))
+    seed, obs, content = torch.initial_seed(), loop.obs, blake2b()
     for _ in range(8):
-        action = parts.learner.act(obs)
+        action = loop.learner.act(obs)
         content.update(np.ascontiguousarray(obs).tobytes() + action.tobytes())
-        obs = parts.envs.step(action).obs
-    return parts, Beginning(parts.seeds, seed, make_memory.seed, content.hexdigest())
+        obs = loop.envs.step(action).obs
+    return loop, Beginning(loop.seeds, seed, make_memory.seed, content.hexdigest())
 
 
 class Look(NamedTuple):
@@ -141,8 +142,8 @@ class Report(NamedTuple):
 
 
 def _report(session: Session, store: Store, rank: int, sessions: int, barrier: Any) -> Iterator[Report]:
-    parts, beginning = begin(session, store, rank)
-    mode, vector, slot = session.mode, parts.learner.weights, session.mode.slot(rank)
+    loop, beginning = begin(session, store, rank)
+    mode, vector, slot = session.mode, loop.learner.weights, session.mode.slot(rank)
     threads = torch.get_num_threads()
     lr = store.optimizer.param_groups[0]["lr"]
 
@@ -169,7 +170,7 @@ def _report(session: Session, store: Store, rank: int, sessions: int, barrier: A
     factor = store.optimizer.param_groups[0]["lr"] / lr
     wait()
     mode.pull(vector, store)
-    parts.envs.close()
+    loop.envs.close()
     yield Report(rank, threads, beginning, start, looks, factor, look())
 
 
@@ -254,10 +255,10 @@ def rehearse(make_trial: Callable[[], Trial]) -> Rehearsal:
             pass
     twin = make_trial()
     twin.stores[0].load_state_dict(saved["store"])
-    parts = twin.session.set_up(0, twin.stores[0], Profile(enabled=False))
-    parts.envs.close()
-    parts.learner.agent.load_state_dict(saved["agent"])
-    fresh = _pushed_first(twin.stores[0], lambda: parts.learner.learn(saved["batch"]))
+    loop = twin.session.set_up(0, twin.stores[0], Profile(enabled=False))
+    loop.envs.close()
+    loop.learner.agent.load_state_dict(saved["agent"])
+    fresh = _pushed_first(twin.stores[0], lambda: loop.learner.learn(saved["batch"]))
     return Rehearsal(**seen, fresh=fresh)
 
 

@@ -21,7 +21,7 @@ from asynclab.storage.folder import whole
 from asynclab.storage.metrics import finite
 from asynclab.storage.names import METRICS, SUMMARY, TENSORBOARD
 from asynclab.text import duration
-from asynclab.training.session import Record
+from asynclab.training.messages import Record
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from asynclab.evaluation.evaluator import Evaluated
 from asynclab.processes.launch import Failure
 from asynclab.storage.metrics import finite
 from asynclab.training import staleness
-from asynclab.training.session import Record
+from asynclab.training.messages import Record
 
 
 class Statistics:

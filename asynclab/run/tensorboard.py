@@ -24,7 +24,7 @@ from asynclab.config.settings import CHANGEABLE, settings
 from asynclab.run.statistics import Statistics
 from asynclab.storage.names import CONFIG, RUN, TENSORBOARD
 from asynclab.text import program
-from asynclab.training.session import Record
+from asynclab.training.messages import Record
 
 # category, title, and tags: a regular expression, or value and bounds; without a title every tag has a chart of its own
 CHARTS: list[tuple[str, str | None, str | list[str]]] = [

@@ -35,7 +35,10 @@ from asynclab.storage.names import CHECKPOINTS, SUMMARY
 from asynclab.storage.snapshot import File
 from asynclab.text import override
 from asynclab.training.learner import Rules
-from asynclab.training.session import Record, Saved, Seeds, Session, Start
+from asynclab.training.messages import Record, Saved
+from asynclab.training.seeds import Seeds
+from asynclab.training.session import Session
+from asynclab.training.state import Start
 
 log = logging.getLogger(__name__)
 
