@@ -6,16 +6,17 @@ ARGS ?= algo=a3c env=pong env.max_frame=200_000
 AGENT ?= $(notdir $(firstword $(wildcard zoo/pong_fast zoo/*pong* zoo/*cartpole*)))
 
 VENV := .venv
+LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train play test check test-slow drills bench clean
+.PHONY: help setup train play test check test-slow test-lowest drills bench clean
 
 help:  ## list the commands
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
 
 setup: $(READY_DEV)  ## make .venv with exactly the packages of constraints.txt
 
@@ -52,6 +53,14 @@ test: $(READY_DEV)  ## all but the slow tests (under 10 minutes on 2 cores)
 test-slow: $(READY_DEV)  ## the long proofs: does it learn, do 16 sessions start
 	$(BIN)/pytest -q -m slow --durations=0
 
+test-lowest: $(LOWEST)/.ready  ## the fast tests with the lowest versions that pyproject.toml allows
+	$(LOWEST)/bin/pytest -q -n 2 --dist loadfile -m "not slow and not medium" -W ignore
+
+$(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --constraint constraints-lowest.txt --editable ".[dev]"
+	touch $@
+
 drills: $(READY_DEV)  ## hurt real runs in every way of docs/reliability.md (20 minutes)
 	$(BIN)/pytest -q tests/drills --durations=0
 
@@ -60,4 +69,4 @@ bench: $(READY_DEV)  ## throughput of Pong and Humanoid beside their limits and 
 	$(BIN)/python benchmarks/throughput.py algo=sac env=humanoid distributed=shared sessions=[1,2,16] sb3=true
 
 clean:  ## remove the environment and caches, not outputs/
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) $(LOWEST) .pytest_cache .mypy_cache .ruff_cache *.egg-info

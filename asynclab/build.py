@@ -8,10 +8,18 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from asynclab import text
 from asynclab.config import refuse_unknown_keys, targets
 from asynclab.evaluation.evaluator import Schedule
-from asynclab.run.trial import Trial
+from asynclab.run import initial
+from asynclab.run.trial import Stop, Trial
 from asynclab.storage.checkpoint import Checkpoint
+
+
+def _initial(folder: str | None, networks: list[str] | None) -> initial.Initial | None:
+    if folder is None and networks is not None:
+        raise ValueError(f"init_networks={networks} needs init_from: the folder that they are taken from")
+    return None if folder is None else initial.read(text.located(Path(folder)), networks)
 
 
 def make_trial(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = None) -> Trial:
@@ -49,6 +57,8 @@ def make_trial(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = No
             checkpoint_memory=parts.checkpoint_memory,
             profile=parts.profile,
             folder=folder,
+            initial=_initial(parts.init_from, parts.init_networks) if checkpoint is None else None,
+            stop=Stop(parts.stop_at, parts.patience),
             schedule=Schedule(**vars(parts.eval)),
             config=OmegaConf.to_container(cfg, resolve=True),
             checkpoint=checkpoint,

@@ -22,6 +22,14 @@ from asynclab.moments import Moments
 
 CLIP = 10.0  # normalised observations and scaled rewards are at most so large
 EPSILON = 1e-8  # added to variances
+OURS = {  # arguments of gymnasium's vectors that are decided here, and what users do instead
+    "vectorization_mode": "leave it out: every session steps its environments in turn, and more of them step at a time"
+    " with distributed.max_session",
+    "vector_kwargs": "leave it out",
+    "wrappers": "leave it out",
+    "autoreset_mode": "leave it out",
+    "reward_clipping": "leave it out and set env.make.clip_reward=true, which leaves episode returns raw",
+}
 
 
 class Episode(NamedTuple):
@@ -274,6 +282,11 @@ class Envs:
             action = _from_unit(space)(action)
         return np.clip(action.astype(space.dtype), space.low, space.high)  # rescaling can round beyond the bounds
 
+    def so_far(self, env: int) -> tuple[float, int]:
+        """Return the raw return and the length of an environment's present episode."""
+        returns, lengths = self._so_far()
+        return float(returns[env]), int(lengths[env])
+
     def _traced(self) -> list["Traced"]:
         vector: Any = self._env.unwrapped
         return list(vector.envs)
@@ -317,6 +330,7 @@ def make_envs(
     check.flag("env.make.normalize_obs", normalize_obs)
     if scale_reward is not None:
         check.fraction("env.make.scale_reward", scale_reward)
+    _refuse_ours(kwargs)
     atari = id.startswith("ALE/")
     if atari:
         import ale_py
@@ -354,6 +368,13 @@ def make_envs(
     return Envs(env, statistics, atari, normalize_obs, scale_reward)
 
 
+def _refuse_ours(kwargs: Mapping[str, Any]) -> None:
+    """Raise ValueError for what gymnasium would take for its vector, which is made here and nowhere else."""
+    for name, instead in OURS.items():
+        if name in kwargs:
+            raise ValueError(f"env.make.{name}={kwargs[name]} is no setting of an environment; {instead}")
+
+
 def spaces(envs: Envs) -> str:
     """Return which of ``conf/spaces`` the environments have: ``pixels``, ``discrete`` or ``continuous``."""
     if layout.is_image(envs.obs_space):
@@ -362,7 +383,11 @@ def spaces(envs: Envs) -> str:
 
 
 class Traced(gym.Wrapper):
-    """Remembers how its present episode came about: the state of its random numbers, and the actions since."""
+    """Remembers how its present episode came about: the state of its random numbers, and the actions since.
+
+    Its infos are empty: nobody here needs what an environment tells, of whatever type or size, and vectors of gymnasium
+    would gather it.
+    """
 
     LIMIT = 50_000  # actions; a longer episode is not remembered
 
@@ -384,13 +409,15 @@ class Traced(gym.Wrapper):
         else:
             self._seed, self._rng = seed, None
         self._actions = []
-        return self.env.reset(seed=seed, options=options)
+        obs, _ = self.env.reset(seed=seed, options=options)
+        return obs, {}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step."""
         if len(self._actions) <= self.LIMIT:
             self._actions.append(np.array(action))
-        return self.env.step(action)
+        obs, reward, terminated, truncated, _ = self.env.step(action)
+        return obs, reward, terminated, truncated, {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what ``retrace`` needs; empty if it is not known."""

@@ -34,6 +34,15 @@ class Moments:
         new = np.concatenate([[len(samples)], samples.mean(0), samples.var(0) * len(samples)])
         mine[0] = _merge(np.stack([mine[0], new]))
 
+    def begin(self, slots: torch.Tensor) -> None:
+        """Go on from an estimate of others, of any number of writers: [W, 1 + 2 D]."""
+        if slots.shape[1] != self.slots.shape[1]:
+            raise ValueError(
+                f"these are estimates of {slots.shape[1] // 2} numbers, and there are {self.slots.shape[1] // 2} here"
+            )
+        self.slots.zero_()
+        self.slots[0] = torch.from_numpy(_merge(slots.numpy()))
+
     def mean_var(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return mean and variance [D] of all samples; 0 and 1 before there are any."""
         merged = _merge(self.slots.numpy())

@@ -28,10 +28,25 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{m:02d}:{s:02d}"
 
 
+_here: Path | None = None  # where people type, if it is not the current folder
+
+
+def set_here(folder: Path) -> None:
+    """Take this for the folder in which people type: Hydra may have changed the current one."""
+    global _here
+    _here = folder
+
+
+def located(path: Path) -> Path:
+    """Return the path that somebody meant who typed it here."""
+    return path if _here is None or _here == Path.cwd() else _here / path
+
+
 def short(path: Path) -> str:
     """Return a path as one would type it here: relative if it is below the current folder."""
+    here = _here or Path.cwd()
     absolute = Path(os.path.abspath(path))  # noqa: PTH100 - without following links, which people do not see
-    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
+    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
 
 
 def override(key: str, path: Path) -> str:
@@ -45,4 +60,6 @@ def override(key: str, path: Path) -> str:
 def program(script: str, python: str = "python") -> list[str]:
     """Return what is typed to call a script: ``python train.py`` of a checkout, ``asynclab-train`` of a wheel."""
     path = Path(script)
+    if path.parts[-2:] == ("asynclab", "train.py"):
+        return [python, "-m", "asynclab.train"]
     return [python, script] if path.suffix == ".py" else [path.name]

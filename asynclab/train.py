@@ -26,14 +26,15 @@ def train(cfg: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import CompactHydraException
 
-    from asynclab import build
+    from asynclab import build, text
     from asynclab.analysis import plots, report
     from asynclab.processes.launch import SessionError
     from asynclab.run import resume, screens
     from asynclab.run.trial import TrialError
     from asynclab.storage import folder, provenance
 
-    run = Path(HydraConfig.get().runtime.output_dir if cfg.resume in (None, config.AUTO) else cfg.resume)
+    text.set_here(Path(HydraConfig.get().runtime.cwd))
+    run = text.located(Path(HydraConfig.get().runtime.output_dir if cfg.resume in (None, config.AUTO) else cfg.resume))
     try:
         folder.lock(run)
         plan = resume.plan(cfg, run)
@@ -61,3 +62,7 @@ def main() -> None:
     """Train; a sweep that is cut short says why, and how its jobs ended."""
     with sweeps.in_words():
         train()
+
+
+if __name__ == "__main__":
+    main()

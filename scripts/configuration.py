@@ -4,6 +4,7 @@ Example: ``python scripts/configuration.py``
 """
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -182,5 +183,7 @@ def variants(paths: list[Path], folder: str, prefix: str) -> str:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(f"scripts/configuration.py takes no settings; leave out {' '.join(sys.argv[1:])}")
     PAGE.write_text(page())
     print(f"wrote {PAGE}")

@@ -6,17 +6,20 @@ Example: ``python scripts/evaluate.py run=outputs/a3c_pong_synced/2026-11-22_12-
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from asynclab.config import CONF
+from asynclab.config.command import check_keys
 from asynclab.storage.names import EVALUATIONS, VIDEOS
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="evaluate")
 def main(cfg: DictConfig) -> float:
     """Evaluate one run and return the mean return."""
+    check_keys(cfg)
     from hydra.errors import CompactHydraException
 
     from asynclab import check
@@ -32,9 +35,11 @@ def main(cfg: DictConfig) -> float:
     try:
         video, as_json = (check.flag(key, cfg[key]) for key in ("video", "json"))
         deterministic = None if cfg.deterministic is None else check.flag("deterministic", cfg.deterministic)
+        changes: Any = OmegaConf.to_container(cfg.make, resolve=True)
+        changes |= {} if cfg.id is None else {"id": str(cfg.id)}
         played = evaluate(
             run, cfg.episodes, deterministic, check.whole("session", cfg.session), cfg.seed,
-            str(cfg.checkpoint), out / EVALUATIONS, out / VIDEOS if video else None,
+            str(cfg.checkpoint), out / EVALUATIONS, out / VIDEOS if video else None, cfg.max_episode_steps, changes,
         )  # fmt: skip
     except KeyboardInterrupt:
         sys.exit("interrupted: nothing is written but the videos of the episodes that had ended")

@@ -10,12 +10,13 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from asynclab.config import CONF
-from asynclab.config.command import user_errors
+from asynclab.config.command import check_keys, user_errors
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="export")
 def main(cfg: DictConfig) -> None:
     """Export one run, and say what the agent is worth."""
+    check_keys(cfg)
     from hydra.errors import CompactHydraException
 
     from asynclab import check

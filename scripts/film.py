@@ -9,12 +9,13 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from asynclab.config import CONF
-from asynclab.config.command import texts, user_errors
+from asynclab.config.command import check_keys, texts, user_errors
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="film")
 def main(cfg: DictConfig) -> None:
     """Write one film."""
+    check_keys(cfg)
     from hydra.errors import CompactHydraException
 
     from asynclab.evaluation import film

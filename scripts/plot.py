@@ -10,12 +10,13 @@ import hydra
 from omegaconf import DictConfig
 
 from asynclab.config import CONF
-from asynclab.config.command import folders, texts, user_errors
+from asynclab.config.command import check_keys, folders, texts, user_errors
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="plot")
 def main(cfg: DictConfig) -> None:
     """Write the figures, and say what is not in them."""
+    check_keys(cfg)
     from asynclab.analysis import plots
 
     with user_errors():

@@ -10,12 +10,13 @@ import hydra
 from omegaconf import DictConfig
 
 from asynclab.config import CONF
-from asynclab.config.command import folders, texts, user_errors
+from asynclab.config.command import check_keys, folders, texts, user_errors
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="report")
 def main(cfg: DictConfig) -> None:
     """Write the page, and say what is not as it should be."""
+    check_keys(cfg)
     from asynclab.analysis import report
 
     with user_errors():

@@ -9,12 +9,13 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from asynclab.config import CONF
-from asynclab.config.command import user_errors
+from asynclab.config.command import check_keys, user_errors
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="study")
 def main(cfg: DictConfig) -> None:
     """Write the files and print the table."""
+    check_keys(cfg)
     from hydra.errors import CompactHydraException
 
     if OmegaConf.is_missing(cfg, "sweep"):

@@ -3,6 +3,7 @@
 Example: ``python scripts/zoo.py``
 """
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,5 +78,7 @@ def page() -> str:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(f"scripts/zoo.py takes no settings; leave out {' '.join(sys.argv[1:])}")
     PAGE.write_text(page())
     print(f"wrote {PAGE}")

@@ -277,3 +277,119 @@ def test_help_costs_little_more_than_the_imports():
 
     ratios = [processor_time("train.py", "--help") / processor_time("-c", "import asynclab.train") for _ in range(3)]
     assert min(ratios) < 4  # nearly 6 while Hydra copied all that it had stored for every group
+
+
+# What must not be accepted and ignored
+
+
+SCRIPTS = {
+    "evaluate": ["run=x"], "export": ["run=x", "out=y"], "film": ["videos=[x]"], "plot": ["runs=x"],
+    "report": ["runs=x"], "study": ["sweep=x"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("script", "settings"), SCRIPTS.items())
+def test_every_script_refuses_a_key_that_nobody_reads(script, settings, tmp_path):
+    command = [sys.executable, ROOT / "scripts" / f"{script}.py", *settings, "+episods=3"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert process.returncode == 1
+    assert re.search(r"^episods is not a setting; use one of \w+, ", process.stderr, re.MULTILINE)
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize("script", ["configuration", "zoo"])
+def test_a_script_without_settings_refuses_them(script):
+    command = [sys.executable, ROOT / "scripts" / f"{script}.py", "out=x"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (process.returncode, process.stderr) == (1, f"scripts/{script}.py takes no settings; leave out out=x\n")
+
+
+@pytest.mark.parametrize(
+    ("setting", "instead"),
+    [
+        ("vectorization_mode=async", "distributed.max_session"),
+        ("vector_kwargs={copy:true}", "leave it out"),
+        ("wrappers=[x]", "leave it out"),
+        ("autoreset_mode=Disabled", "leave it out"),
+        ("reward_clipping=true", "env.make.clip_reward=true"),
+    ],
+)
+def test_what_is_decided_for_all_environments_is_no_setting_of_one(setting, instead, tmp_path):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("config", ["env=cartpole", f"+env.make.{setting}"])
+    with pytest.raises(CompactHydraException, match=rf"env.make.{setting.partition('=')[0]}=.*{instead}"):
+        build.make_trial(cfg, tmp_path)
+
+
+# Folders and configs
+
+
+def test_folders_may_be_named_after_what_was_typed(train, tmp_path):
+    small = ["env=cartpole", "env.max_frame=800", "distributed.max_session=1"]
+    name = "hydra.run.dir=runs/${hydra.job.override_dirname}"
+    process = train(*small, name, folder=False)
+    assert process.returncode == 0, process.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name == "distributed.max_session=1,env.max_frame=800,env=cartpole,plot=false"
+    assert "is finished at 800 frames" in train(*small, name, "resume=auto", folder=False).stdout
+    process = train(f'resume="runs/{run.name}"', "env.max_frame=1600", folder=False)
+    assert "finished: mean return" in process.stdout
+    sweep = [*small, "seed=3,4", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=${hydra.job.override_dirname}"]
+    for resume in ([], ["resume=auto"]):
+        process = train(*sweep, *resume, "-m", folder=False)
+        assert "2 jobs in sweep: 2 finished" in process.stdout, process.stderr
+    assert len([path for path in (tmp_path / "sweep").iterdir() if "seed" in path.name]) == 2
+
+
+def test_printed_commands_work_whatever_the_run_was_called_with(tmp_path):
+    """Called as a module, with configs of its own, in a folder that Hydra changes to."""
+    mine = tmp_path / "con figs" / "experiment"
+    mine.mkdir(parents=True)
+    (mine / "own.yaml").write_text("# @package _global_\nenv: {max_frame: 800}\n")
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+
+    def run(*words):
+        return subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+    process = run(
+        sys.executable, "-m", "asynclab.train", "--config-dir", "con figs", "env=cartpole", "+experiment=own",
+        "distributed.max_session=2", "hydra.job.chdir=true", "hydra.run.dir=run", "plot=false",
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    found = dict(re.findall(r"^  (to \w+|TensorBoard) +(.*)$", process.stdout, re.MULTILINE))
+    assert found["TensorBoard"].endswith("--logdir run")
+    assert found["to evaluate"].endswith("scripts/evaluate.py run=run")
+    for command in (f"{found['to evaluate']} episodes=1", found["to go"].removeprefix("on").strip()):
+        process = run("bash", "-c", command)
+        assert process.returncode == 0, process.stderr
+    assert read(tmp_path / "run")[0]["frames"] == 1600
+
+
+def test_a_finished_run_that_goes_on_keeps_its_last_point_and_evaluation(train, tmp_path):
+    small = ["env=cartpole", "distributed.max_session=1", "eval.every=500", "eval.episodes=1", "env.num_envs=2"]
+    assert train(*small, "env.max_frame=800").returncode == 0
+    before = read(tmp_path / "run")[1]
+    assert [line["total_frames"] for line in before if line["kind"] == "evaluation"][-1] == 800
+    assert train(f"resume={tmp_path / 'run'}", "env.max_frame=1_600", folder=False).returncode == 0
+    after = read(tmp_path / "run")[1]
+    assert after[: len(before)] == before
+    frames = [line["total_frames"] for line in after if line["kind"] == "trial"]
+    assert {800, 1600} <= set(frames)
+    assert frames == sorted(frames)
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_a_script_without_a_main_guard_is_told_so(tmp_path, is_file):
+    text = (
+        "from functools import partial\nfrom asynclab.distributed import launch\nimport runs\n"
+        "list(launch([partial(runs.many_items, rank) for rank in (0, 1)], 1))\n"
+    )
+    (tmp_path / "script.py").write_text(text)
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    process = subprocess.run(
+        [sys.executable, *["script.py"] * is_file], input=None if is_file else text,
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert process.returncode == 1
+    assert 'stand under if __name__ == "__main__":' in process.stderr
+    assert "restart" not in process.stderr

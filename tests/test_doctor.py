@@ -43,6 +43,7 @@ CASES = {
     "all_cores": (A3C, r"computes with \d+ threads, and distributed\.num_threads=1"),
     "same_seeds": (A3C, "different sessions have the same seeds"),
     "clock_seeds": (A3C, "seed=0 begins differently each time"),
+    "gathered_infos": (A3C, "what an environment's info holds reaches the vector, which ends in IndexError"),
     "autoreset": (A3C, r"truncations, \d+ begin at an episode's last observation: the step that only resets"),
     "truncation_as_termination": (A3C, r"truncations, \d+ end in a truncation that is taken for a termination\."),
     "next_episode": (A3C, r"truncations, \d+ have the next episode's first observation as their successor\."),

@@ -257,7 +257,8 @@ def test_a_run_leaves_its_evaluations_in_every_log(make_trial, tmp_path):
     (tmp_path / "metrics.jsonl").touch()
     thread = threading.Thread(target=end_after_two)
     thread.start()
-    made.run()
+    with pytest.raises(trial.TrialError, match="not by a signal to it"):
+        made.run()
     thread.join()
     lines = evaluations(tmp_path)
     frames = [line["total_frames"] for line in lines]
@@ -380,7 +381,7 @@ def match(make_trial):
     make_agent, _, make_envs = ALGOS["a3c"]
     return Match(
         make_envs, partial(make_agent, torso=TORSO), make_schedule(every=100, episodes=2), store.theta,
-        {}, [store.frames], store.max_frame, [store.updates], torch.zeros(()), torch.zeros((), dtype=torch.bool),
+        {}, [store.frames], store.max_frame, [store.updates], torch.zeros(()), *torch.zeros(2, dtype=torch.bool),
     ), store  # fmt: skip
 
 
@@ -484,3 +485,88 @@ def test_a_real_run_survives_a_killed_evaluator_and_a_signal_ends_the_wait_for_t
     assert (summary["status"], summary["frames"], summary["evaluation"]) == ("finished", 20_000, None)
     assert summary["restarts"] == 0
     assert checkpoint.load(tmp_path / "run").manifest["frames"] == 20_000
+
+
+# Other environments, and episodes that do not end
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """Return the folder of a small run on an environment with a setting, whose episodes have 20 steps of reward 1."""
+    folder = tmp_path_factory.mktemp("odd")
+    cfg = compose_run(folder, *ODD, "env.max_frame=80")
+    build.make_trial(cfg, folder).run()
+    return folder
+
+
+ODD = ["algo=a3c", "env=gym", "env.id=odd_envs:Twenty-v0", "env.num_envs=2", "env.torso.hidden=[8]",
+       "algo.memory.horizon=8", "distributed.max_session=1"]  # fmt: skip
+
+
+def test_an_episode_without_an_end_is_cut_and_counts_with_what_it_has(odd, tmp_path):
+    played = evaluate(odd, 3, changes={"id": "odd_envs:Endless-v0"}, max_episode_steps=37, results=tmp_path)
+    assert (played.returns, played.lengths, played.cut) == ([37.0] * 3, [37] * 3, 3)
+    assert "in odd_envs:Endless-v0; 3 cut after 37 steps" in played.sentence()
+    content = json.loads(played.file.read_text())
+    assert (content["env"], content["cut"], content["max_episode_steps"]) == ("odd_envs:Endless-v0", 3, 37)
+    assert content["changes"] == {"id": "odd_envs:Endless-v0"}
+
+
+def test_a_limit_that_is_not_reached_changes_nothing(run):
+    plain, cut = evaluate(run, 4), evaluate(run, 4, max_episode_steps=14)
+    assert plain.cut == 0
+    assert evaluate(run, 4, max_episode_steps=max(plain.lengths)).returns == plain.returns
+    assert cut.lengths == [min(length, 14) for length in plain.lengths]
+    assert cut.cut == sum(length > 14 for length in plain.lengths) > 0
+
+
+def test_settings_of_the_environment_may_be_others_than_in_training(odd):
+    assert evaluate(odd, 2, changes={"steps": 7}).lengths == [7, 7]
+    assert evaluate(odd, 2, changes={"id": "odd_envs:OneStep-v0"}).lengths == [1, 1]
+    assert evaluate(odd, 2, changes={"max_episode_steps": 5}).lengths == [5, 5]  # gymnasium's own, a truncation
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"id": "CartPole-v1"}, r"id=CartPole-v1 gives Box\(4,\) of float32 and Discrete\(2\), and the agent was"),
+        ({"id": "Nowhere-v0"}, "env.id=Nowhere-v0 is not a registered environment"),
+        ({"stebs": 3}, "cannot be made .*stebs"),
+        ({"num_envs": 3}, "make.num_envs is no setting of an environment"),
+        ({"normalize_obs": "no"}, "env.make.normalize_obs=no must be true or false"),
+    ],
+)
+def test_an_environment_that_does_not_fit_is_refused(odd, changes, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(odd, 1, changes=changes)
+
+
+def test_a_limit_must_be_a_number_of_steps(run):
+    with pytest.raises(ValueError, match="max_episode_steps=0 must be a whole number of 1 or more"):
+        evaluate(run, 1, max_episode_steps=0)
+
+
+@pytest.mark.medium
+def test_evaluations_of_a_run_that_trains_are_cut_and_play_elsewhere(tmp_path):
+    cfg = compose_run(
+        tmp_path, *ODD, "env.max_frame=400", "eval.every=400", "eval.episodes=2", "eval.id=odd_envs:Endless-v0",
+        "eval.max_episode_steps=30", "+eval.make.steps=3",
+    )  # fmt: skip
+    build.make_trial(cfg, tmp_path).run()
+    (line,) = evaluations(tmp_path)
+    assert line["returns"] == line["lengths"] == [30, 30]
+    cfg = compose_run(tmp_path, *ODD, "eval.every=400", "eval.id=CartPole-v1")
+    with pytest.raises(CompactHydraException, match=r"eval.id=CartPole-v1 gives Box\(4,\)"):
+        build.make_trial(cfg, tmp_path / "other")
+
+
+@pytest.mark.medium
+def test_the_command_plays_elsewhere_and_cuts(odd, tmp_path):
+    command = [
+        sys.executable, ROOT / "scripts" / "evaluate.py", f"run={odd}", "episodes=2", "id=odd_envs:Endless-v0",
+        "+make.steps=3", "max_episode_steps=9", f"out={tmp_path}",
+    ]  # fmt: skip
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=env)
+    assert process.stdout.startswith("return 9.00"), process.stderr
+    assert "in odd_envs:Endless-v0 with steps=3; 2 cut after 9 steps (max_episode_steps)" in process.stdout

@@ -26,7 +26,7 @@ MAY_IMPORT = {  # besides the small modules that anybody may
     "storage": {"distributed"},
     "training": {"agents", "distributed", "envs", "memory", "processes", "storage"},
     "config": {"storage"},
-    "console": set(),
+    "console": {"processes"},
     "sweeps": {"config", "processes", "storage"},
     "analysis": {"config", "storage", "sweeps"},
     "evaluation": {"agents", "analysis", "config", "distributed", "envs", "processes", "storage", "video"},

@@ -20,6 +20,7 @@ from asynclab.distributed.store import Store
 from asynclab.processes.control import Control
 from asynclab.processes.launch import Failure, launch
 from asynclab.run.recorder import Recorder
+from asynclab.run.trial import TrialError
 from asynclab.storage import checkpoint
 from asynclab.training.messages import Record, Saved
 
@@ -64,7 +65,8 @@ def test_one_session_that_is_interrupted_between_updates_ends_as_if_it_had_not_b
     trial = make_trial("sac", max_frame=108)
     trial.session, trial.control.stop_seconds = busy(trial), stop_seconds
     at_update(trial.stores[0], 43, trial.control.finish)
-    trial.run()
+    with pytest.raises(TrialError):
+        trial.run()
     found = checkpoint.load(tmp_path)
     left = 37 if stop_seconds == 0 else 0  # without time it leaves them for later
     assert trial.stores[0].total_updates() == 80 - left
@@ -228,6 +230,7 @@ def test_nothing_moves_while_the_parent_saves_although_a_restarted_session_learn
         return state
 
     monkeypatch.setattr(Store, "state_dict", watched)
-    trial.run()
+    with pytest.raises(TrialError, match="not by a signal to it"):
+        trial.run()
     assert trial.control.restarts(1) == 1
     assert set(moved) == {0}

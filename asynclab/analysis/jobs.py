@@ -106,8 +106,10 @@ def sweeps(jobs: Sequence[Job], folders: Sequence[Path]) -> list[Sweep]:
 def program(run: Run) -> list[str]:
     """Return what is typed before the settings of a run."""
     command = run.made.get("command")
-    names = {Path(str(word)).name for word in command} if isinstance(command, list) else set()
-    return text.program("asynclab-train" if "asynclab-train" in names else "train.py")
+    for word in map(str, command if isinstance(command, list) else []):
+        if (called := text.program(word)) in (["asynclab-train"], ["python", "-m", "asynclab.train"]):
+            return called
+    return text.program("train.py")
 
 
 def _read_sweep(folder: Path, jobs: Sequence[Job]) -> Sweep:

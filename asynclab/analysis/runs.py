@@ -347,9 +347,11 @@ def _ways(members: Sequence[Run]) -> list[str]:
 
 
 def _way(run: Run) -> str:
-    """Return whether the best actions are played: as it is set, else as the agent has it."""
+    """Return whether the best actions are played, as it is set, else as the agent has it, and where, if elsewhere."""
     typed = run.settings.get(EVALUATED)
-    return _text(run.made.get("deterministic") if typed is None else typed)
+    elsewhere = {k: v for k, v in run.settings.items() if k == "eval.id" or k.startswith("eval.make.")}
+    where = [f"{key}={value}" for key, value in elsewhere.items() if value is not None]
+    return ", ".join([_text(run.made.get("deterministic") if typed is None else typed), *where])
 
 
 def _key(override: str) -> str:

@@ -36,6 +36,9 @@ class EvalConfig:
     every: int | None = None  # frames of all sessions from one to the next; null: none
     episodes: int = 10
     deterministic: bool | None = None  # take the best actions instead of sampling; null: the agent's own way
+    max_episode_steps: int = 100_000  # after which an episode is cut
+    id: str | None = None  # of another environment to evaluate in; null: env.id
+    make: dict[str, Any] = field(default_factory=dict)  # settings in place of env.make's
     nice: int = 10  # by how much its process yields to others
     wait: float = 300.0  # seconds, at the end, for the evaluation of the final weights
 
@@ -55,6 +58,10 @@ class Config:
     checkpoint_memory: float | None = None  # GB; checkpoints have the sessions' memories if these are smaller together
     max_dropped: int = 100  # updates in a row whose gradient is not finite before the run ends
     eval: EvalConfig = field(default_factory=EvalConfig)
+    init_from: str | None = None  # folder whose weights the run begins with
+    init_networks: list[str] | None = None  # which of its networks; null: all
+    stop_at: float | None = None  # mean return of the last 100 episodes that ends the run as finished
+    patience: int | None = None  # frames without a better mean return that end it
     resume: str | None = None  # output folder of a run to go on with, or auto
     plot: bool = True  # draw the curves and write the report at the end
     profile: bool = False  # measure where the sessions' time goes

@@ -23,13 +23,18 @@ CHANGEABLE = {
     "eval.deterministic",
     "eval.episodes",
     "eval.every",
+    "eval.id",
+    "eval.make",
+    "eval.max_episode_steps",
     "eval.nice",
     "eval.wait",
     "log_every",
     "max_dropped",
+    "patience",
     "plot",
     "profile",
     "resume",
+    "stop_at",
 }
 
 
@@ -66,7 +71,9 @@ def config_of(values: Mapping[str, Any]) -> DictConfig:
         *above, last = key.split(".")
         node = content
         for part in above:
-            node = node.setdefault(part, {})
+            if not isinstance(node.get(part), dict):
+                node[part] = {}  # where there was nothing, such as in eval.make, there is something now
+            node = node[part]
         node[last] = value
     cfg = OmegaConf.merge(OmegaConf.structured(Config), content)
     assert isinstance(cfg, DictConfig)

@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.text import Text
 
 from asynclab.console.table import Status, Table
+from asynclab.processes import signals
 
 REFRESH = 1.0  # seconds between two refreshes, each of which takes about two milliseconds of one core
 LABEL = 15  # columns of the labels of a screen's rows, indent included
@@ -93,7 +94,8 @@ class ConsoleHandler(logging.StreamHandler):
             self.release()
 
         thread = threading.Thread(target=refresh, daemon=True)
-        with _handle(signal.SIGTSTP, suspend):
+        free = signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL  # else somebody else handles it
+        with signals.handled([signal.SIGTSTP] * free, suspend):
             self._is_live = status.is_shown = True
             self._try(partial(live.start, refresh=True))
             thread.start()
@@ -171,20 +173,6 @@ class _Live(Live):
             rows = sum(max(1, math.ceil(n / width)) for n in self.table.widths)
             self._live_render._shape = (width, rows)
         return super().process_renderables(renderables)
-
-
-@contextmanager
-def _handle(number: signal.Signals, handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle a signal, unless it is ignored or somebody else does."""
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(number) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        signal.signal(number, signal.SIG_DFL)
 
 
 def _is_terminal(stream: TextIO) -> bool:

@@ -198,6 +198,43 @@ def cut_short(make_envs: Callable[[], Envs], steps: int, **others: Any) -> Calla
     return partial(environments.make_envs, **(arguments | limit))
 
 
+ODD = "asynclab/OddInfos-v0"
+
+
+class OddInfos(gym.Wrapper):
+    """Adds to infos what gymnasium's vectors cannot gather: what changes its type and size, and names of their own."""
+
+    def reset(self, **settings: Any) -> tuple[Any, dict[str, Any]]:
+        """Start an episode."""
+        self._steps = 0
+        obs, info = self.env.reset(**settings)
+        return obs, info | self._odd()
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step."""
+        self._steps += 1
+        *rest, info = self.env.step(action)
+        return *rest, info | self._odd()
+
+    def _odd(self) -> dict[str, Any]:
+        return {"episode": 3, "grows": np.zeros(self._steps), "changes": [None, 1, "two"][self._steps % 3]}
+
+
+def odd_infos(make_envs: Callable[[], Envs]) -> Callable[[], Envs]:
+    """Return ``make_envs`` with environments that have such infos.
+
+    Raises:
+        ValueError: It is no partial of ``make_envs``, or of environments that are stepped together by ale-py.
+    """
+    arguments = _arguments(make_envs)
+    id = arguments["id"]
+    if id.startswith("ALE/"):
+        raise ValueError("ale-py gathers the infos of its own games")
+    gym.registry.pop(ODD, None)
+    gym.register(ODD, lambda **kwargs: OddInfos(gym.make(id, **kwargs)), disable_env_checker=True)
+    return partial(environments.make_envs, **(arguments | {"id": ODD}))
+
+
 def hands_out_all(make_memory: Callable[..., Memory]) -> Callable[..., Memory]:
     """Return a memory of the same kind that hands out every transition as soon as it can.
 

@@ -295,6 +295,14 @@ def _can_be_audited(subject: Subject) -> str:
     return ""
 
 
+def _can_have_odd_infos(subject: Subject) -> str:
+    try:
+        audit.odd_infos(subject.real.session.make_envs)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 # Processes
 
 
@@ -570,6 +578,26 @@ def episode_ends(subject: Subject) -> str:
             how = "terminates" if terminated.any() else "is truncated"
             raise Wrong(f"where an episode {how}, the advantages are {advantage} and should be {expected}")
     return "advantages stop at episode ends; what is cut short is bootstrapped"
+
+
+@_check(
+    "gymnasium's vectors gather infos, which training does not need, and raise on those that change their size or type,"
+    " or are called episode.",
+    _can_have_odd_infos,
+)
+def infos(subject: Subject) -> str:
+    """Step and count whatever an environment's info holds."""
+    envs = audit.odd_infos(subject.trial.session.make_envs)()
+    try:
+        envs.reset(list(range(envs.num_envs)))
+        for _ in range(4):
+            envs.step(np.stack([envs.action_space.sample() for _ in range(envs.num_envs)]))
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise Wrong(f"what an environment's info holds reaches the vector, which ends in {cause}") from error
+    finally:
+        envs.close()
+    return "arrays that grow, values that change their type, and an episode of the environment's own do not matter"
 
 
 @_check(

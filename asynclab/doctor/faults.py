@@ -277,7 +277,15 @@ def fork() -> Replacements:
     """Fork sessions from the command, which has run torch operators."""
     launch = _launch_module()
     get_context = launch.mp.get_context
-    yield launch, "mp", SimpleNamespace(get_context=lambda method: get_context("fork"))
+    faulty = {"get_context": lambda method: get_context("fork")}
+    yield launch, "mp", SimpleNamespace(**(vars(launch.mp) | faulty))
+
+
+@_fault("infos", lambda trial, _: "its games are ale-py's" * _env_id(trial).startswith("ALE/"))
+def gathered_infos() -> Replacements:
+    """Let the vector gather what environments tell in their infos."""
+    yield envs.Traced, "reset", lambda self, **settings: self.env.reset(**settings)
+    yield envs.Traced, "step", lambda self, action: self.env.step(action)
 
 
 @_fault("dead_session")

@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from asynclab.agents import Agent
 from asynclab.distributed import Store
 from asynclab.envs import Envs
 from asynclab.evaluation.play import SEED, check_request, equip, play
-from asynclab.processes.launch import settle
+from asynclab.processes.launch import end_helpers, settle
 from asynclab.processes.server import start_server
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,9 @@ class Schedule:
         every: Frames of all sessions from one evaluation to the next; None for none at all.
         episodes: Of each.
         deterministic: Take the best actions instead of sampling; None for the agent's own way.
+        max_episode_steps: After which an episode is cut.
+        id: Of the environment that is played; None for the one that is trained in.
+        make: Arguments of ``env.make`` in place of those of training.
         nice: By how much the process yields to others, 0 to 19.
         wait: Seconds that the end of the run waits for the evaluation of the final weights.
 
@@ -53,19 +56,27 @@ class Schedule:
     every: int | None
     episodes: int
     deterministic: bool | None
+    max_episode_steps: int
+    id: str | None
+    make: Mapping[str, Any]
     nice: int
     wait: float
 
     def __post_init__(self) -> None:
         if self.every is not None and self.every < 1:
             raise ValueError(f"eval.every={self.every} must be a whole number of 1 or more, or null for no evaluation")
-        check_request(self.episodes, SEED, prefix="eval.")
+        check_request(self.episodes, SEED, self.max_episode_steps, prefix="eval.")
         if self.deterministic is not None:
             check.flag("eval.deterministic", self.deterministic)
         if check.whole("eval.nice", self.nice) > 19:
             raise ValueError(f"eval.nice={self.nice} must be a whole number from 0 to 19")
         if check.number("eval.wait", self.wait) < 0:
             raise ValueError(f"eval.wait={self.wait} must be 0 or more seconds")
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What of ``env.make``'s arguments is another one than in training."""
+        return dict(self.make) | ({} if self.id is None else {"id": self.id})
 
 
 class Evaluated(NamedTuple):
@@ -77,6 +88,7 @@ class Evaluated(NamedTuple):
         seconds: When it was, on the machine's monotonic clock.
         returns: Of the episodes in the order of their seeds.
         lengths: Of the episodes in frames.
+        cut: How many of them did not end and were cut.
     """
 
     frames: int
@@ -84,6 +96,7 @@ class Evaluated(NamedTuple):
     seconds: float
     returns: list[float]
     lengths: list[int]
+    cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,6 +114,7 @@ class Match:
         updates: Slots of all counts of updates, likewise.
         beats: Shared number that changes as long as the process lives.
         ended: Shared; whether theta is final.
+        closing: Shared; whether to end at once.
     """
 
     make_envs: Callable[..., Envs]
@@ -113,6 +127,7 @@ class Match:
     updates: Sequence[Tensor]
     beats: Tensor
     ended: Tensor
+    closing: Tensor
 
     def run(self, last: tuple[int, int]) -> Iterator[Evaluated]:
         """Evaluate whenever it is due, and when theta is final for the last time.
@@ -120,13 +135,16 @@ class Match:
         Args:
             last: Frames and updates at the last evaluation.
         """
+        with closing(self.make_envs(num_envs=1)) as envs:
+            yield from self._evaluate(envs, last)
+
+    def _evaluate(self, envs: Envs, last: tuple[int, int]) -> Iterator[Evaluated]:
         plan = self.schedule
         assert plan.every is not None
-        envs = self.make_envs(num_envs=1)
         agent = self.make_agent(envs.obs_space, envs.action_space)
         theta, moments = self.theta.clone(), {name: slots.clone() for name, slots in self.moments.items()}
         equip(agent, envs, theta, moments)
-        while True:
+        while not self.closing:
             final = bool(self.ended)  # before the clock is read: then that is final, too
             now = sum(int(slots.sum()) for slots in self.frames), sum(int(slots.sum()) for slots in self.updates)
             if final and now == last:
@@ -141,11 +159,15 @@ class Match:
             for name, slots in moments.items():
                 slots.copy_(self.moments[name])
             games = []
-            for game in play(agent, envs, plan.episodes, plan.deterministic):
+            limit = plan.max_episode_steps
+            for game in play(agent, envs, plan.episodes, plan.deterministic, max_episode_steps=limit):
                 self.beats.add_(1)
+                if self.closing:
+                    return
                 if game is not None:
                     games.append(game)
-            yield Evaluated(*now, seconds, [game.ret for game in games], [game.length for game in games])
+            cut = sum(game.is_cut for game in games)
+            yield Evaluated(*now, seconds, [game.ret for game in games], [game.length for game in games], cut)
             last = now
             if final:
                 return
@@ -185,6 +207,7 @@ class Evaluator:
             [store.updates for store in stores],
             torch.zeros((), dtype=torch.int64).share_memory_(),
             torch.zeros((), dtype=torch.bool).share_memory_(),
+            torch.zeros((), dtype=torch.bool).share_memory_(),
         )
         self._patience = patience
         self._last = last
@@ -217,6 +240,7 @@ class Evaluator:
 
     def close(self) -> None:
         """End the process."""
+        self._match.closing.fill_(True)
         self._closing.set()
         self._thread.join(5)
 
@@ -251,6 +275,7 @@ class Evaluator:
         try:
             return self._listen(process, receiver)
         finally:
+            process.join(1)  # it closes its environment, which may have processes of its own
             process.kill()
             process.join()
             process.close()
@@ -289,3 +314,4 @@ def _child(match: Match, last: tuple[int, int], sender: Connection) -> None:
     except Exception:
         end = f"raised\n{traceback.format_exc().rstrip()}"
     sender.send(end)
+    end_helpers()

@@ -5,12 +5,15 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import torch
 from hydra.errors import InstantiationException
@@ -32,6 +35,7 @@ from asynclab.storage.names import CONFIG
 PARTS = ("env.id", "env.make", "algo.agent")  # of a run's config, that are needed to play
 SEED = 1000  # of the first episode, unless another is asked for
 RESAMPLES = 9_999  # of the bootstrap
+MAX_EPISODE_STEPS = 100_000  # four times what an episode of Atari has at most
 
 
 class Player(NamedTuple):
@@ -60,10 +64,12 @@ class Game(NamedTuple):
     Attributes:
         ret: Sum of raw rewards.
         length: In frames.
+        is_cut: Whether it would have gone on, and counts with the return that it had by then.
     """
 
     ret: float
     length: int
+    is_cut: bool = False
 
 
 class Evaluation(NamedTuple):
@@ -81,6 +87,9 @@ class Evaluation(NamedTuple):
         lengths: In frames.
         videos: Of the episodes; empty if they were not recorded.
         file: Where all this is written; None for nowhere.
+        max_episode_steps: After which an episode was cut.
+        cut: How many were.
+        changes: Arguments of ``env.make`` that were not the run's.
     """
 
     run: Path
@@ -94,6 +103,9 @@ class Evaluation(NamedTuple):
     lengths: list[int]
     videos: list[Path]
     file: Path | None = None
+    max_episode_steps: int = MAX_EPISODE_STEPS
+    cut: int = 0
+    changes: Mapping[str, Any] = {}
 
     def statistics(self) -> dict[str, Any]:
         """Return the mean return and length, and for several episodes how sure the mean return is."""
@@ -121,7 +133,13 @@ class Evaluation(NamedTuple):
                 f" {high:.2f} with 95%)"
             )
         actions = "best" if self.deterministic else "sampled"
-        return f"{text} of {self.run}, checkpoint {self.checkpoint} at {self.frames:,} frames, {actions} actions"
+        text += f" of {self.run}, checkpoint {self.checkpoint} at {self.frames:,} frames, {actions} actions"
+        if self.changes:
+            others = ", ".join(f"{key}={value}" for key, value in self.changes.items() if key != "id")
+            text += f", in {self.env}" + f" with {others}" * bool(others)
+        if self.cut:
+            text += f"; {self.cut} cut after {self.max_episode_steps:,} steps (max_episode_steps)"
+        return text
 
     def as_json(self) -> dict[str, Any]:
         """Return everything, with the statistics and the circumstances, as JSON has it."""
@@ -129,7 +147,9 @@ class Evaluation(NamedTuple):
         return json.loads(json.dumps(content, default=str), parse_constant=lambda nan: None)
 
 
-def load(run: Path, session: int = 0, name: str = "latest", record: Path | None = None) -> Player:
+def load(
+    run: Path, session: int = 0, name: str = "latest", record: Path | None = None, changes: Mapping[str, Any] = {}
+) -> Player:
     """Return the agent of a run's checkpoint, or of a zoo, with a single environment.
 
     Args:
@@ -137,10 +157,11 @@ def load(run: Path, session: int = 0, name: str = "latest", record: Path | None 
         session: Whose network, where sessions have one each (``distributed=off``).
         name: Of the checkpoint: ``latest``, ``best`` or a number.
         record: Folder for videos, which must not be there yet; None for none.
+        changes: Arguments of ``env.make`` in place of the run's; ``id`` for another environment.
 
     Raises:
-        ValueError: The folder has no run, its config names code that is not allowed, or the run has no such
-            checkpoint or session.
+        ValueError: The folder has no run, its config names code that is not allowed, the run has no such checkpoint or
+            session, or the environment, as it is changed, has other spaces.
     """
     weights = zoo.read(run) if is_agent(run) else None  # before anything in it is believed
     config = run / CONFIG
@@ -163,7 +184,11 @@ def load(run: Path, session: int = 0, name: str = "latest", record: Path | None 
         raise ValueError(f"run={run} has the weights of one checkpoint and session; leave out checkpoint and session")
     with ExitStack() as stack:
         try:
-            envs = instantiate(make, _convert_="all")(num_envs=1, **({} if record is None else {"record": record}))
+            make_envs = instantiate(make, _convert_="all")
+            if changes:
+                check_changes(make_envs, changes)
+                env_id, make_envs = changes.get("id", env_id), partial(make_envs, **changes)
+            envs = make_envs(num_envs=1, **({} if record is None else {"record": record}))
             stack.callback(envs.close)
             agent = instantiate(agent_config, _convert_="all")(envs.obs_space, envs.action_space)
         except (InstantiationException, TypeError) as error:
@@ -186,6 +211,33 @@ def load(run: Path, session: int = 0, name: str = "latest", record: Path | None 
         agent.start(1, session)
         stack.pop_all()
     return Player(agent, envs, env_id, weights.checkpoint, weights.frames, session)
+
+
+def check_changes(make_envs: Callable[..., Envs], changes: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise ValueError if an environment cannot be changed in this way, or has other spaces then.
+
+    Args:
+        make_envs: Makes it as it was trained in.
+        changes: Arguments in place of those that it has.
+        prefix: Of the settings' names.
+    """
+    if taken := {"num_envs", "record"} & set(changes):
+        raise ValueError(f"{prefix}make.{min(taken)} is no setting of an environment; leave it out")
+    spaces = []
+    for make in (make_envs, partial(make_envs, **changes)):
+        try:
+            with closing(make(num_envs=1)) as envs:
+                spaces.append(" and ".join(_form(space) for space in (envs.obs_space, envs.action_space)))
+        except TypeError as error:
+            raise ValueError(f"{prefix}make={dict(changes)} does not fit the run's env.make ({error})") from error
+    if spaces[0] != spaces[1]:
+        told = ", ".join(f"{prefix}{'' if key == 'id' else 'make.'}{key}={value}" for key, value in changes.items())
+        raise ValueError(f"{told} gives {spaces[1]}, and the agent was trained on {spaces[0]}; choose equal spaces")
+
+
+def _form(space: gym.Space) -> str:
+    """Return what of a space a network depends on."""
+    return f"Box{space.shape} of {space.dtype}" if isinstance(space, gym.spaces.Box) else str(space)
 
 
 def weights_of(found: checkpoint.Checkpoint, session: int) -> zoo.Weights:
@@ -217,21 +269,29 @@ def equip(agent: Agent, envs: Envs, theta: Tensor, moments: Mapping[str, Tensor]
     envs.attach(estimates, None)
 
 
-def check_request(episodes: int, seed: int, prefix: str = "") -> None:
+def check_request(episodes: int, seed: int, max_episode_steps: int = MAX_EPISODE_STEPS, prefix: str = "") -> None:
     """Raise ValueError if there cannot be so many episodes, or not from this seed.
 
     Args:
         episodes: E.
         seed: Of the first one.
+        max_episode_steps: After which an episode is cut.
         prefix: Of the settings' names.
     """
     check.count(f"{prefix}episodes", episodes)
+    check.count(f"{prefix}max_episode_steps", max_episode_steps)
     if check.whole(f"{prefix}seed", seed) + episodes > 2**31:
         raise ValueError(f"{prefix}seed={seed} is too large: those of {episodes} episodes must be below 2**31")
 
 
 def play(
-    agent: Agent, envs: Envs, episodes: int, deterministic: bool | None, seed: int = SEED, session: int = 0
+    agent: Agent,
+    envs: Envs,
+    episodes: int,
+    deterministic: bool | None,
+    seed: int = SEED,
+    session: int = 0,
+    max_episode_steps: int = MAX_EPISODE_STEPS,
 ) -> Iterator[Game | None]:
     """Play whole episodes one after the other, episode i and its sampled actions from ``seed + i``.
 
@@ -245,6 +305,7 @@ def play(
         deterministic: Take the best actions instead of sampling; None for the agent's own way.
         seed: Of the first episode.
         session: Whose network it is.
+        max_episode_steps: After which an episode that does not end is cut.
 
     Yields:
         Every episode as it ends, and None after every other step.
@@ -255,13 +316,17 @@ def play(
         torch.manual_seed(own)
         obs = envs.reset([own])
         agent.start(1, session)
-        ended = None
-        while ended is None:
+        for number in count(1):
             step = envs.step(agent.act(torch.from_numpy(obs), deterministic).numpy())
             obs = step.obs
             agent.on_step(torch.from_numpy(step.done))
             ended = next((Game(episode.ret, episode.length) for episode in step.episodes), None)
+            if ended is None and number >= max_episode_steps:
+                ended = Game(*envs.so_far(0), is_cut=True)
+                envs.reset([own])  # as it would do itself at an end: a recording is complete then
             yield ended
+            if ended is not None:
+                break
 
 
 def evaluate(
@@ -273,6 +338,8 @@ def evaluate(
     name: str = "latest",
     results: Path | None = None,
     videos: Path | None = None,
+    max_episode_steps: int = MAX_EPISODE_STEPS,
+    changes: Mapping[str, Any] = {},
 ) -> Evaluation:
     """Play a run's checkpoint.  An episode's return depends on its seed alone, not on how many are played or recorded.
 
@@ -285,13 +352,15 @@ def evaluate(
         name: Of the checkpoint: ``latest``, ``best`` or a number.
         results: Folder that gets a new JSON file of what is returned; None for none.
         videos: Folder that gets a new video of every episode; None for none.
+        max_episode_steps: After which an episode that does not end is cut.
+        changes: Arguments of ``env.make`` in place of the run's; ``id`` for another environment.
 
     Raises:
         ValueError: An argument makes no sense, there is nothing to play, it cannot be recorded, or a folder cannot be
             written.  Videos of earlier episodes are there.
         OSError: Something else went wrong with a file, such as while a video was encoded.
     """
-    check_request(episodes, seed)
+    check_request(episodes, seed, max_episode_steps)
     scratch = None
     if videos is not None:
         video.require()
@@ -301,7 +370,7 @@ def evaluate(
     with ExitStack() as stack:
         if scratch is not None:
             stack.callback(shutil.rmtree, scratch, ignore_errors=True)
-        player = load(run, session, name, scratch)
+        player = load(run, session, name, scratch, changes)
         stack.callback(player.envs.close)
         if results is not None:
             with _writing(results):  # if it cannot be written, now and not when everything has been played
@@ -311,7 +380,7 @@ def evaluate(
         if deterministic is None:
             deterministic = player.agent.deterministic
         stem = _stem(player.checkpoint, deterministic)
-        for game in play(player.agent, player.envs, episodes, deterministic, seed, session):
+        for game in play(player.agent, player.envs, episodes, deterministic, seed, session, max_episode_steps):
             if game is None:
                 continue
             if videos is not None and scratch is not None:
@@ -331,6 +400,9 @@ def evaluate(
         returns=[game.ret for game in games],
         lengths=[game.length for game in games],
         videos=files,
+        max_episode_steps=max_episode_steps,
+        cut=sum(game.is_cut for game in games),
+        changes=dict(changes),
     )
     if results is None:
         return played

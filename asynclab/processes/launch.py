@@ -11,13 +11,16 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, TypeVar
 
 import psutil
 import torch
 
+from asynclab.processes import signals
 from asynclab.processes.control import Control
 from asynclab.processes.server import SIGNALS, start_server
 
@@ -25,6 +28,11 @@ Item = TypeVar("Item")
 
 TICK = 0.5  # seconds between two looks at the sessions
 MAX_DELAY = 60.0  # seconds before a restart, at most
+MAIN_GUARD = (
+    "a script that starts several sessions is imported by each of them, so it must be a file, and its code stand under"
+    ' if __name__ == "__main__":'
+)
+HELPER_SECONDS = 2.0  # in which a process of an environment ends when told to
 
 
 class SessionError(RuntimeError):
@@ -142,6 +150,10 @@ def _run_here(
             time.sleep(0.05)
 
 
+class _Begun(NamedTuple):
+    """The first message of a process: it has imported what it needs."""
+
+
 class _Gone(NamedTuple):
     """The last message of a process that has closed its pipe, alive or not."""
 
@@ -165,6 +177,7 @@ class _Worker:
         self.process.start()
         sender.close()  # only the session holds it now, so its death, even in the middle of a message, is an EOF
         stacks.close()
+        self.begun = False  # whether it has come as far as our own code
         self.ran = False  # whether it has sent anything
         self.beats = -1
         self.silent = 0.0  # seconds in which it has given no sign of life
@@ -272,6 +285,8 @@ class _Crew:
             return  # it has been given up
         if isinstance(item, _Gone):
             yield self._fail(worker)
+        elif isinstance(item, _Begun):
+            worker.begun = True
         elif not isinstance(item, _End):
             worker.ran = True
             yield item
@@ -319,6 +334,8 @@ class _Crew:
         code = worker.close()
         if cause is None:
             cause = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"exited with code {code}"
+            if code and code > 0 and not worker.begun:  # Python could not import the main module
+                cause, fatal = f"{cause} before it began; {MAIN_GUARD}", True
         return self._judge(worker.rank, cause, code, details, fatal)
 
     def _judge(self, rank: int, cause: str, code: int | None, details: str = "", fatal: bool = False) -> Failure:
@@ -334,9 +351,9 @@ def settle(num_threads: int) -> None:
     Args:
         num_threads: Of torch.
     """
+    mp.current_process().daemon = False  # daemons may start no processes, which an environment may want to
     # What ends a run comes to the whole group (Ctrl-C, a closed terminal, Slurm); the parent tells us what to do.
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    signals.handle(SIGNALS, lambda number, frame: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked in the fork server
     _follow_server()
     _prepare_process(num_threads)
@@ -344,9 +361,11 @@ def settle(num_threads: int) -> None:
 
 def _child(run: Callable[[], Iterator[Any]], num_threads: int, sender: Connection, stacks: Connection) -> None:
     faulthandler.register(signal.SIGUSR1, file=stacks.fileno(), all_threads=True)
+    os.register_at_fork(after_in_child=partial(faulthandler.unregister, signal.SIGUSR1))
     settle(num_threads)
     # Sending waits when the parent is busy and the pipe is full; the session must not.
     outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    outbox.put(_Begun())
     postman = threading.Thread(target=_deliver, args=(outbox, sender))
     postman.start()
     end = _End()
@@ -357,6 +376,23 @@ def _child(run: Callable[[], Iterator[Any]], num_threads: int, sender: Connectio
         end = _End(traceback.format_exc(), isinstance(error, FatalError))
     outbox.put(end)
     postman.join()
+    end_helpers()
+
+
+def end_helpers(others: Sequence[BaseProcess] = ()) -> None:
+    """End what environments have started with multiprocessing and left: Python would wait for it at its own end.
+
+    Args:
+        others: Processes that are none of theirs.
+    """
+    helpers = [process for process in mp.active_children() if process not in others]
+    for process in helpers:
+        process.terminate()
+    for process in helpers:
+        process.join(HELPER_SECONDS)
+        if process.is_alive():
+            process.kill()
+            process.join()
 
 
 def _prepare_process(num_threads: int) -> None:

@@ -35,6 +35,7 @@ class Recorder:
     Attributes:
         statistics: What was reported, in numbers.
         status: What a terminal shows.
+        stopped_by: The setting that has ended the run before its budget was used up; None for none.
 
     Args:
         folder: Output folder of the run.
@@ -44,6 +45,7 @@ class Recorder:
         state: What ``state_dict`` returned when the run that goes on was saved.  Whatever was logged later is cut
             off, so that nothing is there twice.
         config: The resolved config, shown in TensorBoard.
+        summary: Of the run that goes on, if it has ended with that state: what was logged later is its end.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Recorder:
         every: float,
         state: Mapping[str, Any] | None = None,
         config: Mapping[str, Any] | None = None,
+        summary: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.mode = mode
@@ -65,12 +68,11 @@ class Recorder:
         self._next_time, self._next_warning = now + every, 0.0  # of a progress line, and of little memory
         self._began = self._last = (now, self.total_frames())  # of this process's training, and of the last line
         self._sessions = [(now, int(frames)) for store in stores for frames in store.frames]  # at the last records
-        self.statistics = Statistics(mode.max_session, state)
+        self.stopped_by: str | None = None
+        self.statistics = Statistics(mode.max_session, state, self.total_frames(), summary)
         self.status = self._status()
         if state is not None:
-            for path in _logs(folder):
-                length = state["logs"].get(str(path.relative_to(folder)), 0)
-                os.truncate(path, min(length, path.stat().st_size))
+            _cut(folder, state["logs"], ended=summary is not None)
         self._log = metrics.Log(folder)
         last = {tag: number(value) for tag, value in (state or {}).get("scalars", {}).items()}
         self._board = Board(folder, mode.max_session, every, config or {}, last)
@@ -91,7 +93,7 @@ class Recorder:
     def write(self, record: Record) -> None:
         """Take one session's report, and print the progress line when it is time."""
         now, total = time.monotonic(), self.total_frames()
-        scalars = self.statistics.take(record, self._start)
+        scalars = self.statistics.take(record, self._start, total)
         before, frames = self._sessions[record.rank]
         self._sessions[record.rank] = (now, record.frames)
         if now > before:
@@ -133,6 +135,11 @@ class Recorder:
 
     def evaluated(self, result: Evaluated) -> None:
         """Take note of an evaluation, which may have begun a while ago."""
+        if result.cut:
+            log.warning(
+                "%d of %d episodes of the evaluation at %s frames were cut by eval.max_episode_steps",
+                result.cut, len(result.returns), f"{result.frames:,}",
+            )  # fmt: skip
         scalars = self.statistics.evaluated(result)
         self.status.evaluation = f"{scalars['eval/return']:.2f} at {result.frames:,} frames"
         self._board.add(scalars, result.frames, time.monotonic() - result.seconds)
@@ -186,6 +193,7 @@ class Recorder:
         updates = [int(n) for store in self.stores for n in store.updates]
         summary: dict[str, Any] = {
             "status": status,
+            "stopped_by": self.stopped_by if status == "finished" else None,
             **self.statistics.summary(),
             "frames": self.total_frames(),
             "updates": sum(updates),
@@ -271,6 +279,18 @@ class Recorder:
 def _speed(before: tuple[float, int], now: tuple[float, int]) -> float:
     """Return frames per second between two moments (seconds, frames)."""
     return (now[1] - before[1]) / max(now[0] - before[0], 1e-9)
+
+
+def _cut(folder: Path, lengths: Mapping[str, int], ended: bool) -> None:
+    """Cut off what was logged after a checkpoint, by file; if the run ended with it, that is its end and stays."""
+    for path in _logs(folder):
+        if not ended:
+            length = lengths.get(str(path.relative_to(folder)), 0)
+        elif path.name == METRICS:
+            length = path.read_bytes().rfind(b"\n") + 1  # whole lines
+        else:
+            continue
+        os.truncate(path, min(length, path.stat().st_size))
 
 
 def _logs(folder: Path) -> list[Path]:

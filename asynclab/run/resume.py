@@ -50,9 +50,7 @@ def plan(cfg: DictConfig, folder: Path) -> Plan:
     Raises:
         ValueError: There is nothing to resume, or a setting differs that must not.
     """
-    given = HydraConfig.get().overrides
-    typed = [o for o in given.hydra if key_of(o) == "hydra.searchpath"]  # where the configs are that others name
-    typed += [o for o in given.task if key_of(o) != "resume"]
+    typed = _search_path() + [o for o in HydraConfig.get().overrides.task if key_of(o) != "resume"]
     if cfg.resume is None or (cfg.resume == AUTO and not checkpoint.exists(folder)):
         return Plan(cfg, typed)
     found = checkpoint.load(folder)
@@ -72,7 +70,7 @@ def plan(cfg: DictConfig, folder: Path) -> Plan:
     then = saved["config"] if recorded is None else _resolved(compose(name, recorded))
     changes = {key: (before.get(key), new) for key, (_, new) in compare(then, _resolved(cfg)).items()}
     changes = {key: change for key, change in changes.items() if change[0] != change[1]}
-    if wrong := {k: c for k, c in changes.items() if k not in CHANGEABLE and not _follows_another(cfg, k)}:
+    if wrong := {k: c for k, c in changes.items() if not is_changeable(k) and not _follows_another(cfg, k)}:
         raise ValueError(
             f"the run in {folder} was made with other settings ({in_words(wrong)}); leave them as they were, or begin a"
             " new run in another hydra.run.dir"
@@ -84,6 +82,23 @@ def plan(cfg: DictConfig, folder: Path) -> Plan:
     if changes:
         log.info("changed settings: %s", in_words(changes))
     return Plan(config_of(after), typed, found, {"frames": found.manifest["frames"], "changes": changes})
+
+
+def is_changeable(key: str) -> bool:
+    """Return whether a setting does not change what is learned from a frame, but for rounding."""
+    return key in CHANGEABLE or key.startswith("eval.make.")
+
+
+def _search_path() -> list[str]:
+    """Return the override that finds the configs that others name, also those of ``--config-dir``; [] for none."""
+    given = HydraConfig.get()
+    sources = [source for source in given.runtime.config_sources if "command-line" in source.provider]
+    if any(source.provider == "command-line" for source in sources):
+        paths = ",".join(f"'{source.schema}://{source.path}'" for source in sources)
+        return [f"hydra.searchpath=[{paths}]"]
+    # unresolved, as a folder may be named by what need not be an override
+    overrides: Any = OmegaConf.to_container(given.overrides.hydra, resolve=False)
+    return [o for o in overrides if key_of(o) == "hydra.searchpath"]
 
 
 def _resolved(cfg: DictConfig) -> Any:

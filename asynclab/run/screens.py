@@ -44,6 +44,8 @@ def first(trial: Trial, cfg: Any, choices: Mapping[str, str]) -> None:
     )
     parameters = f"{len(stores[0].theta):,} parameters{' each' * (len(stores) > 1)}"
     _row("network", f"{parameters}, {session.rules.precision}, seed {session.seed}")
+    if trial.initial is not None:
+        _row("weights", str(trial.initial))
     _row("memory", "{} per session, {} in all, {} available".format(*map(resources.size, memories)))
     per = " per session" if len(stores) > 1 else " in all" * (sessions > 1)
     left_out = "" if session.save_memory else "; without the memories"
@@ -103,6 +105,8 @@ def last(run: Path, budget: int) -> None:
         f"{summary['frames']:,} in {duration(summary['seconds'])}, {summary['fps']:,.0f} per second;"
         f" {count(summary['updates'], 'update')}",
     )
+    if stopped := summary.get("stopped_by"):
+        _row("stopped", f"by {stopped}")
     if evaluation := summary.get("evaluation"):
         best = evaluation["best"] or evaluation
         _row(
@@ -122,6 +126,8 @@ def last(run: Path, budget: int) -> None:
         _row("to evaluate", evaluate, whole=True)
         _row("to watch it", f"{evaluate} episodes=1 video=true", whole=True)
         more = f" env.max_frame={2 * budget:_}" * (status == "finished")
+        if stopped:
+            more = f" {stopped.partition('=')[0]}=null"
         _row("to go on", f"{_command('train')} {override('resume', run)}{more}", whole=True)
 
 

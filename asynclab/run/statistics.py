@@ -26,13 +26,22 @@ class Statistics:
         failures: What failed, as summary.json has it.
         evaluation: Mean return, frames and updates of the last evaluation, and the best one; None before the first.
         best: The highest mean return of 100 episodes; -inf before there were as many.
+        best_frame: Frames of the trial when it was reached.
 
     Args:
         sessions: How many there are.
         state: What ``state_dict`` returned when the run that goes on was saved; None for a new one.
+        frames: Of the trial, now.
+        summary: Of the run that goes on, if it has ended with that state.
     """
 
-    def __init__(self, sessions: int, state: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        sessions: int,
+        state: Mapping[str, Any] | None = None,
+        frames: int = 0,
+        summary: Mapping[str, Any] | None = None,
+    ) -> None:
         state = state or {}
         returns = state.get("session_returns", [[]] * sessions)
         self._recent = [(seconds, number(ret)) for seconds, ret in state.get("recent", [])]  # when each ended
@@ -43,9 +52,10 @@ class Statistics:
         self._profile: list[dict[str, float]] = [{} for _ in range(sessions)]  # seconds by phase
         self._latest: list[Mapping[str, float]] = [{} for _ in range(sessions)]
         self.failures: list[dict[str, Any]] = list(state.get("failures", []))
-        self.evaluation: dict[str, Any] | None = state.get("evaluation")
+        self.evaluation: dict[str, Any] | None = (summary or state).get("evaluation")
         best = state.get("best")
         self.best = -math.inf if best is None else best
+        self.best_frame: int = state.get("best_frame", frames)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that goes into a checkpoint, as JSON."""
@@ -53,6 +63,7 @@ class Statistics:
             "episodes": self._episodes,
             "session_episodes": self.session_episodes,
             "best": finite(self.best),
+            "best_frame": self.best_frame,
             "recent": finite([list(pair) for pair in self._recent]),
             "session_returns": finite([list(returns) for returns in self.session_returns]),
             "failures": self.failures,
@@ -60,12 +71,13 @@ class Statistics:
             "staleness": [sorted(counts.items()) for counts in self._staleness],
         }
 
-    def take(self, record: Record, start: float) -> dict[str, float]:
+    def take(self, record: Record, start: float, frames: int) -> dict[str, float]:
         """Take a session's report and return what follows from it, by tag.
 
         Args:
             record: Its episodes' times are on the machine's monotonic clock.
             start: Of the run, on that clock.
+            frames: Of the trial, now.
         """
         rank, returns = record.rank, self.session_returns[record.rank]
         returns.extend(episode.ret for episode in record.episodes)
@@ -73,8 +85,8 @@ class Statistics:
         self._recent = sorted(self._recent + ended)[-WINDOW:]
         self.session_episodes[rank] += len(record.episodes)
         self._episodes += len(record.episodes)
-        if self.window_is_full:
-            self.best = max(self.best, self.mean_return)
+        if self.window_is_full and self.mean_return > self.best:
+            self.best, self.best_frame = self.mean_return, frames
         for phase, seconds in record.profile.items():
             self._profile[rank][phase] = self._profile[rank].get(phase, 0.0) + seconds
         self._staleness[rank].update(record.staleness)

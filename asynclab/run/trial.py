@@ -1,14 +1,16 @@
 """The parent of a run: makes the stores, launches the sessions, records and checkpoints."""
 
+import json
 import logging
 import math
+import multiprocessing as mp
 import os
 import signal
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -22,12 +24,15 @@ from asynclab.console.table import Status
 from asynclab.distributed import Mode, Store
 from asynclab.envs import Envs, spaces
 from asynclab.evaluation.evaluator import Evaluator, Schedule
+from asynclab.evaluation.play import check_changes
 from asynclab.memory import Memory
 from asynclab.precision import choose, is_native
+from asynclab.processes import signals
 from asynclab.processes.control import Control
-from asynclab.processes.launch import Failure, SessionError, Started, launch
+from asynclab.processes.launch import Failure, SessionError, Started, end_helpers, launch
 from asynclab.processes.server import SIGNALS
 from asynclab.run import resources
+from asynclab.run.initial import Initial
 from asynclab.run.recorder import Recorder
 from asynclab.storage.checkpoint import Checkpoint, Checkpoints
 from asynclab.storage.folder import holds_run
@@ -47,6 +52,42 @@ CHECKPOINT_MEMORY = 10.0  # GB, unless checkpoint_memory says something else
 
 class TrialError(RuntimeError):
     """A run could not go on; the message says why."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When a run is finished before its budget is used up.
+
+    Attributes:
+        at: Mean return of the last 100 episodes; None for none.
+        patience: Frames without a better one; None for any number.
+
+    Raises:
+        ValueError: A setting makes no sense.
+    """
+
+    at: float | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.at is not None:
+            check.number("stop_at", self.at)
+        if self.patience is not None:
+            check.count("patience", self.patience)
+
+    def reason(self, mean_return: float, frames: int, best_frame: int) -> str | None:
+        """Return why a run is finished; None if it is not.
+
+        Args:
+            mean_return: Of the last 100 episodes; nan if there were fewer.
+            frames: Of the trial.
+            best_frame: When the best mean return so far was reached, or the first 100 episodes had ended.
+        """
+        if self.at is not None and mean_return >= self.at:
+            return f"stop_at={self.at:g}"
+        if self.patience is not None and not math.isnan(mean_return) and frames - best_frame >= self.patience:
+            return f"patience={self.patience:,}"
+        return None
 
 
 class Trial:
@@ -75,6 +116,8 @@ class Trial:
         profile: Measure where the sessions' time goes.
         folder: Output folder.
         schedule: Of evaluations.
+        stop: When it is finished before its budget is used up.
+        initial: Weights of another run to begin with; None for new ones.
         config: Kept in every checkpoint, to be compared when the run is resumed.
         checkpoint: Where the run goes on; None for a new one.
 
@@ -103,12 +146,16 @@ class Trial:
         profile: bool,
         folder: Path,
         schedule: Schedule,
+        stop: Stop = Stop(),
+        initial: Initial | None = None,
         config: Any = None,
         checkpoint: Checkpoint | None = None,
     ) -> None:
         self.mode = mode
         self.folder = folder
         self.schedule = schedule
+        self.stop = stop
+        self.initial = initial
         self.config = config
         self.checkpoint = checkpoint
         self.log_every = check.positive("log_every", log_every)
@@ -127,6 +174,8 @@ class Trial:
         devices = _devices(device, mode)
         envs = make_envs()
         envs.close()
+        if schedule.every is not None and schedule.changes:
+            check_changes(make_envs, schedule.changes, "eval.")
         try:
             memory = make_memory(envs.obs_space, envs.action_space, envs.num_envs)
         except MemoryError as error:
@@ -162,13 +211,19 @@ class Trial:
             torch.manual_seed(Seeds(seed, rank).weights)
             networks = make_agent(envs.obs_space, envs.action_space).nets
             parts = flat.slices(networks)
+            theta = flat.flatten(networks)
+            if initial is not None:
+                initial.copy_to(theta, flat.signature(networks))
             return Store(
-                flat.flatten(networks), parts, make_optimizer, max_frame, lr_schedule,
+                theta, parts, make_optimizer, max_frame, lr_schedule,
                 mode.writers, mode.lock, mode.diagnostics, probe.target_part, envs.moments,
                 {name: flat.matrices(net) for name, net in networks.items()},
             )  # fmt: skip
 
         self.stores = [make_store(rank) for rank in range(mode.num_stores)]
+        if initial is not None:
+            for store in self.stores:
+                initial.copy_moments_to(store.moments)
         if (mode.one_store or mode.max_session > 1) and not self.stores[0].is_global:
             raise ValueError(
                 f"algo.optimizer {type(self.stores[0].optimizer).__name__} is not global, so with"
@@ -238,18 +293,24 @@ class Trial:
             "devices": self.session.devices,
             "precision": self.session.rules.precision,
             "deterministic": self._own_way if asked is None else asked,
+            "initial": None if self.initial is None else str(self.initial),
         }
 
     def is_complete(self) -> bool:
-        """Return whether the budget is used up."""
-        return all(store.is_complete() for store in self.stores)
+        """Return whether the budget is used up, or the run has been stopped for what still is a reason."""
+        return all(store.is_complete() for store in self.stores) or self._was_stopped()
+
+    def _was_stopped(self) -> bool:
+        """Return whether the run that goes on had been stopped, and nobody has changed when it is to be."""
+        return self._trial.get("stopped") == [self.stop.at, self.stop.patience]
 
     def report(self) -> float:
         """Say that there is nothing left to do and return the mean return that the run ended with."""
         recent = [ret for _, ret in self._trial["recorder"]["recent"] if ret is not None]
         log.info(
-            "the run in %s is finished at %s frames; to go on, set env.max_frame higher",
+            "the run in %s is finished at %s frames; to go on, set %s",
             self.folder, f"{sum(store.total_frames() for store in self.stores):,}",
+            "stop_at or patience otherwise" if self._was_stopped() else "env.max_frame higher",
         )  # fmt: skip
         return statistics.fmean(recent) if recent else math.nan
 
@@ -259,9 +320,11 @@ class Trial:
         Raises:
             SessionError: A session failed for good; there is a checkpoint.
             TrialError: Something could not be written; the last good checkpoint is untouched.
+                Or the run ended before its budget was used up without a signal to it; there is a checkpoint.
             SystemExit: A signal asked us to end; there is a checkpoint.  The code is 128 plus the signal's number.
                 When only the final weights are left to be evaluated, Ctrl-C and SIGUSR2 end just that.
         """
+        others = mp.active_children()
         try:
             return self._run()
         except OSError as error:
@@ -269,16 +332,21 @@ class Trial:
                 f"the run had to end: {error} (output folder {self.folder}); its checkpoints are whole, so once that is"
                 f" mended, {override('resume', self.folder)} goes on"
             ) from error
+        finally:
+            end_helpers(others)
 
     def _run(self) -> float:
         mode = self.mode
         self.checkpoints.clean()
-        start = Start()
+        start, summary = Start(), None
         if self.checkpoint is not None:
             start = Start(self.checkpoint.path, frozenset(self.checkpoint.manifest["files"]), self.resumes)
+            summary = self._end_of(self.checkpoint)
             (self.folder / SUMMARY).unlink(missing_ok=True)
             self.checkpoints.set_aside(self.checkpoint)
-        recorder = Recorder(self.folder, mode, self.stores, self.log_every, self._trial.get("recorder"), self.config)
+        recorder = Recorder(
+            self.folder, mode, self.stores, self.log_every, self._trial.get("recorder"), self.config, summary
+        )
         if self.checkpoint is None:
             self._commit(_Snapshot(0), recorder)  # so that a run can always be resumed, and a full disk shows now
         runs = [partial(self.session.run, rank, self.store_of(rank), self.control, start) for rank in self._ranks]
@@ -295,7 +363,8 @@ class Trial:
                         self._handle(event, recorder)
                         self._attend(recorder)
                         self._take_evaluations(evaluator, recorder)
-                status = "finished" if self.is_complete() else "interrupted"
+                is_finished = recorder.stopped_by or all(store.is_complete() for store in self.stores)
+                status = "finished" if is_finished else "interrupted"
             except SessionError as error:
                 log.error("%s", error, extra={"console": False})  # whoever calls us shows it
                 raise
@@ -321,7 +390,20 @@ class Trial:
         if (number := ending.number) is not None and not (number == signal.SIGUSR2 and status == "finished"):
             _hand_on(number)
             raise SystemExit(128 + number)
+        if status == "interrupted":  # a sweep would take a return for a result
+            raise TrialError(
+                "the run was asked to end before its budget was used up, and not by a signal to it;"
+                f" {override('resume', self.folder)} goes on"
+            )
         return recorder.statistics.mean_return
+
+    def _end_of(self, checkpoint: Checkpoint) -> dict[str, Any] | None:
+        """Return the summary of a run that has ended with this checkpoint; None if it went on, or was killed."""
+        try:
+            summary: dict[str, Any] = json.loads((self.folder / SUMMARY).read_text())
+            return summary if summary["frames"] == checkpoint.manifest["frames"] else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     @staticmethod
     def _take_evaluations(evaluator: Evaluator | None, recorder: Recorder) -> None:
@@ -336,8 +418,8 @@ class Trial:
             return
         last = recorder.statistics.evaluation or {"frames": 0, "updates": 0}
         evaluator = Evaluator(
-            self.schedule, self.session.make_envs, self.session.make_agent, self.stores,
-            10 * self.mode.hang_after, (last["frames"], last["updates"]),
+            self.schedule, partial(self.session.make_envs, **self.schedule.changes), self.session.make_agent,
+            self.stores, 10 * self.mode.hang_after, (last["frames"], last["updates"]),
         )  # fmt: skip
         try:
             yield evaluator
@@ -376,7 +458,8 @@ class Trial:
             return
         running = self.control.running()
         self._joined |= running
-        if self.is_complete():
+        recorder.stopped_by = self._reason(recorder)
+        if recorder.stopped_by or all(store.is_complete() for store in self.stores):
             self.control.finish(10 * self.mode.hang_after)  # in which sessions make the updates that are due, and save
         elif self.control.is_pending():
             snapshot = self._snapshot_of(self.control.asked())
@@ -390,6 +473,12 @@ class Trial:
                 self._next_checkpoint = time.monotonic() + self.checkpoint_every
         elif time.monotonic() >= self._next_checkpoint and self._joined == set(self._ranks) and running:
             self.control.ask()
+
+    def _reason(self, recorder: Recorder) -> str | None:
+        """Return why the run is finished before its budget is used up; None if it is not."""
+        found = recorder.statistics
+        mean = found.mean_return if found.window_is_full else math.nan
+        return self.stop.reason(mean, recorder.total_frames(), found.best_frame)
 
     def _snapshot_of(self, number: int) -> "_Snapshot":
         if self._snapshot.number != number:
@@ -411,6 +500,7 @@ class Trial:
             "layout": self._layout,
             "precision": self.session.rules.precision,
             "resumes": self.resumes,
+            "stopped": [self.stop.at, self.stop.patience] if recorder.stopped_by else None,
             "best": max(best, self._best) if max(best, self._best) > -math.inf else None,
             "recorder": recorder.state_dict(),
         }
@@ -480,16 +570,8 @@ def _end_on_signals(control: Control, status: Status) -> Iterator[_Ending]:
             ending.number = number
         control.finish()
 
-    # what is ignored (nohup, a background job of a script) stays ignored
-    mine = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    if threading.current_thread() is not threading.main_thread():
-        mine = []
-    before = {number: signal.signal(number, handle) or signal.SIG_DFL for number in mine}
-    try:
+    with signals.handled(SIGNALS, handle):
         yield ending
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _say(text: str) -> None:

@@ -14,6 +14,15 @@ from asynclab.storage.names import EVALUATION, LOCK, METRICS, WEIGHTS
 _held: dict[Path, IO[str]] = {}
 
 
+def _let_go() -> None:
+    for file in _held.values():
+        file.close()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)  # what an environment forks may live on, and would keep the lock
+
+
 def holds_run(folder: Path) -> bool:
     """Return whether a run has written here."""
     metrics = folder / METRICS

@@ -97,7 +97,9 @@ def read_tensors(path: Path) -> Any:
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> File:
     """Write arrays of numbers or text."""
-    return write(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
+    content: dict[str, Any] = dict(arrays)
+    assert not any(np.asarray(array).dtype.hasobject for array in content.values())  # which would be pickled
+    return write(path, lambda file: np.savez(file, **content))
 
 
 def replace_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> File:

@@ -41,9 +41,9 @@ class Weights(NamedTuple):
 
 def write(folder: Path, weights: Weights) -> None:
     """Write an agent's weights."""
-    arrays = {"theta": weights.theta.numpy()}
+    arrays: dict[str, Any] = {"theta": weights.theta.numpy()}
     arrays |= {f"{MOMENTS}{name}": slots.numpy() for name, slots in weights.moments.items()}
-    np.savez_compressed(folder / WEIGHTS, allow_pickle=False, **arrays)
+    np.savez_compressed(folder / WEIGHTS, **arrays)
 
 
 def seal(folder: Path, weights: Weights) -> None:

@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from asynclab.config import AUTO, DATABASE, PLUGINS, check_writable, is_installed, lock, subfolder
+from asynclab.processes import signals
 from asynclab.processes.server import SIGNALS
 from asynclab.storage import folder
 from asynclab.storage.names import FAILURE, JOBS, RUN, SUMMARY
@@ -168,9 +169,7 @@ def _end_workers_on_signals(config: DictConfig) -> None:
         print(f"\n{report(config)[0]}", file=sys.stderr, flush=True)
         os._exit(128 + number)
 
-    mine = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    for number in mine:
-        signal.signal(number, end)
+    mine = signals.handle(SIGNALS, end)
 
 
 def _is_worker(process: psutil.Process) -> bool:
