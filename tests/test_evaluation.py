@@ -309,7 +309,7 @@ def player():
     while time.monotonic() < deadline:
         for process in psutil.Process().children(recursive=True):
             try:
-                if process.nice() == NICE and process.status() != psutil.STATUS_ZOMBIE:
+                if process.nice() == os.nice(0) + NICE and process.status() != psutil.STATUS_ZOMBIE:
                     return process
             except psutil.NoSuchProcess:
                 continue

@@ -24,7 +24,6 @@ class Profile:
     def __init__(self, enabled: bool) -> None:
         self._enabled = enabled
         self._ran: dict[str, float] = defaultdict(float)
-        self._waited = 0.0
         self._start = (0.0, 0.0)
 
     def start(self) -> None:
@@ -49,11 +48,11 @@ class Profile:
         """Return the seconds of each phase since the last call, in all what has passed; empty if not enabled."""
         if not self._enabled:
             return {}
-        wall, _ = self._since(self._start)
-        result = dict.fromkeys(PHASES, 0.0) | self._ran | {"waiting": self._waited}
-        result["other"] = max(0.0, wall - sum(result.values()))
+        wall, ran = self._since(self._start)  # also between the phases others may have had the processor
+        result = dict.fromkeys(PHASES, 0.0) | self._ran
+        result["other"] = max(0.0, ran - sum(result.values()))
+        result["waiting"] = wall - sum(result.values())
         self._ran.clear()
-        self._waited = 0.0
         self.start()
         return result
 
@@ -63,9 +62,7 @@ class Profile:
         try:
             yield
         finally:
-            wall, ran = self._since(start)
-            self._ran[name] += ran
-            self._waited += wall - ran
+            self._ran[name] += self._since(start)[1]
 
     @staticmethod
     def _now() -> tuple[float, float]:
