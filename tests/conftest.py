@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from asynclab.agents import A3C, DQN, PPO, SAC, DiscreteSAC, NStepQ
-from asynclab.config import EvalConfig
+from asynclab.config.schema import AlgoConfig, Config, EnvConfig, EvalConfig
 from asynclab.distributed import Off
 from asynclab.envs import make_envs
 from asynclab.evaluation.evaluator import Schedule
@@ -91,28 +91,28 @@ def make_trial(tmp_path):
     def make(algo="a3c", mode=None, max_frame=2_000, seed=0, optimizer=GlobalAdam, precision="fp32",
              checkpoint=None, schedule=make_schedule(), **agent):  # fmt: skip
         make_agent, make_memory, make = ALGOS[algo]
-        return Trial(
-            make_envs=partial(make, num_envs=2),
-            make_agent=partial(make_agent, **({"torso": TORSO} | agent)),
-            make_memory=make_memory,
-            make_optimizer=partial(optimizer, lr=1e-3),
+        algo_cfg = AlgoConfig(
+            agent=partial(make_agent, **({"torso": TORSO} | agent)),
+            memory=make_memory,
+            optimizer=partial(optimizer, lr=1e-3),
             lr_schedule=Constant(),
-            mode=mode or Off(max_session=1),
-            max_frame=max_frame,
             max_grad_norm=0.5,
-            max_dropped=3,
             precision=precision,
-            device="cpu",
+        )
+        cfg = Config(
+            algo=algo_cfg,
+            env=EnvConfig(make=partial(make, num_envs=2), max_frame=max_frame),
+            distributed=mode or Off(max_session=1),
             seed=seed,
+            device="cpu",
             log_every=0.2,
             checkpoint_every=1000.0,
             checkpoint_keep=2,
             checkpoint_memory=1.0,
-            profile=False,
-            folder=tmp_path,
-            schedule=schedule,
-            checkpoint=checkpoint,
+            max_dropped=3,
+            eval=EvalConfig(**vars(schedule)),
         )
+        return Trial(cfg, tmp_path, checkpoint)
 
     return make
 

@@ -9,7 +9,8 @@ from asynclab import precision
 from asynclab.distributed import Synced
 from asynclab.run import resources
 from asynclab.run.recorder import Recorder
-from asynclab.run.trial import TrialError, _Snapshot
+from asynclab.run.snapshots import Snapshot
+from asynclab.run.trial import TrialError
 from asynclab.storage import checkpoint
 from asynclab.storage.checkpoint import Checkpoints
 from asynclab.training.messages import Record, Return
@@ -101,12 +102,13 @@ def record_and_commit(make_trial):
     """Return a trial, and a function that records an episode for each of some returns and takes a checkpoint."""
     trial = make_trial()
     recorder, number = Recorder(trial.folder, trial.mode, trial.stores, 1000.0), iter(range(100))
+    snapshots = trial.snapshots(Checkpoints(trial.folder, 2), recorder)
 
     def run(returns):
         n = next(number)
         episodes = [Return(i, i, 1000.0 * n + i, ret, 1) for i, ret in enumerate(returns)]
         recorder.write(Record(0, 0, 0, episodes, {}, {}))
-        trial._commit(_Snapshot(n), recorder)
+        snapshots.commit(Snapshot(n))
 
     return trial, run
 
@@ -196,7 +198,7 @@ def test_what_breaks_in_the_parent_ends_the_sessions_and_leaves_the_last_checkpo
     make_trial, tmp_path, monkeypatch, sessions
 ):
     trial = make_trial(mode=Synced(sessions), max_frame=10_000_000)
-    trial.checkpoint_every = 1e-6
+    trial.cfg.checkpoint_every = 1e-6
     monkeypatch.setattr(Recorder, "write", break_after(30, Recorder.write))
     with pytest.raises(TrialError, match=r"the run had to end: .*Input/output error.*resume=.* goes on"):
         trial.run()

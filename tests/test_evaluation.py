@@ -31,6 +31,7 @@ from asynclab.evaluation import evaluator, play
 from asynclab.evaluation.evaluator import Evaluated, Evaluator, Match
 from asynclab.evaluation.play import Evaluation, evaluate
 from asynclab.run import trial
+from asynclab.run.ending import end_on_signals
 from asynclab.storage import checkpoint
 
 config.register()
@@ -442,7 +443,7 @@ def test_when_all_is_saved_signals_end_the_evaluation_and_not_the_summary(make_t
     for numbers in ([signal.SIGINT] * 3, [signal.SIGUSR2], [signal.SIGINT, signal.SIGTERM]):
         made = make_trial()
         status = argparse.Namespace(is_shown=True)
-        with trial._end_on_signals(made.control, status) as ending:
+        with end_on_signals(made.control, status) as ending:
             ending.is_saved = True
             for number in numbers:
                 signal.raise_signal(number)

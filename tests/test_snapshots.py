@@ -22,6 +22,7 @@ from asynclab.processes.launch import Failure, launch
 from asynclab.run.recorder import Recorder
 from asynclab.run.trial import TrialError
 from asynclab.storage import checkpoint
+from asynclab.storage.checkpoint import Checkpoints
 from asynclab.training.messages import Record, Saved
 
 
@@ -124,26 +125,25 @@ def test_sessions_whose_steps_take_longer_than_the_time_to_end_are_not_killed():
 def test_a_session_that_has_stepped_is_awaited_before_the_parent_has_heard_of_it(make_trial, tmp_path):
     trial = make_trial(mode=Synced(2))
     recorder = Recorder(tmp_path, trial.mode, trial.stores, 1000.0)
+    snapshots = trial.snapshots(Checkpoints(tmp_path, 2), recorder)
     sessions = [trial.session.run(rank, trial.stores[0], trial.control) for rank in (0, 1)]
     for rank in (0, 1):
-        trial._handle(next(sessions[rank]), recorder)
-        trial._attend(recorder)
+        trial.handle(next(sessions[rank]), recorder, snapshots)
     trial.control.count_restart(1)  # it has died
     sessions[1] = trial.session.run(1, trial.stores[0], trial.control)
     unheard = next(sessions[1])
     assert isinstance(unheard, Record)
-    trial._next_checkpoint = 0.0
-    trial._attend(recorder)
+    snapshots.every = 0.0
+    snapshots.begin()
+    trial.handle(None, recorder, snapshots)
     assert trial.control.is_pending()
     for event in (next(sessions[0]), next(sessions[0])):
-        trial._handle(event, recorder)
-        trial._attend(recorder)
+        trial.handle(event, recorder, snapshots)
     assert isinstance(event, Saved)
     assert trial.control.is_pending()
     assert not checkpoint.exists(tmp_path)
     for event in (unheard, next(sessions[1]), next(sessions[1])):
-        trial._handle(event, recorder)
-        trial._attend(recorder)
+        trial.handle(event, recorder, snapshots)
     assert not trial.control.is_pending()
     assert checkpoint.load(tmp_path).manifest["complete"]
     recorder.close("interrupted")
@@ -152,18 +152,18 @@ def test_a_session_that_has_stepped_is_awaited_before_the_parent_has_heard_of_it
 def test_a_session_that_dies_while_it_is_awaited_is_awaited_no_more(make_trial, tmp_path):
     trial = make_trial(mode=Synced(2))
     recorder = Recorder(tmp_path, trial.mode, trial.stores, 1000.0)
+    snapshots = trial.snapshots(Checkpoints(tmp_path, 2), recorder)
     sessions = [trial.session.run(rank, trial.stores[0], trial.control) for rank in (0, 1)]
     for rank in (0, 1):
-        trial._handle(next(sessions[rank]), recorder)
-    trial._next_checkpoint = 0.0
-    trial._attend(recorder)
+        trial.handle(next(sessions[rank]), recorder, snapshots)
+    snapshots.every = 0.0
+    snapshots.begin()
+    trial.handle(None, recorder, snapshots)
     for event in (next(sessions[0]), next(sessions[0])):
-        trial._handle(event, recorder)
-        trial._attend(recorder)
+        trial.handle(event, recorder, snapshots)
     assert trial.control.is_pending()
     trial.control.count_restart(1)
-    trial._handle(Failure(1, "was killed by SIGKILL", -9, "", 1, 1.0), recorder)
-    trial._attend(recorder)
+    trial.handle(Failure(1, "was killed by SIGKILL", -9, "", 1, 1.0), recorder, snapshots)
     assert not trial.control.is_pending()
     assert not checkpoint.load(tmp_path).manifest["complete"]
     recorder.close("interrupted")
@@ -211,7 +211,7 @@ def test_nothing_moves_while_the_parent_saves_although_a_restarted_session_learn
         make_agent=partial(Slow, torso=TORSO),
         make_memory=partial(REPLAY, start=0, updates_per_frame=5.0),
     )
-    trial.checkpoint_every = 0.01
+    trial.cfg.checkpoint_every = 0.01
     state_dict, moved, updates = Store.state_dict, [], []  # before it dies, and then after each checkpoint
 
     def watched(store):

@@ -13,7 +13,7 @@ from asynclab.moments import Moments
 from asynclab.storage import checkpoint, zoo
 from asynclab.storage.folder import is_agent
 from asynclab.storage.names import CHECKPOINTS
-from asynclab.text import short
+from asynclab.text import located, short
 
 SETTINGS = {"obs": "normalize_obs", "return": "scale_reward"}  # of env.make, that moments are for
 
@@ -82,6 +82,17 @@ class Initial:
                 )
             if has and wants:
                 moments[name].begin(self.weights.moments[name])
+
+
+def begin(folder: str | None, networks: Sequence[str] | None) -> Initial | None:
+    """Return what ``init_from`` and ``init_networks`` ask for; None for new weights.
+
+    Raises:
+        ValueError: There are no such weights, or networks are named and no folder.
+    """
+    if folder is None and networks is not None:
+        raise ValueError(f"init_networks={networks} needs init_from: the folder that they are taken from")
+    return None if folder is None else read(located(Path(folder)), networks)
 
 
 def read(folder: Path, networks: Sequence[str] | None = None) -> Initial:

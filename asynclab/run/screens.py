@@ -35,21 +35,21 @@ def first(trial: Trial, cfg: Any, choices: Mapping[str, str]) -> None:
     algo = choices.get("algo") or cfg.algo.agent._target_.rpartition(".")[2]
     mode, session, stores = trial.mode, trial.session, trial.stores
     sessions, each = mode.max_session, " each" * (mode.max_session > 1)
-    memories = [trial.memory_bytes, sessions * trial.memory_bytes, resources.available_memory()]
+    memories = [trial.probe.memory_bytes, sessions * trial.probe.memory_bytes, resources.available_memory()]
     log.info("%s on %s, distributed=%s", algo, cfg.env.id, mode.name, extra={"title": "bold"})
     _row(
         "sessions",
-        f"{sessions} with {count(trial.num_envs, 'environment')} and {count(mode.num_threads, 'thread')}{each}, on"
-        f" {', '.join(session.devices)}",
+        f"{sessions} with {count(trial.probe.envs.num_envs, 'environment')} and {count(mode.num_threads, 'thread')}"
+        f"{each}, on {', '.join(trial.probe.devices)}",
     )
     parameters = f"{len(stores[0].theta):,} parameters{' each' * (len(stores) > 1)}"
-    _row("network", f"{parameters}, {session.rules.precision}, seed {session.seed}")
+    _row("network", f"{parameters}, {trial.probe.precision}, seed {session.seed}")
     if trial.initial is not None:
         _row("weights", str(trial.initial))
     _row("memory", "{} per session, {} in all, {} available".format(*map(resources.size, memories)))
     per = " per session" if len(stores) > 1 else " in all" * (sessions > 1)
     left_out = "" if session.save_memory else "; without the memories"
-    every = duration(trial.checkpoint_every)
+    every = duration(trial.cfg.checkpoint_every)
     _row("frames", f"{stores[0].max_frame:,}{per}, a checkpoint every {every}{left_out}")
     if trial.checkpoint is not None:
         frames = f"{trial.checkpoint.manifest['frames']:,}"
@@ -65,7 +65,7 @@ def first(trial: Trial, cfg: Any, choices: Mapping[str, str]) -> None:
 def _warn_of_lost_memories(trial: Trial) -> None:
     """Say so if what the sessions remembered is lost, or will be, and must be collected anew."""
     sessions, found = trial.mode.max_session, trial.checkpoint
-    if not trial.refill:
+    if not trial.probe.refill:
         return
     if found is not None and found.manifest["frames"]:
         lost = [rank for rank in range(sessions) if f"session_{rank:02d}.npz" not in found.manifest["files"]]
@@ -75,11 +75,12 @@ def _warn_of_lost_memories(trial: Trial) -> None:
                 " more, before it learns again", short(found.path), count(len(lost), "session"),
             )  # fmt: skip
     if not trial.session.save_memory:
-        memories, on_disk = sessions * trial.memory_bytes, resources.size(trial.memories_on_disk)
+        memories, on_disk = sessions * trial.probe.memory_bytes, resources.size(trial.probe.memories_on_disk)
         log.warning(
             "checkpoints will lack the sessions' memories, %s in all: a session of a resumed run, or one that is"
             " restarted, first collects up to %s transitions before it learns again. checkpoint_memory=%s keeps them,"
-            " in up to %s of disk", resources.size(memories), f"{trial.refill:,}", math.ceil(memories / 1e9), on_disk,
+            " in up to %s of disk",
+            resources.size(memories), f"{trial.probe.refill:,}", math.ceil(memories / 1e9), on_disk,
         )  # fmt: skip
 
 

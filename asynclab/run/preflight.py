@@ -1,0 +1,167 @@
+"""Everything that refuses a run, before a process starts; what is learned on the way is what the run is made of."""
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from asynclab import check, flat, nets
+from asynclab.agents import Agent
+from asynclab.config.schema import Config
+from asynclab.distributed import Mode
+from asynclab.envs import Envs
+from asynclab.evaluation.evaluator import Schedule
+from asynclab.evaluation.play import check_changes
+from asynclab.memory import Memory
+from asynclab.precision import choose, is_native
+from asynclab.run import resources
+from asynclab.storage.checkpoint import Checkpoint, Checkpoints
+from asynclab.storage.folder import holds_run
+from asynclab.text import override
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_MEMORY = 10.0  # GB, unless checkpoint_memory says something else
+
+
+class Probe(NamedTuple):
+    """What one session will have, to look at.
+
+    Attributes:
+        envs: Closed again.
+        agent: Bound to nothing.
+        memory_bytes: Of one session's memory.
+        memories_on_disk: Bytes of all memories in all the checkpoints that are yet to come before some are removed.
+        save_memory: Whether checkpoints have the memories.
+        refill: Transitions that a memory which was lost collects before it is learned from, at most.
+        devices: That sessions take in turn.
+        precision: Of the torsos, fp32 or bf16.
+    """
+
+    envs: Envs
+    agent: Agent
+    memory_bytes: int
+    memories_on_disk: int
+    save_memory: bool
+    refill: int
+    devices: list[str]
+    precision: str
+
+
+def check_run(cfg: Config, folder: Path, schedule: Schedule, checkpoint: Checkpoint | None) -> Probe:
+    """Look at everything that a run needs.
+
+    Args:
+        cfg: Its groups' targets are instantiated.
+        folder: Output folder.
+        schedule: Of evaluations.
+        checkpoint: Where the run goes on; None for a new one.
+
+    Raises:
+        ValueError: A setting cannot work; the message names it and the fix.
+    """
+    _check_numbers(cfg, is_new=checkpoint is None)
+    if checkpoint is None and holds_run(folder):
+        raise ValueError(
+            f"the output folder {folder} holds a run already; set hydra.run.dir to another folder, or set"
+            f" {override('resume', folder)} to go on with it"
+        )
+    mode: Mode = cfg.distributed
+    devices = choose_devices(cfg.device, mode)
+    envs = cfg.env.make()
+    envs.close()
+    if schedule.every is not None and schedule.changes:
+        check_changes(cfg.env.make, schedule.changes, "eval.")
+    memory = _memory(cfg, envs)
+    resources.check_memory(mode.max_session, memory.nbytes())
+    if cfg.env.max_frame < (needed := memory.min_frame(mode.writers)):
+        raise ValueError(
+            f"env.max_frame={cfg.env.max_frame} ends before every session has learned once; set it to {needed} or more"
+        )
+    refill = memory.refill(cfg.env.max_frame // mode.writers)
+    resources.check_descriptors(mode.max_session, mode.num_stores)
+    agent = cfg.algo.agent(envs.obs_space, envs.action_space)
+    on_disk, save_memory = _check_room(cfg, folder, agent, memory.nbytes())
+    precision = _choose_precision(cfg.algo.precision, agent, devices, checkpoint)
+    return Probe(envs, agent, memory.nbytes(), on_disk, save_memory, refill, devices, precision)
+
+
+def _check_numbers(cfg: Config, is_new: bool) -> None:
+    check.positive("log_every", cfg.log_every)
+    check.positive("checkpoint_every", cfg.checkpoint_every)
+    check.count("checkpoint_keep", cfg.checkpoint_keep)
+    check.count("env.max_frame", cfg.env.max_frame)
+    check.whole("max_dropped", cfg.max_dropped)
+    if check.whole("seed", cfg.seed) >= 2**32 and is_new:
+        raise ValueError(f"seed={cfg.seed} must be below 2**32: sessions of others would share their random numbers")
+    if cfg.algo.max_grad_norm is not None:
+        check.positive("algo.max_grad_norm", cfg.algo.max_grad_norm)
+
+
+def _memory(cfg: Config, envs: Envs) -> Memory:
+    try:
+        return cfg.algo.memory(envs.obs_space, envs.action_space, envs.num_envs)
+    except MemoryError as error:
+        raise ValueError(f"one session's memory cannot be allocated ({error}); lower algo.memory.capacity") from None
+
+
+def _check_room(cfg: Config, folder: Path, agent: Agent, memory_bytes: int) -> tuple[int, bool]:
+    """Return how many bytes the memories will take on the disk, and whether checkpoints have them."""
+    mode: Mode = cfg.distributed
+    checkpoints, memories = Checkpoints(folder, cfg.checkpoint_keep), mode.max_session * memory_bytes
+    on_disk = memories * checkpoints.missing_memories
+    if cfg.checkpoint_memory is None:  # if they also fit into half of the room that the disk has
+        save_memory = memories <= 1e9 * CHECKPOINT_MEMORY and 2 * on_disk <= resources.available_disk(folder)
+    else:
+        save_memory = memories <= 1e9 * check.number("checkpoint_memory", cfg.checkpoint_memory)
+    weights = 4 * flat.size(agent.nets) * mode.num_stores
+    resources.check_shared_memory(5 * weights)  # theta, two moments, the probe, and a margin
+    resources.check_disk(folder, 3 * weights, checkpoints.missing + 2, on_disk * save_memory)
+    return on_disk, save_memory
+
+
+def _choose_precision(precision: str, agent: Agent, devices: list[str], checkpoint: Checkpoint | None) -> str:
+    """Return in what the torsos compute; with ``auto`` a run goes on in what it began with, on any processor."""
+    chosen = choose(precision, nets.is_convolutional(agent.nets), devices)
+    if checkpoint is None or precision != "auto":
+        return chosen
+    saved = checkpoint.trial()
+    begun = saved.get("precision")
+    if begun is None:  # of an older version, whose auto did not ask what the torsos are
+        begun = choose((saved["config"] or {"algo": {}})["algo"].get("precision", "auto"), True, devices)
+    if begun != chosen:
+        slow = "" if is_native(begun, devices) else ", although this processor only emulates it, which is slow"
+        log.warning(
+            "the run has computed in %s, and algo.precision=auto would now choose %s: it goes on in %s%s;"
+            " algo.precision=%s changes that",
+            begun, chosen, begun, slow, chosen,
+        )  # fmt: skip
+    return begun
+
+
+def choose_devices(device: str, mode: Mode) -> list[str]:
+    """Return the devices that sessions take in turn."""
+    cuda = torch.cuda.is_available()
+    if device == "auto":
+        if not (cuda and mode.on_gpu):
+            return ["cpu"]
+        return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise ValueError(f"device={device} is not a torch device; use auto, cpu, cuda or cuda:0") from None
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"device={device} is not supported; use auto, cpu, cuda or cuda:0")
+    if kind == "cpu":
+        return ["cpu"]
+    if not mode.on_gpu:
+        raise ValueError(
+            f"device={device} cannot hold the weights in distributed={mode.name}, where they are the global network in"
+            " CPU memory; set device=cpu or distributed=synced"
+        )
+    if not cuda:
+        raise ValueError(f"device={device}, but torch finds no CUDA GPU here; set device=cpu or device=auto")
+    if (torch.device(device).index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={device}, but there are {torch.cuda.device_count()} GPUs, counted from cuda:0")
+    return [device]  # all sessions on the one that was named; auto spreads them
