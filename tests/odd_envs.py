@@ -257,6 +257,18 @@ def _serve(pipe):
         pipe.send(pipe.recv())
 
 
+class Hanging(Forgotten):
+    """It hangs in its 30th step, with a process."""
+
+    steps_taken = 0
+
+    def step(self, action):
+        self.steps_taken += 1
+        if self.steps_taken == 30:
+            time.sleep(1000)
+        return super().step(action)
+
+
 class EveryHelper(Twenty):
     """In every episode another one of these."""
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -16,11 +18,10 @@ INFOS = ["GrowingArray", "SometimesNone", "OtherType", "OwnEpisode", "OwnFinal",
 LIVES = {"Both": 20, "OneStep": 1, "NumpyFlags": 20, "WholeRewards": 20, "CutAtTwenty": 20}
 HELPERS = [
     "EveryHelper",  # all the others, but Stubborn
-    "Stubborn",
     *(
         pytest.param(name, marks=pytest.mark.slow)
         for name in (
-            "ForkHelper", "SpawnHelper", "ServedHelper", "HastyHelper", "NotDaemon", "Forgotten", "Program",
+            "Stubborn", "ForkHelper", "SpawnHelper", "ServedHelper", "HastyHelper", "NotDaemon", "Forgotten", "Program",
             "PlainFork", "Worker",
         )
     ),
@@ -88,7 +89,9 @@ def test_processes_of_an_environment_neither_end_nor_hold_up_the_run(tmp_path, n
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("name", ["GrowingArray", "OwnEpisode", "ForkHelper"])
+@pytest.mark.parametrize(
+    "name", ["OwnEpisode", *(pytest.param(name, marks=pytest.mark.slow) for name in ("GrowingArray", "ForkHelper"))]
+)
 def test_the_doctor_finds_nothing_wrong_with_them(tmp_path, name):
     code, text, left = command(
         tmp_path, *FEW, f"env.id=odd_envs:{name}-v0", "distributed.max_session=2", "frames=200",
@@ -96,4 +99,36 @@ def test_the_doctor_finds_nothing_wrong_with_them(tmp_path, name):
     )  # fmt: skip
     assert code == 0, text
     assert "5 ok, 0 FAILED, 0 skipped" in text
+    assert not left
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("sessions", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_ctrl_c_that_ends_the_process_of_an_environment_too_is_an_interruption(tmp_path, sessions):
+    words = [o for o in FEW if "max_frame" not in o] + ["env.max_frame=100_000_000", "log_every=0.2", "plot=false"]
+    output = tmp_path / "output"
+    with output.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "train.py", *words, "env.id=odd_envs:Worker-v0", "hydra.run.dir=run",
+             f"distributed.max_session={sessions}"],
+            cwd=tmp_path, env=ENV, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60
+    while not metrics.exists() or '"kind": "trial"' not in metrics.read_text():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130, output.read_text()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
+
+
+@pytest.mark.medium
+def test_a_session_that_is_killed_takes_the_processes_of_its_environments_along(tmp_path):
+    code, text, left = command(
+        tmp_path, *FEW, "env.id=odd_envs:Hanging-v0", "distributed.max_session=2", "distributed.hang_after=3",
+        "distributed.max_restarts=0", "plot=false", "hydra.run.dir=run",
+    )  # fmt: skip
+    assert code == 1, text
+    assert "hung for 3 s and was killed" in text
     assert not left

@@ -13,7 +13,11 @@ def test_numbers_are_written_as_people_read_them():
 
 @pytest.mark.parametrize(
     ("script", "typed"),
-    [("train.py", ["python", "train.py"]), ("/venv/bin/asynclab-train", ["asynclab-train"])],
+    [
+        ("train.py", ["python", "train.py"]),
+        ("/venv/bin/asynclab-train", ["asynclab-train"]),
+        ("/venv/lib/asynclab/train.py", ["python", "-m", "asynclab.train"]),
+    ],
 )
 def test_a_script_is_called_as_it_is_installed(script, typed):
     assert program(script) == typed

@@ -20,7 +20,8 @@ from asynclab.storage.folder import instead, is_locked
 from asynclab.storage.names import CONFIG, FAILURE, HYDRA, METRICS, RUN, SUMMARY
 
 # what may differ between the runs of an arm: it changes neither what is learned nor how fast
-IRRELEVANT = CHANGEABLE - {"algo.precision", "device", "distributed.num_threads", "distributed.diagnostics"} | {"seed"}
+RELEVANT = {"algo.precision", "device", "distributed.num_threads", "distributed.diagnostics", "patience", "stop_at"}
+IRRELEVANT = CHANGEABLE - RELEVANT | {"seed"}
 EVALUATED = "eval.deterministic"  # changes what an evaluation means, though not what is learned
 MARKS = (METRICS, RUN, CONFIG, FAILURE, HYDRA)  # any of them makes a folder a run's
 
@@ -51,7 +52,7 @@ class Run(NamedTuple):
 
     @property
     def is_finished(self) -> bool:
-        """Whether its budget was used up."""
+        """Whether its budget was used up, or it was stopped for a reason that it was given (``stop_at``)."""
         return self.summary.get("status") == "finished"
 
     @property

@@ -212,10 +212,20 @@ class _Worker:
             chunks.append(chunk)
         return text + b"".join(chunks).decode(errors="replace")
 
+    def kill(self) -> None:
+        """End the process at once, and with it those that its environments have started and that are still its own."""
+        family: list[psutil.Process] = []
+        with suppress(psutil.Error):
+            family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        for process in family:
+            with suppress(psutil.Error):
+                process.kill()
+
     def close(self) -> int | None:
         """Make sure that the process is dead and return its exit code."""
         self.process.join(5)
-        self.process.kill()
+        self.kill()
         self.process.join()
         code: int | None = self.process.exitcode
         self.process.close()
@@ -261,7 +271,7 @@ class _Crew:
     def kill(self) -> None:
         """End exactly these processes."""
         for worker in self.workers.values():
-            worker.process.kill()
+            worker.kill()
         for worker in self.workers.values():
             worker.close()
         self.workers.clear()
@@ -316,7 +326,7 @@ class _Crew:
             if worker.dead > 1:  # its pipe would have told us, if nobody else held it
                 yield self._fail(worker)
             elif time.monotonic() >= self.control.deadline:
-                worker.process.kill()
+                worker.kill()
                 yield self._fail(worker, "did not end in time and was killed")
             elif worker.silent >= self.control.patience(worker.rank):
                 hung.append(worker)
@@ -326,7 +336,7 @@ class _Crew:
             for other in self.workers.values():
                 other.silent = 0.0
             details = worker.dump_stacks()
-            worker.process.kill()
+            worker.kill()
             yield self._fail(worker, f"hung for {self.control.patience(worker.rank):.0f} s and was killed", details)
 
     def _fail(self, worker: _Worker, cause: str | None = None, details: str = "", fatal: bool = False) -> Failure:

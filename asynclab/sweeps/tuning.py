@@ -12,7 +12,7 @@ from asynclab.config.settings import CHANGEABLE, compare, in_words
 
 log = logging.getLogger(__name__)
 
-IRRELEVANT = CHANGEABLE - {"env.max_frame"}  # trials can be compared although these differ
+IRRELEVANT = CHANGEABLE - {"env.max_frame", "patience", "stop_at"}  # trials can be compared although these differ
 
 
 def _is_own(cfg: DictConfig) -> bool:
