@@ -29,7 +29,7 @@ def make_trial(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = No
     try:
         refuse_unknown_keys(cfg)
         targets.check(cfg)
-        parts = instantiate(cfg, _convert_="object")
+        parts = instantiate(targets.waiting(cfg), _convert_="object")
         begun = initial.begin(parts.init_from, parts.init_networks) if checkpoint is None else None
         return Trial(parts, folder, checkpoint, begun, OmegaConf.to_container(cfg, resolve=True))
     except InstantiationException as error:

@@ -1,8 +1,11 @@
-"""Where the numbers of an observation lie in memory.
+"""Where the numbers of an observation lie in memory, and what they are.
 
 Images keep their shape [C, H, W], but in memory their channels come last: convolutions are fastest so, and turning
 every batch around would cost more than turning every observation once.
 """
+
+from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium.spaces import Box
@@ -10,9 +13,41 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
+class Image(NamedTuple):
+    """An image in a flat observation, with its channels last: where it begins, and its shape [C, H, W]."""
+
+    start: int
+    shape: tuple[int, int, int]
+
+    @property
+    def stop(self) -> int:
+        """Return where it ends."""
+        return self.start + prod(self.shape)
+
+
+class Joined(Box):
+    """A flat Box in which some of the numbers are images."""
+
+    def __init__(self, low: NDArray, high: NDArray, images: list[Image], dtype: Any) -> None:
+        super().__init__(low, high, dtype=dtype)
+        self.images = images
+
+
+def bounded(space: Box, low: Any, high: Any, dtype: Any) -> Box:
+    """Return the space with other bounds and another type."""
+    low, high = (np.broadcast_to(bound, space.shape).astype(dtype) for bound in (low, high))
+    return Joined(low, high, space.images, dtype) if isinstance(space, Joined) else Box(low, high, dtype=dtype)
+
+
 def is_image(space: Box) -> bool:
     """Return whether observations are images [C, H, W] of bytes."""
     return len(space.shape) == 3 and space.dtype == np.uint8
+
+
+def scale(space: Box) -> NDArray[np.float32]:
+    """Return by what a network multiplies bytes [*space.shape] to have numbers from 0 to 1."""
+    assert space.dtype == np.uint8
+    return (1 / np.maximum(space.high, 1)).astype(np.float32)
 
 
 def zeros(shape: tuple[int, ...], space: Box) -> NDArray:

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,7 +29,7 @@ class RolloutBatch(NamedTuple):
 
     Attributes:
         obs: [T + 1, B, ...] the observations acted on, and the one to act on next.
-        action: [T, B] int64 or [T, B, A] float32.
+        action: [T, B] int64, [T, B, A] int64 or [T, B, A] float32.
         reward: [T, B] float32.
         terminated: [T, B] bool.
         done: [T, B] bool; the next row belongs to another episode.
@@ -53,7 +53,7 @@ class ReplayBatch(NamedTuple):
 
     Attributes:
         obs: [N, ...] the observations acted on.
-        action: [N] int64 or [N, A] float32.
+        action: [N] int64, [N, A] int64 or [N, A] float32.
         reward: [N] float32, the k steps' rewards, discounted.
         next_obs: [N, ...] the true observations after the k steps.
         terminated: [N] bool; the episode terminated with the last of them.
@@ -132,7 +132,13 @@ class Rollout:
     """
 
     def __init__(
-        self, obs_space: Box, action_space: Box | Discrete, num_envs: int, seed: int = 0, *, horizon: int
+        self,
+        obs_space: Box,
+        action_space: Box | Discrete | MultiDiscrete,
+        num_envs: int,
+        seed: int = 0,
+        *,
+        horizon: int,
     ) -> None:
         self.horizon = check.count("algo.memory.horizon", horizon)
         shape = (horizon, num_envs)
@@ -252,7 +258,7 @@ class Replay:
     def __init__(
         self,
         obs_space: Box,
-        action_space: Box | Discrete,
+        action_space: Box | Discrete | MultiDiscrete,
         num_envs: int,
         seed: int = 0,
         *,
@@ -497,7 +503,7 @@ def _unpack(state: Mapping[str, NDArray]) -> dict[tuple[int, int], NDArray]:
     return {(int(t), int(b)): obs for (t, b), obs in zip(state["final_place"], state["final_obs"], strict=True)}
 
 
-def _actions(space: Box | Discrete, shape: tuple[int, ...]) -> NDArray:
-    if isinstance(space, Discrete):
-        return np.zeros(shape, np.int64)
+def _actions(space: Box | Discrete | MultiDiscrete, shape: tuple[int, ...]) -> NDArray:
+    if isinstance(space, (Discrete, MultiDiscrete)):
+        return np.zeros((*shape, *(space.shape or ())), np.int64)
     return np.zeros((*shape, *space.shape), np.float32)

@@ -11,13 +11,14 @@ from itertools import pairwise
 from math import prod, sqrt
 from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
 from gymnasium.spaces import Box
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, relu
 
 from asynclab import check, flat
-from asynclab.layout import is_image
+from asynclab.layout import Image, Joined, is_image, scale
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
@@ -86,8 +87,10 @@ class Dense(nn.Module):
 
     def __init__(self, inputs: int, action_dim: int, hidden: Sequence[int], layer_norm: bool = False) -> None:
         super().__init__()
-        if not hidden:
-            raise ValueError("env.torso.hidden=[] must have the width of at least one dense layer")
+        if not _are_widths(hidden):
+            raise ValueError(
+                f"env.torso.hidden={hidden} must be a list of the dense layers' widths, at least one, such as [64, 64]"
+            )
         check.flag("env.torso.layer_norm", layer_norm)
         joint = linear(inputs + action_dim, hidden[0])
         self.first = nn.Linear(inputs, hidden[0])
@@ -115,16 +118,20 @@ class Dense(nn.Module):
 
 
 class MLPTorso(TorsoModule):
-    """Dense layers on a flat observation (and action)."""
+    """Dense layers on a flat observation (and action).  Bytes are scaled to 0..1, as their space says."""
 
     def __init__(self, space: Box, action_dim: int = 0, *, hidden: Sequence[int], layer_norm: bool = False) -> None:
         super().__init__()
         self.dense = Dense(prod(space.shape), action_dim, hidden, layer_norm)
         self.features = hidden[-1]
+        self.scale: Tensor | None
+        bytes_scale = torch.from_numpy(scale(space).ravel()) if space.dtype == np.uint8 else None
+        self.register_buffer("scale", bytes_scale, persistent=False)
 
     def encode(self, obs: Tensor) -> Tensor:
         """Return [N, H]."""
-        return self.dense.encode(obs.flatten(1).to(self.dense.first.weight.dtype))
+        x = obs.flatten(1).to(self.dense.first.weight.dtype)
+        return self.dense.encode(x if self.scale is None else x * self.scale)
 
     def join(self, encoded: Tensor, action: Tensor | None = None) -> Tensor:
         """Return features [N, F]."""
@@ -132,15 +139,19 @@ class MLPTorso(TorsoModule):
 
 
 class PixelConv(nn.Conv2d):
-    """A convolution on pixels in 0..255, scaled to 0..1: the few weights are scaled instead of the many pixels."""
+    """A convolution on bytes, scaled to 0..1: the few weights are scaled instead of the many pixels."""
+
+    high = 255  # the largest
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the convolution of x / 255."""
-        return conv2d(x, self.weight * (1 / 255), self.bias, self.stride)
+        """Return the convolution of x / high."""
+        return conv2d(x, self.weight * (1 / self.high), self.bias, self.stride)
 
 
 class ConvTorso(TorsoModule):
-    """Convolutions on a stack of images [N, C, H, W] in 0..255, then dense layers (on which an action is joined).
+    """Convolutions on images [N, C, H, W], then dense layers (on which an action is joined).
+
+    Bytes are scaled to 0..1 by the largest that their space has.
 
     Args:
         space: Observation space of shape (C, H, W).
@@ -162,21 +173,8 @@ class ConvTorso(TorsoModule):
         super().__init__()
         if len(space.shape) != 3:
             raise ValueError(f"env.torso needs images [C, H, W], and this env shows {space.shape}; use env=gym")
-        if not conv or any(len(layer) != 3 for layer in conv):
-            raise ValueError(f"env.torso.conv={conv} must have [channels, kernel, stride] for each layer")
-        layers: list[nn.Module] = []
-        channels = space.shape[0]
-        for out, kernel, stride in conv:
-            make = nn.Conv2d if layers else PixelConv
-            norm = [nn.GroupNorm(1, out)] if layer_norm else []
-            layers += [_orthogonal(make(channels, out, kernel, stride)), *norm, nn.ReLU(inplace=True)]
-            channels = out
-        self.conv = nn.Sequential(*layers)
-        try:
-            with torch.no_grad():
-                inputs = self.conv(torch.zeros(1, *space.shape)).numel()
-        except RuntimeError as error:
-            raise ValueError(f"env.torso.conv={conv} does not fit images of {space.shape}: {error}") from error
+        self.conv = convolutions(space, conv, layer_norm)
+        inputs = outputs(self.conv, space.shape)
         self.dense = Dense(inputs, action_dim, hidden, layer_norm)
         self.features = hidden[-1]
 
@@ -188,6 +186,100 @@ class ConvTorso(TorsoModule):
     def join(self, encoded: Tensor, action: Tensor | None = None) -> Tensor:
         """Return features [N, F]."""
         return self.dense.join(encoded, action)
+
+
+def convolutions(space: Box, conv: Sequence[Sequence[int]], layer_norm: bool) -> nn.Sequential:
+    """Return [channels, kernel, stride] convolutions for images of a space (C, H, W), each with what follows it."""
+    if not (isinstance(conv, Sequence) and conv and all(_are_widths(layer) and len(layer) == 3 for layer in conv)):
+        raise ValueError(f"env.torso.conv={conv} must have [channels, kernel, stride] for each layer")
+    layers: list[nn.Module] = []
+    channels = space.shape[0]
+    for out, kernel, stride in conv:
+        make = nn.Conv2d if layers or space.dtype != np.uint8 else PixelConv
+        norm = [nn.GroupNorm(1, out)] if layer_norm else []
+        layers += [_orthogonal(make(channels, out, kernel, stride)), *norm, nn.ReLU(inplace=True)]
+        channels = out
+    if isinstance(layers[0], PixelConv):
+        layers[0].high = max(int(space.high.max()), 1)
+    sequence = nn.Sequential(*layers)
+    if not outputs(sequence, space.shape):
+        raise ValueError(f"env.torso.conv={conv} does not fit images of {space.shape}, which are too small")
+    return sequence
+
+
+def outputs(layers: nn.Module, shape: Sequence[int]) -> int:
+    """Return how many numbers layers make of an image [C, H, W]; 0 if it is too small for them."""
+    try:
+        with torch.no_grad():
+            return layers(torch.zeros(1, *shape)).numel()
+    except RuntimeError:
+        return 0
+
+
+class JoinedTorso(TorsoModule):
+    """Convolutions on the images of a flat observation, and dense layers on what they make of it and on the numbers.
+
+    Args:
+        space: With the images' places.
+        action_dim: Numbers of an action, 0 for none.
+        conv: One [channels, kernel, stride] per layer; None for what fits each image.
+        hidden: Width of each dense layer.
+        layer_norm: Normalise what each layer gives before the ReLU.
+    """
+
+    def __init__(
+        self,
+        space: Joined,
+        action_dim: int = 0,
+        *,
+        conv: Sequence[Sequence[int]] | None,
+        hidden: Sequence[int],
+        layer_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.rest: Tensor
+        self.rest_scale: Tensor
+        self.images = space.images
+        spaces = [picture(space, image) for image in space.images]
+        self.convs = nn.ModuleList(
+            convolutions(one, layers, layer_norm) if (layers := conv or fitting(one)) else nn.Flatten()
+            for one in spaces
+        )
+        rest = np.ones(space.shape, np.bool_)
+        for image in space.images:
+            rest[image.start : image.stop] = False
+        self.register_buffer("rest", torch.from_numpy(np.flatnonzero(rest)), persistent=False)
+        bytes_scale = scale(space) if space.dtype == np.uint8 else np.ones(space.shape, np.float32)
+        self.register_buffer("rest_scale", torch.from_numpy(bytes_scale[rest]), persistent=False)
+        # an image without convolutions is as flat as the rest, and scaled here
+        self.scales = [
+            1.0 if isinstance(layers, nn.Sequential) or one.dtype != np.uint8 else 1 / max(int(one.high.max()), 1)
+            for layers, one in zip(self.convs, spaces, strict=True)
+        ]
+        inputs = sum(outputs(layers, one.shape) for layers, one in zip(self.convs, spaces, strict=True))
+        self.dense = Dense(inputs + int(rest.sum()), action_dim, hidden, layer_norm)
+        self.features = hidden[-1]
+
+    def encode(self, obs: Tensor) -> Tensor:
+        """Return [N, H]."""
+        x = obs.to(self.dense.first.weight.dtype)
+        parts = [x[:, self.rest] * self.rest_scale]
+        for image, layers, factor in zip(self.images, self.convs, self.scales, strict=True):
+            channels, height, width = image.shape
+            pixels = x[:, image.start : image.stop].view(-1, height, width, channels).movedim(-1, 1)
+            parts.append(layers(pixels * factor if factor != 1 else pixels).flatten(1))
+        return self.dense.encode(torch.cat(parts, 1).to(x.dtype))
+
+    def join(self, encoded: Tensor, action: Tensor | None = None) -> Tensor:
+        """Return features [N, F]."""
+        return self.dense.join(encoded, action)
+
+
+def picture(space: Joined, image: Image) -> Box:
+    """Return the space (C, H, W) of one image of a flat observation."""
+    channels, height, width = image.shape
+    low, high = (x[image.start : image.stop].reshape(height, width, channels) for x in (space.low, space.high))
+    return Box(np.moveaxis(low, -1, 0), np.moveaxis(high, -1, 0), dtype=space.dtype.type)
 
 
 class LSTM(nn.Module):
@@ -209,18 +301,45 @@ class LSTM(nn.Module):
         return torch.stack(self.cell(features, (state[0], state[1])))
 
 
+ATARI = ((32, 8, 4), (64, 4, 2), (32, 3, 1))  # [channels, kernel, stride]; for images of 36 x 36 and more
+SMALL = ((32, 3, 2), (64, 2, 1))  # for others, of 5 x 5 and more
+
+
+def fitting(space: Box) -> Sequence[Sequence[int]] | None:
+    """Return convolutions for images of a space (C, H, W); None if it is too small for any."""
+    least = min(space.shape[1:])
+    return ATARI if least >= 36 else SMALL if least >= 5 else None
+
+
 def auto_torso(
     space: Box,
     action_dim: int = 0,
     *,
-    conv: Sequence[Sequence[int]],
+    conv: Sequence[Sequence[int]] | None = None,
     hidden: Sequence[int],
     layer_norm: bool = False,
 ) -> TorsoModule:
-    """Return the torso that fits the observation: convolutions for images [C, H, W] of bytes, else dense layers."""
-    if is_image(space):
-        return ConvTorso(space, action_dim, conv=conv, hidden=hidden, layer_norm=layer_norm)
+    """Return the torso that fits the observation: convolutions for images of bytes, dense layers for all else.
+
+    Args:
+        space: Of one observation.
+        action_dim: Numbers of an action, 0 for none.
+        conv: One [channels, kernel, stride] per layer; None for what fits, which for tiny images is none.
+        hidden: Width of each dense layer.
+        layer_norm: Normalise what each layer gives before the ReLU.
+    """
+    if isinstance(space, Joined):
+        return JoinedTorso(space, action_dim, conv=conv, hidden=hidden, layer_norm=layer_norm)
+    if is_image(space) and (layers := conv if conv is not None else fitting(space)) is not None:
+        return ConvTorso(space, action_dim, conv=layers, hidden=hidden, layer_norm=layer_norm)
     return MLPTorso(space, action_dim, hidden=hidden, layer_norm=layer_norm)
+
+
+def _are_widths(value: object) -> bool:
+    """Return whether it is a list of whole numbers above 0, at least one."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return False
+    return len(value) > 0 and all(isinstance(x, int) and not isinstance(x, bool) and x > 0 for x in value)
 
 
 def _orthogonal(layer: Layer, gain: float = sqrt(2)) -> Layer:

@@ -18,7 +18,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 from torch import Tensor, nn
 
-from asynclab.envs import make_envs
+from asynclab.envs import is_atari, make_envs
 
 WARM_UP = 2.0  # seconds after the first update that do not count
 
@@ -120,7 +120,7 @@ def main(settings: dict[str, Any]) -> dict[str, float]:
     torch.set_num_threads(settings["threads"])
     make = {k: v for k, v in settings["env"].items() if not k.startswith("_")}
     memory, torso = settings["memory"], settings["torso"]
-    if make["id"].startswith("ALE/"):
+    if is_atari(make["id"]):
         make["num_threads"] = settings["threads"]
     env = Adapter(**make)
     images = len(env.observation_space.shape or ()) == 3

@@ -18,6 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from asynclab import config
+from asynclab.envs import is_atari
 
 config.register()
 
@@ -53,7 +54,7 @@ def main(cfg: DictConfig) -> None:
     for key, value in COMPARED.items():
         if (given := OmegaConf.select(cfg, key)) != value:
             raise CompactHydraException(f"{key}={given} is not compared; set {key}={str(value).lower()}")
-    if cfg.env.id.startswith("ALE/") or cfg.algo.max_grad_norm is None:
+    if is_atari(cfg.env.id) or cfg.algo.max_grad_norm is None:
         raise CompactHydraException(
             f"env.id={cfg.env.id} with algo.max_grad_norm={cfg.algo.max_grad_norm} is not compared; use an environment"
             " without images and a bound on the gradient"

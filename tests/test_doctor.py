@@ -23,6 +23,8 @@ DQN = ["algo=dqn", "env=cartpole", "distributed.max_session=2"]
 SAC = ["algo=sac", "env=pendulum", "distributed=shared", "distributed.max_session=2"]
 OFF = ["env=cartpole", "distributed=off", "distributed.max_session=2"]
 PONG = ["env=pong", "env.num_envs=2", "distributed.max_session=2"]
+IN_PLACE = ["algo=a3c", "env=gym", "env.id=weird_env:InPlace-v0"]
+PENDULUM = ["algo=a3c", "env=pendulum"]
 # Where each fault is planted, and what the check that finds it must say.
 CASES = {
     "piled_gradients": (A3C, r"differs by \d+% from the one of a session that never saw the first batch"),
@@ -47,6 +49,8 @@ CASES = {
     "autoreset": (A3C, r"truncations, \d+ begin at an episode's last observation: the step that only resets"),
     "truncation_as_termination": (A3C, r"truncations, \d+ end in a truncation that is taken for a termination\."),
     "next_episode": (A3C, r"truncations, \d+ have the next episode's first observation as their successor\."),
+    "shared_array": (IN_PLACE, "the environment's reset changes the array of the last observation"),
+    "raw_actions": (PENDULUM, r"becomes .* in training and .* from load, for Box"),
     "n_step_leak": (DQN, r"truncations, \d+ go on after the end of their episode\."),
     "gae_leak": (A3C, r"advantages are \[1\.0, 1\.0, 1\.0\] and should be \[0\.0, 0\.0, 1\.0\]"),
     "emulator_clips": (PONG, r"truncations, \d+ end an episode whose raw return or length is reported wrongly\."),

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -17,8 +18,7 @@ SCRIPT = run_path(str(ROOT / "scripts" / "packages.py"))
 MAY_IMPORT = {  # besides the small modules that anybody may
     "nets": set(),
     "optim": set(),
-    "video": set(),
-    "envs": {"video"},
+    "envs": set(),
     "memory": {"envs"},
     "agents": {"memory", "nets"},
     "distributed": {"optim"},
@@ -29,7 +29,7 @@ MAY_IMPORT = {  # besides the small modules that anybody may
     "console": {"processes"},
     "sweeps": {"config", "processes", "storage"},
     "analysis": {"config", "storage", "sweeps"},
-    "evaluation": {"agents", "analysis", "config", "distributed", "envs", "processes", "storage", "video"},
+    "evaluation": {"agents", "analysis", "config", "distributed", "envs", "processes", "storage"},
     "run": {"agents", "analysis", "config", "console", "distributed", "envs", "evaluation", "memory", "nets",
             "processes", "storage", "training"},
     "build": {"config", "evaluation", "run", "storage"},
@@ -107,3 +107,28 @@ def test_names_of_files_are_spelt_once():
             for node in ast.walk(ast.parse(path.read_text())):
                 spelt = isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value
                 assert not (spelt and node.value in known), f"{path}, line {node.lineno}: use names.{known[node.value]}"
+
+
+def functions(path):
+    """Yield name and lines, without the docstring, of every function in a file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            first = node.body[1] if ast.get_docstring(node) is not None and len(node.body) > 1 else node.body[0]
+            yield node.name, node.end_lineno - first.lineno + 1
+
+
+@pytest.mark.parametrize("path", [*FILES, *ROOT.glob("[sb]*s/*.py")], ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_function_is_longer_than_a_screen(path):
+    assert not [(name, lines) for name, lines in functions(path) if lines > 50]
+
+
+def test_no_constructor_that_a_config_does_not_make_takes_more_than_eight_arguments():
+    configs = "".join(path.read_text() for path in ROOT.glob("conf/**/*.yaml"))
+    made = set(re.findall(r"_target_: asynclab[\w.]*\.(\w+)", configs))
+    made |= {"ActorCritic", "QLearning", "SAC", "DiscreteSAC"}  # what these are made of, or by a function
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and node.name not in made:
+                for function in node.body:
+                    if isinstance(function, ast.FunctionDef) and function.name == "__init__":
+                        assert len(function.args.args) + len(function.args.kwonlyargs) - 1 <= 8, node.name

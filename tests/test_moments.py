@@ -10,7 +10,7 @@ from conftest import REPLAY
 from gymnasium.wrappers.vector import NormalizeObservation, NormalizeReward
 
 from asynclab.envs import make_envs
-from asynclab.moments import Moments
+from asynclab.envs.normalize import Moments
 from asynclab.training.profile import Profile
 
 

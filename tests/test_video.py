@@ -13,8 +13,8 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from asynclab import build, config, video
-from asynclab.envs import make_envs
+from asynclab import build, config
+from asynclab.envs import make_envs, video
 from asynclab.evaluation.play import evaluate
 
 config.register()

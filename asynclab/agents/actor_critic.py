@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from math import prod
 
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from asynclab import check
-from asynclab.agents.base import Agent
-from asynclab.agents.distributions import categorical, diagonal_normal
+from asynclab.agents.base import ActionSpace, Agent
+from asynclab.agents.distributions import categorical, diagonal_normal, multi_categorical
 from asynclab.agents.returns import gae
 from asynclab.memory import RolloutBatch
 from asynclab.nets import LSTM, Torso, linear
@@ -21,18 +21,31 @@ from asynclab.schedules import Constant, Schedule
 
 
 class PolicyHead(nn.Module):
-    """Features [N, F] -> pi(.|s); continuous actions have a standard deviation that does not depend on s."""
+    """Features [N, F] -> pi(.|s); the numbers of an action are independent.
 
-    def __init__(self, features: int, action_space: Box | Discrete) -> None:
+    Continuous ones have a standard deviation that does not depend on s.
+    """
+
+    def __init__(self, features: int, action_space: ActionSpace) -> None:
         super().__init__()
-        self.discrete = isinstance(action_space, Discrete)
-        actions = int(action_space.n) if isinstance(action_space, Discrete) else prod(action_space.shape)
-        self.linear = linear(features, actions, gain=0.01)
-        self.log_std = None if self.discrete else nn.Parameter(torch.zeros(actions))
+        self.sizes: list[int] | None = None
+        self.log_std = None
+        if isinstance(action_space, Discrete):
+            outputs = int(action_space.n)
+        elif isinstance(action_space, MultiDiscrete):
+            self.sizes = action_space.nvec.tolist()
+            outputs = sum(self.sizes)
+        else:
+            outputs = prod(action_space.shape)
+        self.linear = linear(features, outputs, gain=0.01)
+        if isinstance(action_space, Box):
+            self.log_std = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, features: Tensor) -> Distribution:
         """Return the distribution of actions [N] or [N, A]."""
         out = self.linear(features)
+        if self.sizes is not None:
+            return multi_categorical(out, self.sizes)
         return categorical(out) if self.log_std is None else diagonal_normal(out, self.log_std)
 
 
@@ -60,7 +73,7 @@ class ActorCritic(Agent):
     def __init__(
         self,
         obs_space: Box,
-        action_space: Box | Discrete,
+        action_space: ActionSpace,
         torso: Torso,
         shared: bool = True,
         lstm: int = 0,

@@ -5,10 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from torch import Tensor, nn
 
 from asynclab import flat, nets
 from asynclab.agents.target import Target
+
+ActionSpace = Box | Discrete | MultiDiscrete  # as agents have it: discrete from 0, a Box of one dimension
 
 
 class Agent(ABC):
@@ -76,7 +79,7 @@ class Agent(ABC):
 
     @abstractmethod
     def act(self, obs: Tensor, deterministic: bool = False, progress: float = 1.0) -> Tensor:
-        """Return actions [N] int64 or [N, A] float32 for observations [N, ...] on the agent's device.
+        """Return actions [N] int64, [N, A] int64 or [N, A] float32 for observations [N, ...] on the agent's device.
 
         Args:
             obs: Of the environments that were started, in their order.

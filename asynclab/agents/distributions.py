@@ -1,6 +1,7 @@
 """Policies' distributions.  N: batch, A: numbers of an action."""
 
-from math import log
+from collections.abc import Sequence
+from math import inf, log
 
 import torch
 from torch import Tensor
@@ -9,8 +10,22 @@ from torch.nn.functional import softplus
 
 
 def categorical(logits: Tensor) -> Categorical:
-    """Return the distribution of discrete actions [N] with these logits [N, A]."""
+    """Return the distribution of discrete actions [...] with these logits [..., A]."""
     return Categorical(logits=logits, validate_args=False)
+
+
+def multi_categorical(logits: Tensor, sizes: Sequence[int]) -> Independent:
+    """Return independent distributions over the numbers of a discrete action [N, A].
+
+    Args:
+        logits: [N, sum of sizes], those of one number after the other.
+        sizes: A, how many values each number has.
+    """
+    most = max(sizes)
+    places = [a * most + i for a, size in enumerate(sizes) for i in range(size)]
+    padded = logits.new_full((len(logits), len(sizes) * most), -inf)  # what a number does not have is impossible
+    padded = padded.index_copy(1, torch.tensor(places, device=logits.device), logits)
+    return Independent(categorical(padded.view(len(logits), len(sizes), most)), 1, validate_args=False)
 
 
 def diagonal_normal(mean: Tensor, log_std: Tensor) -> Independent:

@@ -7,11 +7,12 @@ N: batch, B: environments, A: actions.
 from collections.abc import Sequence
 
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box
 from torch import Tensor
 from torch.nn.functional import huber_loss, mse_loss
 
 from asynclab import check
+from asynclab.agents.base import ActionSpace
 from asynclab.agents.q_learning import QLearning
 from asynclab.memory import ReplayBatch
 from asynclab.nets import Torso
@@ -42,7 +43,7 @@ class DQN(QLearning):
     def __init__(
         self,
         obs_space: Box,
-        action_space: Box | Discrete,
+        action_space: ActionSpace,
         torso: Torso,
         double: bool = True,
         dueling: bool = False,

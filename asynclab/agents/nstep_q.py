@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box
 from torch import Tensor
 
 from asynclab import check, layout
+from asynclab.agents.base import ActionSpace
 from asynclab.agents.q_learning import QLearning
 from asynclab.agents.returns import gae
 from asynclab.memory import RolloutBatch
@@ -51,7 +52,7 @@ class NStepQ(QLearning):
     def __init__(
         self,
         obs_space: Box,
-        action_space: Box | Discrete,
+        action_space: ActionSpace,
         torso: Torso,
         dueling: bool = False,
         gamma: float = 0.99,

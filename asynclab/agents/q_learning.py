@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from asynclab import check, flat
-from asynclab.agents.base import Agent
+from asynclab.agents.base import ActionSpace, Agent
 from asynclab.agents.target import Target
 from asynclab.nets import Torso, linear
 from asynclab.schedules import Linear
@@ -76,7 +76,7 @@ class QLearning(Agent):
     def __init__(
         self,
         obs_space: Box,
-        action_space: Box | Discrete,
+        action_space: ActionSpace,
         torso: Torso,
         dueling: bool,
         gamma: float,

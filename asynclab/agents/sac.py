@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from asynclab import check, flat
-from asynclab.agents.base import Agent
+from asynclab.agents.base import ActionSpace, Agent
 from asynclab.agents.distributions import SquashedNormal, categorical
 from asynclab.agents.target import Target
 from asynclab.memory import ReplayBatch
@@ -95,7 +95,7 @@ class SAC(Agent):
     def __init__(
         self,
         obs_space: Box,
-        action_space: Box | Discrete,
+        action_space: ActionSpace,
         torso: Torso,
         gamma: float = 0.99,
         polyak: float = 0.005,
@@ -126,7 +126,7 @@ class SAC(Agent):
         self.polyak = check.fraction("algo.agent.polyak", polyak)
 
     def _heads(
-        self, obs_space: Box, action_space: Box | Discrete, torso: Torso, target_entropy: float | None
+        self, obs_space: Box, action_space: ActionSpace, torso: Torso, target_entropy: float | None
     ) -> tuple[Head, Head, Head]:
         """Set the target entropy and return new networks for the actor and both critics."""
         if not isinstance(action_space, Box) or not action_space.is_bounded():
@@ -236,7 +236,7 @@ class DiscreteSAC(SAC):
     """
 
     def _heads(
-        self, obs_space: Box, action_space: Box | Discrete, torso: Torso, target_entropy: float | None
+        self, obs_space: Box, action_space: ActionSpace, torso: Torso, target_entropy: float | None
     ) -> tuple[Head, Head, Head]:
         assert isinstance(action_space, Discrete)
         actions = int(action_space.n)
@@ -268,7 +268,7 @@ class DiscreteSAC(SAC):
         return pi.mode if deterministic else pi.sample()
 
 
-def make_sac(obs_space: Box, action_space: Box | Discrete, *args: Any, **settings: Any) -> SAC:
+def make_sac(obs_space: Box, action_space: ActionSpace, *args: Any, **settings: Any) -> SAC:
     """Return the SAC that fits the actions; the rest is as for ``SAC``."""
     kind = DiscreteSAC if isinstance(action_space, Discrete) else SAC
     return kind(obs_space, action_space, *args, **settings)

@@ -351,7 +351,7 @@ def panels(xs: Sequence[str], size: tuple[float, float], found: Sequence[Run]) -
 def _axis(x: str, found: Sequence[Run]) -> str:
     """Return the label of an axis, with what a frame is where that is not one step of the emulator."""
     label = AXES[check_axis(x)]
-    games = [run for run in found if str(run.settings.get("env.id")).startswith("ALE/")]
+    games = [run for run in found if str(run.settings.get("env.id")).rpartition(":")[2].startswith("ALE/")]
     skips = {run.settings.get("env.make.frameskip", 4) for run in games}
     if x == "seconds" or len(games) < len(found) or len(skips) != 1:
         return label

@@ -26,6 +26,7 @@ class EnvConfig:
     num_envs: int = MISSING  # per session
     max_frame: int = MISSING  # over all sessions of a synced or shared trial; of each session in off
     make: Any = MISSING  # () -> Envs
+    wrappers: list[Any] = field(default_factory=list)  # (env) -> env, the first innermost
     torso: Any = MISSING  # (obs_space, action_dim) -> module
 
 

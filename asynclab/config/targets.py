@@ -1,5 +1,6 @@
 """What configs may make.  A ``_target_`` can name any callable, and a config may come from somebody else."""
 
+import copy
 import os
 from collections.abc import Iterator
 from pkgutil import resolve_name
@@ -10,11 +11,24 @@ from omegaconf import DictConfig, OmegaConf
 ALLOWED = (
     "asynclab.agents",
     "asynclab.distributed.modes",
-    "asynclab.envs",
+    "asynclab.envs.make",
     "asynclab.memory",
     "asynclab.nets",
     "asynclab.optim",
     "asynclab.schedules",
+    *(
+        f"gymnasium.wrappers.{module}"  # not those that write files, open windows or call what they are given
+        for module in (
+            "atari_preprocessing",
+            "common",
+            "stateful_action",
+            "stateful_observation",
+            "stateful_reward",
+            "transform_action",
+            "transform_observation",
+            "transform_reward",
+        )
+    ),
     "torch.optim",
     "torch.nn.modules",
 )
@@ -32,11 +46,35 @@ def check(cfg: DictConfig) -> None:
     """
     allowed = (*ALLOWED, *filter(None, os.environ.get(VARIABLE, "").split(",")))
     for key, target in _targets(OmegaConf.to_container(cfg, resolve=True)):
-        if not (_is_in(target, ("asynclab", "torch", *allowed)) and _is_in(_origin(key, target), allowed)):
+        if not (
+            _is_in(target, ("asynclab", "gymnasium.wrappers", "torch", *allowed))
+            and _is_in(_origin(key, target), allowed)
+        ):
             raise ValueError(
                 f"{key}={target} is not in a package that configs may use ({', '.join(allowed)}); if you trust it, add"
                 f" its package to the environment variable: export {VARIABLE}={target.split('.')[0]}"
             )
+
+
+def waiting(cfg: DictConfig) -> DictConfig:
+    """Return a config whose ``env.wrappers`` wait for the environment that each is put around.
+
+    Raises:
+        ValueError: They are no list of targets.
+    """
+    cfg = copy.deepcopy(cfg)
+    for key in ("env.wrappers", "env.make.wrappers"):
+        found: Any = OmegaConf.select(cfg, key)
+        if found is None:  # of a run of an older version, or an environment that is made in another way
+            continue
+        wrappers = OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+        if not isinstance(wrappers, list) or not all(isinstance(one, dict) and "_target_" in one for one in wrappers):
+            raise ValueError(
+                f"env.wrappers={wrappers} must be a list such as"
+                " [{_target_: gymnasium.wrappers.FrameStackObservation, stack_size: 4}]"
+            )
+        OmegaConf.update(cfg, key, [{"_partial_": True, **one} for one in wrappers], force_add=True)
+    return cfg
 
 
 def _origin(key: str, target: str) -> str:

@@ -49,6 +49,7 @@ class Status:
         frames: () -> frames of every session, at this moment.
         updates: () -> updates of all sessions together, at this moment.
         sessions: By rank.
+        dropped: () -> updates that were not applied because they were not finite, at this moment.
         began: When the run began, on the machine's monotonic clock; as if it had never been interrupted.
         mean_return: Of the last 100 episodes of all sessions; nan before the first.
         best: The highest mean return of 100 episodes; -inf before there were as many.
@@ -62,6 +63,7 @@ class Status:
     frames: Callable[[], Sequence[int]]
     updates: Callable[[], int]
     sessions: list[SessionStatus]
+    dropped: Callable[[], int] = lambda: 0
     began: float = field(default_factory=time.monotonic)
     mean_return: float = math.nan
     best: float = -math.inf
@@ -143,6 +145,8 @@ class Table:
             _item("staleness", number(sum(stale) / len(stale) if stale else math.nan)),
             _item("checkpoint", f"{duration(now - status.checkpoint)} ago"),
         ]
+        if dropped := status.dropped():
+            items.insert(5, _item("dropped", f"{dropped:,}", "yellow"))
         if status.evaluation:
             items.append(_item("evaluation", status.evaluation))
         return items

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from asynclab.distributed.lock import ProcessLock
-from asynclab.moments import Moments
 from asynclab.optim import GlobalOptimizer, Groups
 
 FLOAT32_COUNTS = 2**24  # adding 1 to a larger float32 leaves it as it is
@@ -39,7 +38,7 @@ class Store:
         lock: ``none`` lets writers step at the same time, ``update`` one after the other.
         diagnostics: Measure how many writes are lost when they step at the same time.
         target_part: The part of theta that has a lagging copy.
-        moments: How many numbers there are to each estimate of mean and variance, by name.
+        moments: The environments' estimates of mean and variance (``envs.normalize``) by name; each writer has a slot.
         matrices: Where in each network's part its matrices begin and end, by name: what weight decay is for.  None if
             all of it is.
     """
@@ -55,7 +54,7 @@ class Store:
         lock: str = "none",
         diagnostics: bool = False,
         target_part: slice | None = None,
-        moments: Mapping[str, int] | None = None,
+        moments: Mapping[str, Any] | None = None,
         matrices: Mapping[str, Sequence[tuple[int, int]]] | None = None,
     ) -> None:
         self.theta = theta.detach().clone().share_memory_()
@@ -69,7 +68,7 @@ class Store:
         self._probe = torch.zeros_like(self.theta, dtype=torch.int32).share_memory_() if diagnostics else None
         self._first_update = 0
         self.target = None if target_part is None else self.theta[target_part].clone().share_memory_()
-        self.moments = {name: Moments(size, writers) for name, size in (moments or {}).items()}
+        self.moments = dict(moments or {})
         self.networks = dict(networks)
         self.max_frame = max_frame
         self.lr_schedule = lr_schedule

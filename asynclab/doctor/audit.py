@@ -5,6 +5,7 @@ Here every one of its environments has a plain twin: same seed, same actions, bu
 A transition that no twin made is bogus.
 """
 
+import copy
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,15 +13,17 @@ from functools import partial
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-import ale_py
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box, Discrete, flatten
+from gymnasium.spaces import Discrete, MultiDiscrete
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from asynclab import envs as environments
-from asynclab.envs import Envs
+from asynclab.envs import Envs, is_atari
+from asynclab.envs.actions import Actions
+from asynclab.envs.make import has_own_vector
+from asynclab.envs.plain import observations
 from asynclab.memory import Memory, Replay, ReplayBatch, Rollout, RolloutBatch
 
 FRAMESKIP = 4  # of Atari, unless the configuration has another
@@ -53,18 +56,24 @@ class Audit(NamedTuple):
         truncated: Episodes that were cut short.
         bogus: What is wrong with a transition -> how many there are.  Environments that have been stepped once too
             often have no episode in common with their twins from then on, so one mistake can count many times.
+        reuses: Whether the environment's reset changes the last observation of the episode before, in place.
     """
 
     frames: int
     terminated: int
     truncated: int
     bogus: Counter[str]
+    reuses: bool = False
 
     def __str__(self) -> str:
         seen = f"{self.frames:,} frames with {self.terminated} terminations and {self.truncated} truncations"
         if not self.bogus:
-            return f"0 bogus transitions in {seen}"
-        return f"of {seen}, " + "; ".join(f"{self.bogus[kind]:,} {kind}" for kind in KINDS if kind in self.bogus)
+            return f"0 bogus transitions in {seen}" + ", although reset changes an array given before" * self.reuses
+        kinds = "; ".join(f"{self.bogus[kind]:,} {kind}" for kind in KINDS if kind in self.bogus)
+        cause = (
+            "; the environment's reset changes the array of the last observation, which was not copied" * self.reuses
+        )
+        return f"of {seen}, {kinds}{cause}"
 
 
 class Transition(NamedTuple):
@@ -102,42 +111,56 @@ class Plain:
     Args:
         id: Gymnasium id.
         clip_reward: Whether training is on the reward's sign.
+        wrappers: Put around the environment.
+        vectorization_mode: Of those that it is compared with.
         kwargs: For the environment's own constructor.
+
+    Attributes:
+        reuses: Whether its reset has changed an observation that it had given.
     """
 
-    def __init__(self, id: str, clip_reward: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        id: str,
+        clip_reward: bool = False,
+        wrappers: Any = (),
+        vectorization_mode: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         self._clip = clip_reward
-        self._vector = id.startswith("ALE/")
+        self._vector = is_atari(id) and has_own_vector(id, wrappers, vectorization_mode, kwargs)
         self._env: Any
+        self._last: Any = None  # as the environment gave it
+        self.reuses = False
         if self._vector:
-            gym.register_envs(ale_py)
             # In the emulator's other mode the last observation comes first and then, as a step of its own, the reset.
             forced = {"num_threads": 1, "reward_clipping": False, "autoreset_mode": AutoresetMode.NEXT_STEP}
             self._env = gym.make_vec(id, num_envs=1, **(kwargs | forced))
-            self._space: Any = self._env.single_observation_space
-            self._actions: Any = self._env.single_action_space
+            space, actions = self._env.single_observation_space, self._env.single_action_space
         else:
-            self._env = gym.make(id, **kwargs)
-            self._space, self._actions = self._env.observation_space, self._env.action_space
-        self._begun = False
+            self._env = environments.plain(id, wrappers, **kwargs)
+            space, actions = self._env.observation_space, self._env.action_space
+        _, self._convert = observations(space)
+        self._actions = Actions(actions)
 
     def reset(self, seed: int | None = None) -> NDArray:
         """Start an episode and return its first observation."""
         if not self._vector:
-            return self._obs(self._env.reset(seed=seed)[0])
+            before = copy.deepcopy(self._last)
+            obs = self._env.reset(seed=seed)[0]
+            self.reuses |= isinstance(before, np.ndarray) and not np.array_equal(before, self._last, equal_nan=False)
+            return self._obs(obs)
         if seed is not None:
             return self._obs(self._env.reset(seed=np.array([seed]))[0][0])
         return self._obs(self._env.step(np.zeros(1, np.int64))[0][0])
 
     def step(self, action: NDArray) -> tuple[NDArray, float, float, bool, bool]:
         """Return observation, reward for training, raw reward, and whether the episode terminated or was truncated."""
-        if isinstance(self._actions, Box) and self._actions.is_bounded():  # the agent acts in [-1, 1]
-            low, high = self._actions.low, self._actions.high
-            action = (high + low) / 2 + (high - low) / 2 * np.clip(action, -1.0, 1.0)
         if self._vector:
-            obs, raw, terminated, truncated = (x[0] for x in self._env.step(np.asarray(action)[None])[:4])
+            mapped = self._actions(np.asarray(action)[None])
+            obs, raw, terminated, truncated = (x[0] for x in self._env.step(mapped)[:4])
         else:
-            obs, raw, terminated, truncated, _ = self._env.step(action)
+            obs, raw, terminated, truncated, _ = self._env.step(self._actions.one(np.asarray(action)))
         reward = np.float32(np.sign(raw) if self._clip else raw)
         return self._obs(obs), float(reward), float(raw), bool(terminated), bool(truncated and not terminated)
 
@@ -146,13 +169,8 @@ class Plain:
         self._env.close()
 
     def _obs(self, obs: Any) -> NDArray:
-        if self._vector:
-            return obs
-        if not isinstance(self._space, Box):
-            obs = flatten(self._space, obs)
-        elif self._space.dtype == np.uint8 and obs.ndim == 3 and obs.shape[-1] in (1, 3, 4):
-            obs = np.moveaxis(obs, -1, 0)
-        obs = np.asarray(obs)
+        self._last = obs
+        obs = np.array(obs if self._convert is None else self._convert(obs))
         return obs if obs.dtype == np.uint8 else obs.astype(np.float32)
 
 
@@ -191,7 +209,7 @@ def cut_short(make_envs: Callable[[], Envs], steps: int, **others: Any) -> Calla
         others: Further settings to replace.
     """
     arguments = _arguments(make_envs) | others
-    if arguments["id"].startswith("ALE/"):
+    if is_atari(arguments["id"]):
         limit = {"max_num_frames_per_episode": steps * arguments.get("frameskip", FRAMESKIP)}
     else:
         limit = {"max_episode_steps": steps}
@@ -308,7 +326,7 @@ class _Auditor:
         memory.reset(envs.reset(seeds))
         stepped, complete = 0, False
         while not complete:
-            action = _random_actions(rng, envs)
+            action = random_actions(rng, envs)
             step = envs.step(action)
             memory.add(action, step)
             stepped += num_envs
@@ -334,7 +352,8 @@ class _Auditor:
                 raise ValueError(f"{type(memory).__name__} hands out nothing, so there is nothing to compare")
         if not self.bogus and self.waiting:
             self.bogus[MISSING] = len(self.waiting)
-        return Audit(stepped, self.ends[True], self.ends[False], self.bogus)
+        reuses = any(twin.reuses for twin in self.plain)
+        return Audit(stepped, self.ends[True], self.ends[False], self.bogus, reuses)
 
     def _record(
         self, b: int, obs: NDArray, action: NDArray, reward: float, terminated: bool, truncated: bool, next_obs: NDArray
@@ -402,13 +421,17 @@ def _arguments(make_envs: Callable[[], Envs]) -> dict[str, Any]:
         raise ValueError("the audit can compare only environments that asynclab.envs.make_envs makes")
     signature = inspect.signature(make_envs.func)
     given = signature.bind_partial(*make_envs.args, **make_envs.keywords).arguments
-    return {k: given[k] for k in ("id", "num_envs", "clip_reward") if k in given} | given.get("kwargs", {})
+    kept = ("id", "num_envs", "clip_reward", "wrappers", "vectorization_mode")
+    return {k: given[k] for k in kept if k in given} | given.get("kwargs", {})
 
 
-def _random_actions(rng: np.random.Generator, envs: Envs) -> NDArray:
+def random_actions(rng: np.random.Generator, envs: Envs) -> NDArray:
+    """Return random actions as an agent gives them."""
     space = envs.action_space
     if isinstance(space, Discrete):
         return rng.integers(int(space.n), size=envs.num_envs)
+    if isinstance(space, MultiDiscrete):
+        return rng.integers(space.nvec, size=(envs.num_envs, len(space.nvec)))
     return rng.uniform(-1.0, 1.0, (envs.num_envs, *space.shape)).astype(np.float32)
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from gymnasium.spaces import Box
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -22,6 +23,8 @@ from asynclab.distributed import Store
 from asynclab.doctor import audit, probe
 from asynclab.doctor.faults import FAULTS, Planted, planted
 from asynclab.doctor.probe import ProbeError, begin, digest, state_of
+from asynclab.envs import Envs, is_atari
+from asynclab.envs.actions import Actions
 from asynclab.memory import Memory, Replay, Rollout
 from asynclab.optim import GlobalOptimizer
 from asynclab.processes.control import Control
@@ -161,6 +164,7 @@ class Subject:
         make_envs: Any = self.real.session.make_envs
         envs = make_envs(num_envs=1)
         self.obs_space, self.action_space = envs.obs_space, envs.action_space
+        self.plain_actions = envs.plain_action_space
         envs.close()
         self.agent = self.real.session.make_agent(self.obs_space, self.action_space)
         self.known: dict[str, Any] = {}
@@ -192,6 +196,11 @@ class Subject:
         return self._once("roll_call", lambda: probe.roll_call(self.launch))
 
     @property
+    def complaint(self) -> str:
+        """The first thing that the environments give that is not finite, when random actions are taken."""
+        return self._once("complaint", lambda: _complaint(self.trial.session.make_envs(), self.frames))
+
+    @property
     def reports(self) -> list[probe.Report]:
         """What each session sees when they push in turn."""
         if self.sessions > 1 and self.roll_call.is_forked:
@@ -218,6 +227,17 @@ class Subject:
         if isinstance(self.known[name], Exception):
             raise self.known[name]
         return self.known[name]
+
+
+def _complaint(envs: Envs, frames: int) -> str:
+    rng = np.random.default_rng(0)
+    envs.reset(list(range(envs.num_envs)))
+    for _ in range(frames // envs.num_envs):
+        envs.step(audit.random_actions(rng, envs))
+        if envs.complaint:
+            break
+    envs.close()
+    return envs.complaint
 
 
 # What applies where
@@ -287,6 +307,8 @@ def _is_a(make_memory: Callable[..., Memory], kind: type) -> bool:
 
 
 def _can_be_audited(subject: Subject) -> str:
+    if subject.complaint:
+        return f"what the environment gives is not finite; see the check finite: {subject.complaint}"
     try:
         audit.cut_short(subject.real.session.make_envs, SHORT)
         audit.hands_out_all(subject.real.session.make_memory)
@@ -580,6 +602,31 @@ def episode_ends(subject: Subject) -> str:
     return "advantages stop at episode ends; what is cut short is bootstrapped"
 
 
+@_check("Updates that learn from such a step are dropped: mend the environment, or let a wrapper do so (env.wrappers).")
+def finite(subject: Subject) -> str:
+    """Have only finite rewards and observations."""
+    if subject.complaint:
+        raise Wrong(subject.complaint.partition(";")[0])
+    return f"all rewards and observations of {subject.frames:,} frames are"
+
+
+@_check("What the policy has learned would not be what the environment does, which may fail on it or do anything.")
+def actions(subject: Subject) -> str:
+    """Send the environment only actions of its space, in training and from asynclab.load."""
+    space: Any = subject.plain_actions
+    mapping = Actions(space)
+    rng = np.random.default_rng(0)
+    ours = mapping.space
+    for size in (1.0, 100.0):
+        for _ in range(100):
+            action = np.asarray(ours.sample() if not isinstance(ours, Box) else rng.normal(0, size, ours.shape))
+            action = action.astype(np.float32) if isinstance(ours, Box) else action
+            sent, one = mapping(action[None])[0], mapping.one(action)
+            if not (space.contains(sent) and space.contains(one) and np.array_equal(sent, one)):
+                raise Wrong(f"the agent's {action} becomes {sent} in training and {one} from load, for {space}")
+    return f"{ours} of the agent is {space} of the environment"
+
+
 @_check(
     "gymnasium's vectors gather infos, which training does not need, and raise on those that change their size or type,"
     " or are called episode.",
@@ -628,7 +675,7 @@ def raw_returns(subject: Subject) -> str:
     """Report raw returns although training is on clipped rewards."""
     make_envs = subject.trial.session.make_envs
     id = getattr(make_envs, "keywords", {}).get("id", "")
-    others = {"clip_reward": True} | ({"id": "ALE/MsPacman-v5"} if id.startswith("ALE/") else {})
+    others = {"clip_reward": True} | ({"id": "ALE/MsPacman-v5"} if is_atari(id) else {})
     memory = partial(Rollout, horizon=SHORT)
     result = audit.audit(audit.cut_short(make_envs, 4 * SHORT, **others), 2 * 5 * SHORT, memory)
     if result.bogus:

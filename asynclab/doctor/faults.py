@@ -19,13 +19,16 @@ from unittest import mock
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import nn
 
-from asynclab import envs, flat, optim
+from asynclab import flat, optim
 from asynclab.agents import SAC, Agent, QLearning, returns
 from asynclab.distributed import Mode, Off, Shared, Store
-from asynclab.envs import Envs
+from asynclab.envs import Envs, is_atari, make, native
+from asynclab.envs.actions import Actions
+from asynclab.envs.retrace import Traced
 from asynclab.flat import Vector
 from asynclab.memory import Replay
 from asynclab.run.trial import Trial
@@ -284,8 +287,8 @@ def fork() -> Replacements:
 @_fault("infos", lambda trial, _: "its games are ale-py's" * _env_id(trial).startswith("ALE/"))
 def gathered_infos() -> Replacements:
     """Let the vector gather what environments tell in their infos."""
-    yield envs.Traced, "reset", lambda self, **settings: self.env.reset(**settings)
-    yield envs.Traced, "step", lambda self, action: self.env.step(action)
+    yield Traced, "reset", lambda self, **settings: self.env.reset(**settings)
+    yield Traced, "step", lambda self, action: self.env.step(action)
 
 
 @_fault("dead_session")
@@ -325,7 +328,7 @@ def clock_seeds() -> Replacements:
 
 
 class _Gymnasium:
-    """The package as ``asynclab.envs`` sees it, with other vector environments."""
+    """The package as ``envs.make`` and ``envs.native`` see it, with other vector environments."""
 
     def __init__(self, make_vec: Callable[..., VectorEnv]) -> None:
         self.make_vec = make_vec
@@ -348,10 +351,11 @@ def autoreset() -> Replacements:
     mode = {"autoreset_mode": AutoresetMode.NEXT_STEP}
 
     def make_vec(id: str, **kwargs: Any) -> VectorEnv:
-        kwargs |= mode if id.startswith("ALE/") else {"vector_kwargs": kwargs["vector_kwargs"] | mode}
+        kwargs |= {"vector_kwargs": kwargs["vector_kwargs"] | mode} if "vector_kwargs" in kwargs else mode
         return _NextStep(gymnasium.make_vec(id, **kwargs))
 
-    yield envs, "gym", _Gymnasium(make_vec)
+    yield make, "gym", _Gymnasium(make_vec)
+    yield native, "gym", _Gymnasium(make_vec)
 
 
 @_fault("transitions")
@@ -377,6 +381,29 @@ def next_episode() -> Replacements:
         return seen._replace(final_obs={b: seen.obs[b].copy() for b in seen.final_obs})
 
     yield Envs, "step", faulty
+
+
+def _no_copy(trial: Trial, agent: Agent) -> str:
+    return "" if not is_atari(_env_id(trial)) else "ale-py's vector environment copies by itself"
+
+
+@_fault("transitions", _no_copy)
+def shared_array() -> Replacements:
+    """Keep an episode's last observation in the array that the environment changes when it is reset."""
+    yield Traced, "step", lambda self, action: self.env.step(action)
+
+
+@_fault("actions", lambda trial, _: "" if _acts_in_a_box(trial) else "its actions are discrete")
+def raw_actions() -> Replacements:
+    """Send a Gaussian policy's actions to the environment as they are, whatever its bounds."""
+    yield Actions, "__call__", lambda self, action: action * 3.0
+
+
+def _acts_in_a_box(trial: Trial) -> bool:
+    make_envs: Any = trial.session.make_envs
+    envs = make_envs(num_envs=1)
+    envs.close()
+    return isinstance(envs.action_space, Box) and bool(envs.action_space.is_bounded())
 
 
 @_fault("transitions", lambda trial, _: "" if _n_step(trial) > 1 else "its transitions have one step")
@@ -411,13 +438,12 @@ def gae_leak() -> Replacements:
 
 @_fault(
     "raw_returns",
-    lambda trial, _: (
-        "" if _env_id(trial).startswith("ALE/") else f"{_env_id(trial)} has no emulator that clips rewards"
-    ),
+    lambda trial, _: "" if is_atari(_env_id(trial)) else f"{_env_id(trial)} has no emulator that clips rewards",
 )
 def emulator_clips() -> Replacements:
     """Clip rewards in the emulator, before anybody has counted them (the default of AtariVectorEnv)."""
-    yield envs, "gym", _Gymnasium(lambda id, **kwargs: gymnasium.make_vec(id, **(kwargs | {"reward_clipping": True})))
+    clipping = {"reward_clipping": True}
+    yield native, "gym", _Gymnasium(lambda id, **kwargs: gymnasium.make_vec(id, **(kwargs | clipping)))
 
 
 def _env_id(trial: Trial) -> str:

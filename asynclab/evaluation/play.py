@@ -1,6 +1,7 @@
 """Playing a trained agent.  E: episodes."""
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -23,14 +24,16 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from yaml import YAMLError
 
-from asynclab import __version__, check, flat, video
+from asynclab import __version__, check, flat
 from asynclab.agents import Agent
 from asynclab.config import targets
-from asynclab.envs import Envs
-from asynclab.moments import Moments
+from asynclab.envs import Envs, video
+from asynclab.envs.normalize import Moments
 from asynclab.storage import checkpoint, provenance, zoo
 from asynclab.storage.folder import instead, is_agent, whole
 from asynclab.storage.names import CONFIG
+
+log = logging.getLogger(__name__)
 
 PARTS = ("env.id", "env.make", "algo.agent")  # of a run's config, that are needed to play
 SEED = 1000  # of the first episode, unless another is asked for
@@ -172,6 +175,8 @@ def load(
         OmegaConf.resolve(cfg)
     except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ValueError(f"{config} cannot be read ({str(error).splitlines()[0]})") from error
+    if isinstance(cfg, DictConfig):
+        cfg = targets.waiting(cfg)
     parts = [OmegaConf.select(cfg, key) for key in PARTS] if isinstance(cfg, DictConfig) else []
     if not parts or not all(parts):
         raise ValueError(f"{config} is not the config of a run: it must have {', '.join(PARTS)}")
@@ -389,6 +394,8 @@ def evaluate(
                 with _writing(videos), _new(videos / f"{stem}_{episode}.mp4") as file:
                     files.append(recorded.replace(file))
             games.append(game)
+    if player.envs.complaint:
+        log.warning("%s", player.envs.complaint.partition(";")[0])
     played = Evaluation(
         run=run,
         env=player.env_id,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from asynclab.envs.normalize import Moments
 from asynclab.evaluation.play import weights_of
-from asynclab.moments import Moments
 from asynclab.storage import checkpoint, zoo
 from asynclab.storage.folder import is_agent
 from asynclab.storage.names import CHECKPOINTS

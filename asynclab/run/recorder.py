@@ -154,13 +154,14 @@ class Recorder:
         fps = _speed(self._began if final else self._last, (now, frames))
         self._last = (now, frames)
         updates = sum(store.total_updates() for store in self.stores)
+        dropped = sum(int(store.dropped.sum()) for store in self.stores)
         available = resources.available_memory()
         self._warn(now, available)
         scalars = self.statistics.scalars() | {
             "perf/fps": fps,
             "perf/updates": float(updates),
             "perf/memory_available_mib": available / 2**20,
-            "train/dropped": float(sum(int(store.dropped.sum()) for store in self.stores)),
+            "train/dropped": float(dropped),
         }
         if math.isfinite(lost := self._lost_updates()):
             scalars["hogwild/lost_updates"] = lost
@@ -168,11 +169,12 @@ class Recorder:
         self._board.results(self._results(), frames)
         self._log.write(metrics.TRIAL, total_frames=frames, updates=updates, seconds=now - self._start, metrics=scalars)
         budget, evaluation = self.status.budget, self.statistics.evaluation
+        left = duration(max(budget - frames, 0) / fps if fps > 0 else math.inf)
         log.info(
-            "frames %s/%s (%.1f%%)  per session %s  fps %s  return %.2f%s  updates %s  left %s",
+            "frames %s/%s (%.1f%%)  per session %s  fps %s  return %.2f%s  updates %s%s  left %s",
             f"{frames:,}", f"{budget:,}", 100 * frames / budget, f"{frames // self.mode.max_session:,}", f"{fps:,.0f}",
             self.statistics.mean_return, f"  evaluation {evaluation['mean_return']:.2f}" if evaluation else "",
-            f"{updates:,}", duration(max(budget - frames, 0) / fps if fps > 0 else math.inf), extra={"live": True},
+            f"{updates:,}", f"  dropped {dropped:,}" if dropped else "", left, extra={"live": True},
         )  # fmt: skip
 
     def stop(self) -> None:
@@ -230,9 +232,10 @@ class Recorder:
             lambda: [int(n) for store in self.stores for n in store.frames],
             lambda: sum(store.total_updates() for store in self.stores),
             sessions,
-            self._start,
-            found.mean_return,
-            found.best,
+            lambda: sum(int(store.dropped.sum()) for store in self.stores),
+            began=self._start,
+            mean_return=found.mean_return,
+            best=found.best,
         )
 
     def _show(self, record: Record, scalars: Mapping[str, float]) -> None:

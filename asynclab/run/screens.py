@@ -101,10 +101,12 @@ def last(run: Path, budget: int) -> None:
     log.info(
         "%s: %s", status, result if summary["episodes"] else "no episode has ended", extra={"title": STYLES[status]}
     )
+    not_applied = summary["dropped_updates"]
+    dropped = f", {not_applied:,} more dropped, as they were not finite" if not_applied else ""
     _row(
         "frames",
         f"{summary['frames']:,} in {duration(summary['seconds'])}, {summary['fps']:,.0f} per second;"
-        f" {count(summary['updates'], 'update')}",
+        f" {count(summary['updates'], 'update')}{dropped}",
     )
     if stopped := summary.get("stopped_by"):
         _row("stopped", f"by {stopped}")

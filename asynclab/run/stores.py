@@ -5,6 +5,7 @@ import torch
 from asynclab import flat
 from asynclab.config.schema import Config
 from asynclab.distributed import Mode, Store
+from asynclab.envs.normalize import Moments
 from asynclab.run.initial import Initial
 from asynclab.run.preflight import Probe
 from asynclab.storage.checkpoint import Checkpoint
@@ -37,7 +38,8 @@ def _make(cfg: Config, probe: Probe, rank: int, initial: Initial | None) -> Stor
         initial.copy_to(theta, flat.signature(networks))
     store = Store(
         theta, flat.slices(networks), cfg.algo.optimizer, cfg.env.max_frame, cfg.algo.lr_schedule,
-        mode.writers, mode.lock, mode.diagnostics, probe.agent.target_part, probe.envs.moments,
+        mode.writers, mode.lock, mode.diagnostics, probe.agent.target_part,
+        {name: Moments(size, mode.writers) for name, size in probe.envs.moments.items()},
         {name: flat.matrices(net) for name, net in networks.items()},
     )  # fmt: skip
     if initial is not None:

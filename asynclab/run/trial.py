@@ -29,7 +29,7 @@ from asynclab.storage.checkpoint import Checkpoint, Checkpoints
 from asynclab.storage.names import CHECKPOINTS, SUMMARY
 from asynclab.text import override
 from asynclab.training.learner import Rules
-from asynclab.training.messages import Record, Saved
+from asynclab.training.messages import Complaint, Record, Saved
 from asynclab.training.session import Session
 from asynclab.training.state import Start
 
@@ -171,6 +171,7 @@ class Trial:
         ):
             try:
                 self._train(start, recorder, snapshots, evaluator)
+                self._check_learned()
                 is_finished = recorder.stopped_by or self._budget_is_used_up()
                 status = "finished" if is_finished else "interrupted"
             except SessionError as error:
@@ -217,6 +218,15 @@ class Trial:
                 self.handle(event, recorder, snapshots)
                 _take_evaluations(evaluator, recorder)
 
+    def _check_learned(self) -> None:
+        """Raise TrialError if the budget is used up without an update."""
+        if self._budget_is_used_up() and not any(store.total_updates() for store in self.stores):
+            dropped = sum(int(store.dropped.sum()) for store in self.stores)
+            raise TrialError(
+                f"no update was applied and {dropped} were dropped because they were not finite, so nothing was"
+                " learned; the warnings say what the environment gave"
+            )
+
     def handle(self, event: object, recorder: Recorder, snapshots: Snapshots) -> None:
         """Take what a session reports, or what became of its process; then do what is due: a checkpoint, the end."""
         match event:
@@ -224,6 +234,8 @@ class Trial:
                 recorder.write(event)
             case Saved():
                 snapshots.add(event)
+            case Complaint(rank=rank, text=text):
+                log.warning("session %d: %s", rank, text)
             case Started(rank=rank, pid=pid):
                 recorder.process(rank, pid)
             case Failure(rank=rank):

@@ -46,6 +46,18 @@ class Record(NamedTuple):
     staleness: Mapping[int, int] = {}
 
 
+class Complaint(NamedTuple):
+    """What a session's environments give is not finite; reported once.
+
+    Attributes:
+        rank: Of the session.
+        text: Which environment, at which step, and what.
+    """
+
+    rank: int
+    text: str
+
+
 class Saved(NamedTuple):
     """A session has saved its state and stands still.
 

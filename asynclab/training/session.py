@@ -18,11 +18,13 @@ from asynclab.storage import snapshot
 from asynclab.training.instruments import Instruments
 from asynclab.training.learner import Rules
 from asynclab.training.loop import Loop
-from asynclab.training.messages import Record, Return, Saved
+from asynclab.training.messages import Complaint, Record, Return, Saved
 from asynclab.training.profile import Profile
 from asynclab.training.seeds import Life, Seeds
 from asynclab.training.segments import MemoryFiles
 from asynclab.training.state import Start, resume, save
+
+Events = Iterator[Record | Saved | Complaint]
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Session:
     folder: Path
     save_memory: bool
 
-    def run(self, rank: int, store: Store, control: Control, start: Start = Start()) -> Iterator[Record | Saved]:
+    def run(self, rank: int, store: Store, control: Control, start: Start = Start()) -> Events:
         """Train ``store`` until the parent asks for the last snapshot; rest while the budget is used up.
 
         Args:
@@ -87,6 +89,9 @@ class Session:
                 elif store.claim(slot, num_envs):
                     resting = False
                     report.add(loop.step().episodes, num_envs)
+                    if loop.envs.complaint:
+                        yield Complaint(rank, loop.envs.complaint)
+                        loop.envs.complaint = ""
                     _learn(loop, rank, control)
                     if report.is_due():
                         yield report.record()

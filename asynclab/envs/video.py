@@ -13,6 +13,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import RecordVideo
 from numpy.typing import NDArray
 
+from asynclab.envs.plain import UnfitSpace
+
 EMULATOR_FPS = 60
 SCREEN = {"grayscale": False, "img_height": 210, "img_width": 160, "stack_num": 1}  # ale-py's picture of an Atari game
 
@@ -33,7 +35,11 @@ def require() -> None:
             os.environ[name] = os.environ.get(name) or value
 
 
-def make(id: str, folder: Path, wrap: Callable[[gym.Env], gym.Env], **kwargs: Any) -> VectorEnv:
+class CannotRender(ValueError):  # noqa: N818 - what it is, is said by its message
+    """An environment has no pictures."""
+
+
+def make(id: str, folder: Path, create: Callable[[], gym.Env], wrap: Callable[[gym.Env], gym.Env]) -> VectorEnv:
     """Make one environment, as a vector, that writes every other episode into a folder: the first, the third and so on.
 
     Whoever wants to start an episode from a seed resets between two of them, and the vector resets by itself before.
@@ -41,29 +47,29 @@ def make(id: str, folder: Path, wrap: Callable[[gym.Env], gym.Env], **kwargs: An
     Args:
         id: Gymnasium id.
         folder: For the files; must not be there yet.
-        wrap: Put around the environment.
-        kwargs: For the environment's own constructor; those of ``AtariVectorEnv`` for Atari.
+        create: Makes the environment, such that it renders arrays.
+        wrap: Put around what records it.
 
     Raises:
-        ValueError: It cannot render.
+        CannotRender: It has no pictures.
         gymnasium.error.Error: It cannot be made.
     """
     fix = "leave out video=true"
     try:
         with warnings.catch_warnings(action="ignore"):  # about render modes and pictures: we say it better
-            env = Screen(id, **kwargs) if id.startswith("ALE/") else gym.make(id, render_mode="rgb_array", **kwargs)
+            env = create()
             env.reset(seed=0)
             frame: Any = env.render()
-    except gym.error.Error:
+    except (gym.error.Error, UnfitSpace):
         raise
     except Exception as error:  # without a driver, importing mujoco or rendering raises anything
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if "mujoco" in traceback.format_exc():
             fix = "install EGL (apt-get install libegl1 libgl1-mesa-dri) and set MUJOCO_GL=egl"
-        raise ValueError(f"env.id={id} cannot render pictures ({why}); {fix}") from error
+        raise CannotRender(f"env.id={id} cannot render pictures ({why}); {fix}") from error
     if not isinstance(frame, np.ndarray) or frame.ndim != 3:
         why = f"its render() returns {type(frame).__name__}"
-        raise ValueError(f"env.id={id} cannot render pictures ({why}); {fix}")
+        raise CannotRender(f"env.id={id} cannot render pictures ({why}); {fix}")
     recorded = RecordVideo(env, str(folder), episode_trigger=lambda number: number % 2 == 0)
     return SyncVectorEnv([lambda: wrap(recorded)], autoreset_mode=AutoresetMode.SAME_STEP, copy=False)
 
@@ -99,15 +105,15 @@ class Screen(gym.Env):
         obs, info = self._game.reset(seed=seeds)
         self._pixels, twin = self._twin.reset(seed=seeds)
         self._compare([info], [twin])
-        return obs[0], {}
+        return obs[0], {"lives": int(info["lives"][0])}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step both games."""
         obs, *facts = self._game.step(np.array([action]))
         self._pixels, *twin = self._twin.step(np.array([action]))
         self._compare(facts, twin)
-        reward, terminated, truncated, _ = facts
-        return obs[0], reward[0], bool(terminated[0]), bool(truncated[0]), {}
+        reward, terminated, truncated, info = facts
+        return obs[0], reward[0], bool(terminated[0]), bool(truncated[0]), {"lives": int(info["lives"][0])}
 
     @staticmethod
     def _compare(facts: list[Any], twin: list[Any]) -> None:
