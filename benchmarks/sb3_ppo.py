@@ -10,6 +10,7 @@ weights; and where a value is clipped they take the clipped error, we the larger
 import json
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,62 +39,13 @@ COMPARED = {  # what theirs cannot be told, or what ours alone has
 @hydra.main(version_base="1.3", config_path=config.CONF, config_name="sb3_ppo")
 def main(cfg: DictConfig) -> None:
     """Train, print the mean return of the last 100 episodes now and then, and write it to ``out``."""
-    from hydra.errors import CompactHydraException
+    out = _check(cfg)
 
-    from asynclab import build
-
-    agent, make = cfg.algo.agent, cfg.env.make
-    try:
-        import stable_baselines3 as sb3
-        from stable_baselines3.common.env_util import make_vec_env
-        from stable_baselines3.common.vec_env import VecNormalize
-    except ImportError:
-        raise CompactHydraException("stable-baselines3 is not installed: pip install 'asynclab[bench]'") from None
-    with tempfile.TemporaryDirectory() as folder:  # what train.py would refuse, this refuses too
-        build.make_trial(cfg, Path(folder))
-    for key, value in COMPARED.items():
-        if (given := OmegaConf.select(cfg, key)) != value:
-            raise CompactHydraException(f"{key}={given} is not compared; set {key}={str(value).lower()}")
-    if is_atari(cfg.env.id) or cfg.algo.max_grad_norm is None:
-        raise CompactHydraException(
-            f"env.id={cfg.env.id} with algo.max_grad_norm={cfg.algo.max_grad_norm} is not compared; use an environment"
-            " without images and a bound on the gradient"
-        )
-    out = Path(str(cfg.out))
-    if out.exists():
-        raise CompactHydraException(f"out={out} exists; set out to another file")
-    config.check_writable(str(out.parent), "out")
-
+    import stable_baselines3 as sb3
     import torch
-    from torch import nn
 
     torch.set_num_threads(cfg.distributed.num_threads)
-    env: Any = make_vec_env(cfg.env.id, cfg.env.num_envs, seed=cfg.seed)
-    if make.normalize_obs or make.scale_reward is not None:
-        env = VecNormalize(
-            env, norm_obs=make.normalize_obs, norm_reward=make.scale_reward is not None, gamma=make.scale_reward or 1.0
-        )
-    schedules = {
-        name: instantiate(schedule) for name, schedule in (("lr", cfg.algo.lr_schedule), ("clip", agent.clip_schedule))
-    }
-    lr, clip = cfg.algo.optimizer.lr, agent.clip
-
-    def clip_range(left: float) -> float:
-        return clip * schedules["clip"](1 - left)
-
-    model = sb3.PPO(
-        "MlpPolicy", env, seed=cfg.seed, device="cpu",
-        learning_rate=lambda left: lr * schedules["lr"](1 - left),
-        n_steps=cfg.algo.memory.horizon, batch_size=agent.minibatch_size, n_epochs=agent.epochs,
-        gamma=agent.gamma, gae_lambda=agent.lam, clip_range=clip_range,
-        clip_range_vf=clip_range if agent.clip_value else None,
-        normalize_advantage=agent.normalize_advantage, ent_coef=agent.entropy_coef, vf_coef=agent.value_coef,
-        max_grad_norm=cfg.algo.max_grad_norm,
-        policy_kwargs={
-            "net_arch": list(cfg.env.torso.hidden), "activation_fn": nn.ReLU,
-            "optimizer_kwargs": {"eps": cfg.algo.optimizer.eps},
-        },
-    )  # fmt: skip
+    model = _model(cfg)
     curve: list[tuple[int, float]] = []
 
     def note(local: dict[str, Any], _: Any) -> bool:
@@ -108,6 +60,65 @@ def main(cfg: DictConfig) -> None:
     result = {"curve": curve, "versions": versions, "config": OmegaConf.to_container(cfg, resolve=True)}
     out.write_text(json.dumps(result, indent=2) + "\n")
     print(f"wrote {out}")
+
+
+def _check(cfg: DictConfig) -> Path:
+    """Refuse what cannot be compared; return the file to be written."""
+    from hydra.errors import CompactHydraException
+
+    from asynclab import build
+
+    if find_spec("stable_baselines3") is None:
+        raise CompactHydraException("stable-baselines3 is not installed: pip install 'asynclab[bench]'")
+    with tempfile.TemporaryDirectory() as folder:  # what train.py would refuse, this refuses too
+        build.make_trial(cfg, Path(folder))
+    for key, value in COMPARED.items():
+        if (given := OmegaConf.select(cfg, key)) != value:
+            raise CompactHydraException(f"{key}={given} is not compared; set {key}={str(value).lower()}")
+    if is_atari(cfg.env.id) or cfg.algo.max_grad_norm is None:
+        raise CompactHydraException(
+            f"env.id={cfg.env.id} with algo.max_grad_norm={cfg.algo.max_grad_norm} is not compared; use an environment"
+            " without images and a bound on the gradient"
+        )
+    out = Path(str(cfg.out))
+    if out.exists():
+        raise CompactHydraException(f"out={out} exists; set out to another file")
+    config.check_writable(str(out.parent), "out")
+    return out
+
+
+def _model(cfg: DictConfig) -> Any:
+    """Return their PPO with our numbers."""
+    import stable_baselines3 as sb3
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
+    from torch import nn
+
+    agent, make = cfg.algo.agent, cfg.env.make
+    env: Any = make_vec_env(cfg.env.id, cfg.env.num_envs, seed=cfg.seed)
+    if make.normalize_obs or make.scale_reward is not None:
+        env = VecNormalize(
+            env, norm_obs=make.normalize_obs, norm_reward=make.scale_reward is not None, gamma=make.scale_reward or 1.0
+        )
+    lr_schedule, clip_schedule = instantiate(cfg.algo.lr_schedule), instantiate(agent.clip_schedule)
+    lr, clip = cfg.algo.optimizer.lr, agent.clip
+
+    def clip_range(left: float) -> float:
+        return clip * clip_schedule(1 - left)
+
+    return sb3.PPO(
+        "MlpPolicy", env, seed=cfg.seed, device="cpu",
+        learning_rate=lambda left: lr * lr_schedule(1 - left),
+        n_steps=cfg.algo.memory.horizon, batch_size=agent.minibatch_size, n_epochs=agent.epochs,
+        gamma=agent.gamma, gae_lambda=agent.lam, clip_range=clip_range,
+        clip_range_vf=clip_range if agent.clip_value else None,
+        normalize_advantage=agent.normalize_advantage, ent_coef=agent.entropy_coef, vf_coef=agent.value_coef,
+        max_grad_norm=cfg.algo.max_grad_norm,
+        policy_kwargs={
+            "net_arch": list(cfg.env.torso.hidden), "activation_fn": nn.ReLU,
+            "optimizer_kwargs": {"eps": cfg.algo.optimizer.eps},
+        },
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -30,21 +30,12 @@ def main(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import CompactHydraException
 
-    from asynclab import build, check
+    from asynclab import build
     from asynclab.storage import provenance
 
-    cores = len(os.sched_getaffinity(0))
-    out = Path(cfg.out)
+    cores, out, seconds = len(os.sched_getaffinity(0)), Path(cfg.out), cfg.seconds
     try:
-        repeats, seconds = check.count("repeats", cfg.repeats), check.positive("seconds", cfg.seconds)
-        sessions = [check.count("sessions", n) for n in cfg.sessions]
-        if len(set(sessions)) < len(sessions):
-            raise ValueError(f"sessions={sessions} names a number twice; give each once")
-        if out.exists():
-            raise ValueError(f"out={out} exists; set out to another file")
-        if cfg.sb3 and find_spec("stable_baselines3") is None:
-            raise ValueError("sb3=true needs stable-baselines3: pip install 'asynclab[bench]'")
-        threads = check.count("distributed.num_threads", cfg.distributed.num_threads)
+        repeats, sessions, threads = _check(cfg, out)
     except ValueError as error:
         raise CompactHydraException(str(error)) from error
     config.check_writable(str(out.parent), "out")
@@ -77,6 +68,25 @@ def main(cfg: DictConfig) -> None:
     content = {"result": result, "samples": samples | {"sb3": sb3}, "config": OmegaConf.to_container(cfg, resolve=True)}
     out.write_text(json.dumps(content | circumstances, indent=2) + "\n")
     print(f"wrote {out}")
+
+
+def _check(cfg: DictConfig, out: Path) -> tuple[int, list[int], int]:
+    """Return repeats, numbers of sessions and threads of each.
+
+    Raises:
+        ValueError: A setting makes no sense.
+    """
+    from asynclab import check
+
+    check.positive("seconds", cfg.seconds)
+    repeats, sessions = check.count("repeats", cfg.repeats), [check.count("sessions", n) for n in cfg.sessions]
+    if len(set(sessions)) < len(sessions):
+        raise ValueError(f"sessions={sessions} names a number twice; give each once")
+    if out.exists():
+        raise ValueError(f"out={out} exists; set out to another file")
+    if cfg.sb3 and find_spec("stable_baselines3") is None:
+        raise ValueError("sb3=true needs stable-baselines3: pip install 'asynclab[bench]'")
+    return repeats, sessions, check.count("distributed.num_threads", cfg.distributed.num_threads)
 
 
 def _sb3(cfg: DictConfig, device: str, cores: int, seconds: float) -> dict[str, float]:

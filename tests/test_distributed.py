@@ -22,7 +22,7 @@ from runs import (
     threads,
 )
 
-from asynclab.distributed import Off, Shared, Store, Synced
+from asynclab.distributed import Network, Off, Shared, Store, Synced
 from asynclab.distributed.lock import ProcessLock
 from asynclab.optim import GlobalAdam
 from asynclab.processes.control import Control
@@ -33,7 +33,7 @@ SGD = partial(torch.optim.SGD, lr=1.0)
 
 
 def make_store(theta, optimizer=SGD, writers=1):
-    return Store(theta, {"all": slice(0, len(theta))}, optimizer, 1_000, Constant(), writers)
+    return Store(Network(theta, {"all": slice(0, len(theta))}), optimizer, 1_000, Constant(), writers)
 
 
 def test_push_applies_only_this_gradient():
@@ -136,7 +136,7 @@ def test_every_session_has_its_share_of_threads():
 
 @pytest.mark.parametrize(("max_frame", "total"), [(20_000, 20_000), (20_001, 20_008)])
 def test_the_budget_is_given_out_exactly_however_many_ask(max_frame, total):
-    store = Store(torch.zeros(3), {"all": slice(0, 3)}, SGD, max_frame, Constant(), 4)
+    store = Store(Network(torch.zeros(3), {"all": slice(0, 3)}), SGD, max_frame, Constant(), 4)
     items([partial(claim_all, store, rank, 8) for rank in range(4)])
     assert store.total_frames() == total
     assert not store.claim(0, 8)
@@ -204,8 +204,8 @@ def test_a_hung_session_is_killed_with_its_stacks_and_restarted():
 
 def lost(lock, size, pushes):
     """Let four processes step as often as they can; return the store."""
-    store = Store(torch.zeros(size), {"all": slice(0, size)}, partial(GlobalAdam, lr=0.1), 1_000, Constant(), 4,
-                  lock, diagnostics=True)  # fmt: skip
+    network = Network(torch.zeros(size), {"all": slice(0, size)})
+    store = Store(network, partial(GlobalAdam, lr=0.1), 1_000, Constant(), 4, lock, diagnostics=True)
     items([partial(push_much, store, rank, pushes) for rank in range(4)])
     assert store.total_updates() == 4 * pushes
     return store
@@ -226,7 +226,7 @@ def test_without_a_lock_the_meter_sees_what_is_lost():
 
 
 def test_one_writer_loses_nothing():
-    store = Store(torch.zeros(50), {"all": slice(0, 50)}, SGD, 1_000, Constant(), 1, diagnostics=True)
+    store = Store(Network(torch.zeros(50), {"all": slice(0, 50)}), SGD, 1_000, Constant(), 1, diagnostics=True)
     assert store.lost_updates() is None
     list(push_much(store, 0, 10))
     assert (store.lost_updates(), store.step_error()) == (0.0, None)

@@ -46,10 +46,10 @@ def test_the_example_of_a_trouble_shows_its_message(message, command, tmp_path):
 SHORT = [
     (r"train(\.py)?\b(?!.*resume=outputs)(?!.*study)", "env.max_frame=20_000 distributed.max_session=2 log_every=0.2"),
     (
-        r"(train(\.py)?|benchmark.py)\b(?!.*resume=outputs).*(env=pong|_pong)",
+        r"(train(\.py)?|throughput.py)\b(?!.*resume=outputs).*(env=pong|_pong)",
         "env.max_frame=10_000 env.num_envs=2",  # enough for episodes to end, or there is nothing to draw
     ),
-    (r"(train(\.py)?|benchmark.py)\b.*algo=sac", "env.max_frame=1_100 env.num_envs=2 algo.memory.start=1_000"),
+    (r"(train(\.py)?|throughput.py)\b.*algo=sac", "env.max_frame=1_100 env.num_envs=2 algo.memory.start=1_000"),
     (r"train\.py .*resume=outputs", "env.max_frame=10_500"),
     (r"train\.py -m .*seed=(0,1,2|range)", "seed=0,1"),
     (r"train\.py -m .*lr=1e-4,", "algo.optimizer.lr=1e-4,5e-3"),

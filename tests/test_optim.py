@@ -6,7 +6,7 @@ import torch
 from conftest import items
 from torch import nn
 
-from asynclab.distributed import Store
+from asynclab.distributed import Network, Store
 from asynclab.flat import Vector
 from asynclab.optim import GlobalAdam, GlobalRMSprop
 from asynclab.schedules import Constant, Linear
@@ -16,7 +16,7 @@ NETWORKS = {"actor": slice(0, 30), "q1": slice(30, 70)}
 
 def make_store(optimizer, **kwargs):
     theta = torch.linspace(-1, 1, 70)
-    return Store(theta, NETWORKS, partial(optimizer, **kwargs), 1_000, Constant())
+    return Store(Network(theta, NETWORKS), partial(optimizer, **kwargs), 1_000, Constant())
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,9 @@ def test_a_count_that_got_stuck_says_nothing():
 
 
 def test_the_learning_rate_follows_the_global_clock_of_all_writers():
-    store = Store(torch.zeros(1), {"a": slice(0, 1)}, partial(torch.optim.SGD, lr=1.0), 1_000, Linear(), writers=4)
+    store = Store(
+        Network(torch.zeros(1), {"a": slice(0, 1)}), partial(torch.optim.SGD, lr=1.0), 1_000, Linear(), writers=4
+    )
     store.frames[:] = torch.tensor([200, 200, 50, 50])
     assert store.lr() == pytest.approx(0.5)
     store.apply(torch.ones(1))

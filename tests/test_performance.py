@@ -79,15 +79,16 @@ def test_what_a_session_imports_was_imported_before_it_was_forked(make_trial):
 
 def test_profile_adds_up_and_name_what_took_the_time():
     profile = Profile(enabled=True)
+    before, total = time.perf_counter(), 0
     profile.start()
-    start, total = time.perf_counter(), 0
+    start = time.perf_counter()
     for i in profile.each("sample", range(3)):
         with profile.phase("env"):
             total += sum(range(300_000 + i))
     passed = time.perf_counter() - start
     seconds = profile.seconds()
     assert set(seconds) == set(PHASES)
-    assert sum(seconds.values()) == pytest.approx(passed, rel=0.05)
+    assert passed < sum(seconds.values()) < time.perf_counter() - before
     assert seconds["env"] + seconds["waiting"] > 0.9 * passed
     assert profile.seconds()["env"] == 0.0
     assert Profile(enabled=False).seconds() == {}
@@ -120,7 +121,7 @@ def test_profile_is_printed_and_logged(train, tmp_path):
 
 
 def benchmark(*overrides):
-    command = [sys.executable, ROOT / "scripts" / "benchmark.py", *overrides]
+    command = [sys.executable, ROOT / "benchmarks" / "throughput.py", *overrides]
     return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
 
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,23 @@ from asynclab.distributed.lock import ProcessLock
 from asynclab.optim import GlobalOptimizer, Groups
 
 FLOAT32_COUNTS = 2**24  # adding 1 to a larger float32 leaves it as it is
+
+
+class Network(NamedTuple):
+    """What is trained, as vectors.
+
+    Attributes:
+        theta: [P] float32 initial weights; copied.
+        parts: The slice of theta that each network takes, by name.
+        matrices: Where in each network's part its matrices begin and end, by name: what weight decay is for.  None if
+            all of it is.
+        target_part: The part of theta that has a lagging copy; None for none.
+    """
+
+    theta: Tensor
+    parts: Mapping[str, slice]
+    matrices: Mapping[str, Sequence[tuple[int, int]]] | None = None
+    target_part: slice | None = None
 
 
 class Store:
@@ -29,35 +46,28 @@ class Store:
         moments: By name what the sessions have seen of observations and returns, shared.
 
     Args:
-        theta: [P] float32 initial weights; copied.
-        networks: The slice of theta that each network takes, by name.
+        network: What is trained.
         make_optimizer: Called with one parameter group per network.
         max_frame: Budget of frames over all writers.
         lr_schedule: Factor on the learning rate by progress.
         writers: W.
         lock: ``none`` lets writers step at the same time, ``update`` one after the other.
         diagnostics: Measure how many writes are lost when they step at the same time.
-        target_part: The part of theta that has a lagging copy.
         moments: The environments' estimates of mean and variance (``envs.normalize``) by name; each writer has a slot.
-        matrices: Where in each network's part its matrices begin and end, by name: what weight decay is for.  None if
-            all of it is.
     """
 
     def __init__(
         self,
-        theta: Tensor,
-        networks: Mapping[str, slice],
+        network: Network,
         make_optimizer: Callable[[Groups], torch.optim.Optimizer],
         max_frame: int,
         lr_schedule: Callable[[float], float],
         writers: int = 1,
         lock: str = "none",
         diagnostics: bool = False,
-        target_part: slice | None = None,
         moments: Mapping[str, Any] | None = None,
-        matrices: Mapping[str, Sequence[tuple[int, int]]] | None = None,
     ) -> None:
-        self.theta = theta.detach().clone().share_memory_()
+        self.theta = network.theta.detach().clone().share_memory_()
         self.frames = torch.zeros(writers, dtype=torch.int64).share_memory_()
         self.updates = torch.zeros(writers, dtype=torch.int64).share_memory_()
         self.dropped = torch.zeros(writers, dtype=torch.int64).share_memory_()
@@ -67,13 +77,14 @@ class Store:
         # As many numbers as theta has, to which every step adds 1, right after theta and in the same way.
         self._probe = torch.zeros_like(self.theta, dtype=torch.int32).share_memory_() if diagnostics else None
         self._first_update = 0
-        self.target = None if target_part is None else self.theta[target_part].clone().share_memory_()
+        part = network.target_part
+        self.target = None if part is None else self.theta[part].clone().share_memory_()
         self.moments = dict(moments or {})
-        self.networks = dict(networks)
+        self.networks = dict(network.parts)
         self.max_frame = max_frame
         self.lr_schedule = lr_schedule
         self._params = {name: nn.Parameter(self.theta[part]) for name, part in self.networks.items()}
-        matrices = matrices or {name: [(0, p.numel())] for name, p in self._params.items()}
+        matrices = network.matrices or {name: [(0, p.numel())] for name, p in self._params.items()}
         self.optimizer = make_optimizer(
             [{"params": [p], "name": name, "matrices": list(matrices[name])} for name, p in self._params.items()]
         )

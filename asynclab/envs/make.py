@@ -20,7 +20,7 @@ from asynclab.envs import atari, native, video
 from asynclab.envs.actions import Actions
 from asynclab.envs.plain import UnfitSpace, box_observation, observations
 from asynclab.envs.retrace import Traced
-from asynclab.envs.vector import Envs
+from asynclab.envs.vector import Envs, Shaping, Vector
 
 Wrapper = Callable[[gym.Env], gym.Env]
 MODES = ("sync", "async", "vector_entry_point")
@@ -100,10 +100,8 @@ def make_envs(
     except Exception as error:  # whatever the environment raises
         raise ValueError(f"env.id={id} cannot be made ({_why(error)}); {_remedy(spec)}") from error
     pack = list if not is_native or record is not None else np.asarray if is_atari(id) else _first
-    return Envs(
-        id, RecordEpisodeStatistics(env), space, actions, convert, pack,
-        wrappers, clip_reward, episodic_life, normalize_obs, scale_reward,
-    )  # fmt: skip
+    vector = Vector(id, RecordEpisodeStatistics(env), space, actions, convert, pack, wrappers)
+    return Envs(vector, Shaping(clip_reward, episodic_life, normalize_obs, scale_reward))
 
 
 def _first(seeds: list[int]) -> int:

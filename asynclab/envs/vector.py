@@ -79,6 +79,44 @@ class Step(NamedTuple):
         return self.terminated | self.truncated
 
 
+class Vector(NamedTuple):
+    """B copies of one environment, as ``make_envs`` makes them.
+
+    Attributes:
+        id: Of gymnasium.
+        env: Resets in the same step, and counts episodes.
+        obs_space: Space of one observation as the agent sees it.
+        actions: What becomes of the agent's actions.
+        convert: Makes [..., C, H, W] of the observations of ``env``; None if they are what the agent sees.
+        pack: Makes of B seeds what ``env`` takes.
+        wrappers: What the configuration puts around each environment.
+    """
+
+    id: str
+    env: RecordEpisodeStatistics
+    obs_space: Box
+    actions: Actions
+    convert: Convert | None = None
+    pack: Callable[[list[int]], Any] = list
+    wrappers: Sequence[Callable[[gym.Env], gym.Env]] = ()
+
+
+class Shaping(NamedTuple):
+    """What training gets in place of what the environments give; episode returns stay raw.
+
+    Attributes:
+        clip_reward: Train on the sign of the reward.
+        episodic_life: Let every life be an episode for training; what is counted are whole games.
+        normalize_obs: Give observations a mean of 0 and a variance of 1, over all that has been seen.
+        scale_reward: Discount of the returns by whose standard deviation rewards are divided; None to leave them.
+    """
+
+    clip_reward: bool = False
+    episodic_life: bool = False
+    normalize_obs: bool = False
+    scale_reward: float | None = None
+
+
 class Envs:
     """B copies of one environment, stepped together.  Make it with ``make_envs``.
 
@@ -93,50 +131,30 @@ class Envs:
         moments: How many numbers there are to each estimate of mean and variance that it needs, by name.
 
     Args:
-        id: Of gymnasium.
-        env: Resets in the same step, and counts episodes.
-        convert: Makes [..., C, H, W] of the observations of ``env``; None if they are what the agent sees.
-        pack: Makes of B seeds what ``env`` takes.
-        wrappers: What the configuration puts around each environment.
-        clip_reward: Train on the sign of the reward.
-        episodic_life: Let every life be an episode for training; what is counted are whole games.
-        normalize_obs: Give observations a mean of 0 and a variance of 1, over all that has been seen.
-        scale_reward: Discount of the returns by whose standard deviation rewards are divided; None to leave them.
+        vector: The environments.
+        shaping: What training gets of them.
     """
 
-    def __init__(
-        self,
-        id: str,
-        env: RecordEpisodeStatistics,
-        obs_space: Box,
-        actions: Actions,
-        convert: Convert | None = None,
-        pack: Callable[[list[int]], Any] = list,
-        wrappers: Sequence[Callable[[gym.Env], gym.Env]] = (),
-        clip_reward: bool = False,
-        episodic_life: bool = False,
-        normalize_obs: bool = False,
-        scale_reward: float | None = None,
-    ) -> None:
-        self.id = id
+    def __init__(self, vector: Vector, shaping: Shaping = Shaping()) -> None:
+        env, space = vector.env, vector.obs_space
+        self.id = vector.id
         self._env = env
-        self._actions = actions
+        self._actions = vector.actions
         self.plain_action_space = env.single_action_space
-        self.action_space = actions.space
-        self._convert = convert
-        self._pack = pack
-        self._wrappers = wrappers
-        self._clip_reward = clip_reward
-        self._lives = np.zeros(env.num_envs) if episodic_life else None
+        self.action_space = vector.actions.space
+        self._convert = vector.convert
+        self._pack = vector.pack
+        self._wrappers = vector.wrappers
+        self._clip_reward = shaping.clip_reward
+        self._lives = np.zeros(env.num_envs) if shaping.episodic_life else None
         self.num_envs = env.num_envs
-        space = obs_space
         dtype: Any = np.uint8 if space.dtype == np.uint8 else np.float32
         self.obs_space = layout.bounded(space, space.low, space.high, dtype)
         self.raw = self._obs = layout.zeros((env.num_envs,), self.obs_space)
         self._discounted = np.zeros(env.num_envs)  # return of each environment so far, as ``scale_reward`` has it
-        self._scale_reward = scale_reward
+        self._scale_reward = shaping.scale_reward
         self.moments = {}
-        if normalize_obs:
+        if shaping.normalize_obs:
             if layout.is_image(self.obs_space):
                 raise ValueError(
                     "env.make.normalize_obs=true is for vectors, and this env shows images; set it to false"
@@ -144,7 +162,7 @@ class Envs:
             self.moments["obs"] = int(np.prod(space.shape))
             self._obs = np.zeros_like(self.raw)
             self.obs_space = layout.bounded(space, -CLIP, CLIP, dtype)
-        if scale_reward is not None:
+        if shaping.scale_reward is not None:
             self.moments["return"] = 1
         self.attach({name: Moments(size) for name, size in self.moments.items()}, 0)
         self.complaint = ""

@@ -378,25 +378,20 @@ def evaluate(
         player = load(run, session, name, scratch, changes)
         stack.callback(player.envs.close)
         if results is not None:
-            with _writing(results):  # if it cannot be written, now and not when everything has been played
-                results.mkdir(parents=True, exist_ok=True)
-                TemporaryFile(dir=results).close()
+            _check_results(results)
         torch.set_num_threads(1)  # a batch of one only loses by more
         if deterministic is None:
             deterministic = player.agent.deterministic
         stem = _stem(player.checkpoint, deterministic)
-        for game in play(player.agent, player.envs, episodes, deterministic, seed, session, max_episode_steps):
-            if game is None:
-                continue
+        played = play(player.agent, player.envs, episodes, deterministic, seed, session, max_episode_steps)
+        for game in filter(None, played):
             if videos is not None and scratch is not None:
                 episode = f"episode_{len(games)}_seed_{seed + len(games)}_return_{game.ret:.2f}"
-                (recorded,) = scratch.glob("*.mp4")
-                with _writing(videos), _new(videos / f"{stem}_{episode}.mp4") as file:
-                    files.append(recorded.replace(file))
+                files.append(_keep_video(scratch, videos / f"{stem}_{episode}.mp4"))
             games.append(game)
     if player.envs.complaint:
         log.warning("%s", player.envs.complaint.partition(";")[0])
-    played = Evaluation(
+    evaluation = Evaluation(
         run=run,
         env=player.env_id,
         checkpoint=player.checkpoint,
@@ -411,13 +406,30 @@ def evaluate(
         cut=sum(game.is_cut for game in games),
         changes=dict(changes),
     )
-    if results is None:
-        return played
-    with _writing(results), _new(results / f"{stem}_seed_{seed}_episodes_{episodes}.json") as path:
-        played = played._replace(file=path)
+    return evaluation if results is None else _keep(evaluation, results, f"{stem}_seed_{seed}_episodes_{episodes}.json")
+
+
+def _check_results(folder: Path) -> None:
+    """Refuse a folder that cannot be written now, and not when everything has been played."""
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+
+
+def _keep_video(scratch: Path, path: Path) -> Path:
+    """Give the video that has been recorded its name, and return it."""
+    (recorded,) = scratch.glob("*.mp4")
+    with _writing(path.parent), _new(path) as file:
+        return recorded.replace(file)
+
+
+def _keep(evaluation: Evaluation, folder: Path, name: str) -> Evaluation:
+    """Write an evaluation to a new file, and return it with that."""
+    with _writing(folder), _new(folder / name) as path:
+        evaluation = evaluation._replace(file=path)
         with whole(path) as file:
-            file.write_text(json.dumps(played.as_json(), indent=2) + "\n")
-    return played
+            file.write_text(json.dumps(evaluation.as_json(), indent=2) + "\n")
+    return evaluation
 
 
 def _stem(checkpoint: str, deterministic: bool) -> str:

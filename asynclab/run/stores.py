@@ -4,7 +4,7 @@ import torch
 
 from asynclab import flat
 from asynclab.config.schema import Config
-from asynclab.distributed import Mode, Store
+from asynclab.distributed import Mode, Network, Store
 from asynclab.envs.normalize import Moments
 from asynclab.run.initial import Initial
 from asynclab.run.preflight import Probe
@@ -36,11 +36,12 @@ def _make(cfg: Config, probe: Probe, rank: int, initial: Initial | None) -> Stor
     theta = flat.flatten(networks)
     if initial is not None:
         initial.copy_to(theta, flat.signature(networks))
+    matrices = {name: flat.matrices(net) for name, net in networks.items()}
+    moments = {name: Moments(size, mode.writers) for name, size in probe.envs.moments.items()}
     store = Store(
-        theta, flat.slices(networks), cfg.algo.optimizer, cfg.env.max_frame, cfg.algo.lr_schedule,
-        mode.writers, mode.lock, mode.diagnostics, probe.agent.target_part,
-        {name: Moments(size, mode.writers) for name, size in probe.envs.moments.items()},
-        {name: flat.matrices(net) for name, net in networks.items()},
+        Network(theta, flat.slices(networks), matrices, probe.agent.target_part),
+        cfg.algo.optimizer, cfg.env.max_frame, cfg.algo.lr_schedule,
+        mode.writers, mode.lock, mode.diagnostics, moments,
     )  # fmt: skip
     if initial is not None:
         initial.copy_moments_to(store.moments)

@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from asynclab.distributed import Store
+from asynclab.distributed import Network, Store
 from asynclab.optim import GlobalAdam
 from asynclab.schedules import Constant
 from asynclab.storage import checkpoint
@@ -13,7 +13,9 @@ from asynclab.storage.checkpoint import Checkpoints
 
 def save_for_ever(folder):
     """Save checkpoints that tell how many updates they hold; go on from the last one."""
-    store = Store(torch.zeros(50_000), {"all": slice(0, 50_000)}, partial(GlobalAdam, lr=0.1), 10**9, Constant())
+    store = Store(
+        Network(torch.zeros(50_000), {"all": slice(0, 50_000)}), partial(GlobalAdam, lr=0.1), 10**9, Constant()
+    )
     checkpoints, number = Checkpoints(folder, keep=2), 0
     checkpoints.clean()
     if checkpoint.exists(folder):
