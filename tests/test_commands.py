@@ -156,7 +156,7 @@ def test_a_run_is_not_overwritten(train, tmp_path):
         (["algo=a4c"], r"Could not find 'algo/a4c'"),
         (["env=gym"], r"env\.id"),
         (["env=atari", "env.id=CartPole-v1"], r"env\.torso needs images .* this env shows \(4,\)"),
-        (["env.torso.hidden=[]"], r"env\.torso\.hidden=\[\] must have"),
+        (["env.torso.hidden=[]"], r"env\.torso\.hidden=\[\] must be a list of the dense layers"),
         (["env.torso.conv=[[32,8]]"], r"env\.torso\.conv=.* must have \[channels, kernel, stride\]"),
         (["env.torso.conv=[[32,90,4]]"], r"env\.torso\.conv=.* does not fit images of \(4, 84, 84\)"),
         (["+algo.agent.gama=1"], r"unexpected keyword argument 'gama'"),
@@ -307,9 +307,8 @@ def test_a_script_without_settings_refuses_them(script):
 @pytest.mark.parametrize(
     ("setting", "instead"),
     [
-        ("vectorization_mode=async", "distributed.max_session"),
         ("vector_kwargs={copy:true}", "leave it out"),
-        ("wrappers=[x]", "leave it out"),
+        ("batch_size=4", "set env.num_envs"),
         ("autoreset_mode=Disabled", "leave it out"),
         ("reward_clipping=true", "env.make.clip_reward=true"),
     ],
@@ -381,7 +380,7 @@ def test_a_finished_run_that_goes_on_keeps_its_last_point_and_evaluation(train, 
 @pytest.mark.parametrize("is_file", [True, False])
 def test_a_script_without_a_main_guard_is_told_so(tmp_path, is_file):
     text = (
-        "from functools import partial\nfrom asynclab.distributed import launch\nimport runs\n"
+        "from functools import partial\nfrom asynclab.processes.launch import launch\nimport runs\n"
         "list(launch([partial(runs.many_items, rank) for rank in (0, 1)], 1))\n"
     )
     (tmp_path / "script.py").write_text(text)

@@ -371,7 +371,7 @@ def test_the_end_of_a_run_draws_or_says_in_one_line_why_not(tmp_path, caplog, mo
     assert message == "no curve.png: matplotlib is not installed (pip install 'asynclab[plot]')"
 
 
-@pytest.mark.parametrize("name", ["curves", "plots", "recorder", "resume", "runs"])
+@pytest.mark.parametrize("name", ["analysis/curves", "analysis/plots", "run/recorder", "run/resume", "analysis/runs"])
 def test_training_does_not_import_what_only_plots_need(name):
     body = ast.parse((ROOT / "asynclab" / f"{name}.py").read_text()).body
     imports = " ".join(ast.unparse(node) for node in body if isinstance(node, (ast.Import, ast.ImportFrom)))

@@ -332,7 +332,7 @@ def test_processes_step_slow_environments_to_the_same_end():
 
 @pytest.mark.parametrize("name", ["autoreset_mode", "life_loss_info", "reward_clipping", "batch_size", "vector_kwargs"])
 def test_what_training_relies_on_cannot_be_set(name):
-    with pytest.raises(ValueError, match=rf"env\.make\.{name} cannot be set, because training relies on it"):
+    with pytest.raises(ValueError, match=rf"env\.make\.{name}=.* is no setting of an environment"):
         make_envs("ALE/Pong-v5", 1, **{name: 1})
 
 

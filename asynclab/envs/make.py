@@ -77,7 +77,7 @@ def make_envs(
     if vectorization_mode not in (None, *MODES):
         raise ValueError(f"env.make.vectorization_mode={vectorization_mode} must be {', '.join(MODES)} or null")
     for name in OURS.keys() & kwargs.keys():
-        raise ValueError(f"env.make.{name} cannot be set, because training relies on it; {OURS[name]}")
+        raise ValueError(f"env.make.{name}={kwargs[name]} is no setting of an environment; {OURS[name]}")
     spec = resolve(id)
     if episodic_life and not is_atari(id):
         raise ValueError(f"env.make.episodic_life=true is for Atari games, and env.id={id} is none; set it to false")

@@ -162,9 +162,9 @@ class Report:
         store = self._learner.store
         self._frames += frames
         store.frames[self._learner.slot] = self._frames
-        if episodes:
-            total, now = store.total_frames(), time.monotonic()
-            self._episodes += [Return(self._frames, total, now, episode.ret, episode.length) for episode in episodes]
+        total = store.total_frames() if episodes else 0
+        # each at a time of its own, so that their order is known
+        self._episodes += [Return(self._frames, total, time.monotonic(), e.ret, e.length) for e in episodes]
 
     def is_due(self) -> bool:
         """Return whether it is time for a record."""
