@@ -3,6 +3,9 @@
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
 from functools import partial
 
 import gymnasium as gym
@@ -534,3 +537,25 @@ def test_mini_grid_is_solved(train, tmp_path):
     keep = "env.wrappers=[{_target_: gymnasium.wrappers.FilterObservation, filter_keys: [image, direction]}]"
     id = "minigrid:MiniGrid-Empty-5x5-v0"
     assert learn(train, tmp_path, id, keep, "env.max_frame=60_000", "env.torso.hidden=[64]") > 0.9
+
+
+def both_run(run):
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {line["rank"] for line in lines if line["kind"] == "session"} == {0, 1}
+
+
+@pytest.mark.medium
+def test_ctrl_c_leaves_a_whole_checkpoint_where_environments_are_stepped_in_processes(tmp_path):
+    command = [
+        sys.executable, ROOT / "train.py", "plot=false", f"hydra.run.dir={tmp_path / 'run'}", "env=cartpole",
+        "env.num_envs=2", "+env.make.vectorization_mode=async", "distributed.max_session=2", "log_every=0.5",
+        "env.max_frame=4_000_000",
+    ]  # fmt: skip
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **streams) as process:
+        assert any(line.startswith("frames") and both_run(tmp_path / "run") for line in process.stdout)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        rest, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in rest, rest
+    assert json.loads((tmp_path / "run/checkpoints/latest/manifest.json").read_text())["complete"]

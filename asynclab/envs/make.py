@@ -3,6 +3,7 @@
 import importlib
 import multiprocessing as mp
 import re
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -195,6 +196,7 @@ def _vectorized(
         # a fork of a process that has run a torch operator could hang; what the server has imported, all share
         mp.set_forkserver_preload(["asynclab.envs"])
         settings["context"] = "forkserver"
+        wrappers = [_shield, *wrappers]
     around: Any = [*wrappers, box_observation, Traced]
     if spec.entry_point != native.EMULATOR:
         return gym.make_vec(
@@ -203,6 +205,17 @@ def _vectorized(
     make = partial(_boxed, spec.id, wrappers, dict(kwargs))
     kind: Any = gym.vector.AsyncVectorEnv if mode == "async" else gym.vector.SyncVectorEnv
     return kind([make] * num_envs, **settings)
+
+
+def _shield(env: gym.Env) -> gym.Env:
+    """Let a process that steps one environment outlive signals to the whole group; its session saves, then ends it.
+
+    An environment is made in the session's process, too, to look at its spaces; that has handlers of its own.
+    """
+    if mp.current_process().name.startswith("Worker<AsyncVectorEnv>"):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
+            signal.signal(number, lambda *_: None)
+    return env
 
 
 def _boxed(id: str, wrappers: Sequence[Wrapper], kwargs: Mapping[str, Any]) -> gym.Env:
