@@ -58,8 +58,10 @@ class Run(NamedTuple):
     @property
     def budget(self) -> tuple[str, int]:
         """The environment, and the frames of all sessions together."""
-        repeats = self.made["max_session"] if self.settings["distributed._target_"].endswith(".Off") else 1
-        return self.settings["env.id"], repeats * self.settings["env.max_frame"]
+        networks = self.made.get("networks")
+        if networks is None:  # of an older version
+            networks = self.made["max_session"] if self.settings["distributed._target_"].endswith(".Off") else 1
+        return self.settings["env.id"], networks * self.settings["env.max_frame"]
 
     @property
     def cores(self) -> int:

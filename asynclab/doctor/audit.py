@@ -246,7 +246,7 @@ def odd_infos(make_envs: Callable[[], Envs]) -> Callable[[], Envs]:
     """
     arguments = _arguments(make_envs)
     id = arguments["id"]
-    if id.startswith("ALE/"):
+    if is_atari(id):
         raise ValueError("ale-py gathers the infos of its own games")
     gym.registry.pop(ODD, None)
     gym.register(ODD, lambda **kwargs: OddInfos(gym.make(id, **kwargs)), disable_env_checker=True)

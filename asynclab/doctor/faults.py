@@ -284,7 +284,7 @@ def fork() -> Replacements:
     yield launch, "mp", SimpleNamespace(**(vars(launch.mp) | faulty))
 
 
-@_fault("infos", lambda trial, _: "its games are ale-py's" * _env_id(trial).startswith("ALE/"))
+@_fault("infos", lambda trial, _: "its games are ale-py's" * is_atari(_env_id(trial)))
 def gathered_infos() -> Replacements:
     """Let the vector gather what environments tell in their infos."""
     yield Traced, "reset", lambda self, **settings: self.env.reset(**settings)

@@ -101,6 +101,7 @@ class Trial:
         asked = self.schedule.deterministic
         return {
             "max_session": self.mode.max_session,
+            "networks": self.mode.num_stores,
             "devices": self.probe.devices,
             "precision": self.probe.precision,
             "deterministic": self.probe.agent.deterministic if asked is None else asked,
