@@ -8,7 +8,7 @@ if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from asynclab import config, sweeps
 
@@ -20,7 +20,8 @@ def train(cfg: DictConfig) -> float:
     """Run one trial and return its final mean return, for sweepers to maximise."""
     from asynclab.processes.server import start_server
 
-    if cfg.distributed.get("max_session") != 1:
+    is_async = OmegaConf.select(cfg, "env.make.vectorization_mode") == "async"  # gymnasium would start one unprotected
+    if cfg.distributed.get("max_session") != 1 or is_async:
         start_server()  # so early that it imports torch while we do
 
     from hydra.core.hydra_config import HydraConfig

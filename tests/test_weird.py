@@ -27,7 +27,7 @@ from asynclab.config import targets
 from asynclab.doctor.audit import audit, hands_out_all, random_actions
 from asynclab.envs import make_envs
 from asynclab.envs.actions import Actions
-from asynclab.evaluation.play import evaluate
+from asynclab.evaluation.play import check_changes, evaluate
 from asynclab.memory import Replay, Rollout
 from asynclab.nets import ConvTorso, JoinedTorso, MLPTorso, auto_torso
 
@@ -284,6 +284,10 @@ def test_a_run_without_one_update_is_no_success_and_says_why(train):
     assert "Traceback" not in done.stderr
     assert "finished:" not in said
     assert "more dropped, as they were not finite" in said
+    again = train(
+        "algo=a3c", "env=gym", "env.id=weird_env:NanAlways-v0", "env.max_frame=2_000", "resume=auto", env=path
+    )
+    assert (again.returncode, "no update was applied and" in again.stderr) == (1, True)
 
 
 # Lifecycles
@@ -559,3 +563,68 @@ def test_ctrl_c_leaves_a_whole_checkpoint_where_environments_are_stepped_in_proc
     assert process.returncode == 130
     assert "Traceback" not in rest, rest
     assert json.loads((tmp_path / "run/checkpoints/latest/manifest.json").read_text())["complete"]
+
+
+# What a review found
+
+
+@pytest.mark.parametrize("settings", [{"vectorization_mode": "sync"}, {"obs_type": "ram"}, {"mode": 0}])
+def test_lives_are_seen_however_the_emulators_are_stepped(settings):
+    envs = make_envs("ALE/Breakout-v5", 2, episodic_life=True, **settings)
+    envs.reset([0, 1])
+    rng = np.random.default_rng(0)
+    steps = [envs.step(rng.integers(4, size=2)) for _ in range(400)]
+    games = sum(len(step.episodes) for step in steps)
+    assert sum(int(step.terminated.sum()) for step in steps) >= 3 * max(games, 1)
+
+
+def test_a_game_that_goes_on_has_the_lives_that_it_had():
+    make = partial(make_envs, "ALE/Breakout-v5", 2, episodic_life=True, vectorization_mode="sync")
+    envs, again, rng = make(), make(), np.random.default_rng(0)
+    envs.reset([0, 1])
+    while not envs.step(rng.integers(4, size=2)).terminated.any():
+        pass
+    state = envs.state_dict()
+    again.reset([7, 8])
+    assert again.retrace(state) is not None
+    for _ in range(20):
+        action = rng.integers(4, size=2)
+        assert np.array_equal(envs.step(action).terminated, again.step(action).terminated)
+
+
+@pytest.mark.parametrize(
+    ("shape", "seen"), [((4, 4), (1, 4, 4)), ((3, 3), (1, 3, 3)), ((64, 4), (1, 64, 4)), ((20, 5, 8), (8, 20, 5)),
+                        ((4, 3, 3), (3, 4, 3)), ((7, 7, 3), (3, 7, 7))],
+)  # fmt: skip
+def test_an_image_is_turned_once(shape, seen):
+    class Board(gym.Env):
+        observation_space, action_space = Box(0, 255, shape, np.uint8), Discrete(2)
+        picture = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return self.picture, {}
+
+        def step(self, action):
+            return self.picture, 1.0, False, False, {}
+
+    gym.register("Board-v0", Board)
+    try:
+        envs = make_envs("Board-v0", 2)
+        obs = envs.reset([0, 1])
+        assert (envs.obs_space.shape, obs.shape) == (seen, (2, *seen))
+        assert np.array_equal(envs.observe(Board.picture), obs[:1])  # what asynclab.load shows the agent
+    finally:
+        del gym.registry["Board-v0"]
+
+
+def test_bytes_are_not_normalised():
+    with pytest.raises(ValueError, match=r"env\.make\.normalize_obs=true is for vectors of floats.*set it to false"):
+        make_envs("ALE/Pong-v5", 1, obs_type="ram", normalize_obs=True)
+
+
+@pytest.mark.parametrize(("own", "change"), [(True, False), (False, True)])
+def test_an_agent_is_not_evaluated_with_another_normalisation(own, change):
+    make = partial(make_envs, "Pendulum-v1", normalize_obs=own)
+    with pytest.raises(ValueError, match=rf"eval\.make\.normalize_obs={change}.*trained with {own}"):
+        check_changes(make, {"normalize_obs": change}, "eval.")

@@ -93,14 +93,17 @@ def make_envs(
             mode = "async" if vectorization_mode == "async" and num_envs > 1 else "sync"
             env = _vectorized(spec, num_envs, wrappers, mode, kwargs)
         actions = Actions(env.single_action_space)
-        space, convert = observations(env.single_observation_space)
+        # of single environments, box_observation has made them what the agent sees
+        is_plain = is_native and record is None
+        seen: Any = env.single_observation_space
+        space, convert = observations(seen) if is_plain else (seen, None)
     except UnfitSpace as error:
         raise ValueError(f"env.id={id} has {error}") from None
     except video.CannotRender:
         raise
     except Exception as error:  # whatever the environment raises
         raise ValueError(f"env.id={id} cannot be made ({_why(error)}); {_remedy(spec)}") from error
-    pack = list if not is_native or record is not None else np.asarray if is_atari(id) else _first
+    pack = list if not is_plain else np.asarray if is_atari(id) else _first
     vector = Vector(id, RecordEpisodeStatistics(env), space, actions, convert, pack, wrappers)
     return Envs(vector, Shaping(clip_reward, episodic_life, normalize_obs, scale_reward))
 

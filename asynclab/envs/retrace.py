@@ -33,17 +33,17 @@ class Traced(gym.Wrapper):
         else:
             self._seed, self._rng = seed, None
         self._actions = []
-        obs, _ = self.env.reset(seed=seed, options=options)
-        return obs, {}
+        obs, info = self.env.reset(seed=seed, options=options)
+        return obs, _needed(info)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step; an episode's last observation is a copy, which the next reset cannot change."""
         if len(self._actions) <= self.LIMIT:
             self._actions.append(np.array(action))
-        obs, reward, terminated, truncated, _ = self.env.step(action)
+        obs, reward, terminated, truncated, info = self.env.step(action)
         if terminated or truncated:
             obs = np.array(obs)
-        return obs, reward, terminated, truncated, {}
+        return obs, reward, terminated, truncated, _needed(info)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what ``retrace`` needs; empty if it is not known."""
@@ -66,3 +66,9 @@ class Traced(gym.Wrapper):
             if terminated or truncated:
                 return None
         return obs
+
+
+def _needed(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what training needs of an info, the lives of an Atari game: vectors of gymnasium would gather the rest."""
+    lives = info.get("lives")
+    return {"lives": int(lives)} if isinstance(lives, (int, np.integer)) else {}

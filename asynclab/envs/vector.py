@@ -23,14 +23,6 @@ from asynclab.envs.retrace import Traced
 
 CLIP = 10.0  # normalised observations and scaled rewards are at most so large
 EPSILON = 1e-8  # added to variances
-OURS = {  # arguments of gymnasium's vectors that are decided here, and what users do instead
-    "vectorization_mode": "leave it out: every session steps its environments in turn, and more of them step at a time"
-    " with distributed.max_session",
-    "vector_kwargs": "leave it out",
-    "wrappers": "leave it out",
-    "autoreset_mode": "leave it out",
-    "reward_clipping": "leave it out and set env.make.clip_reward=true, which leaves episode returns raw",
-}
 
 
 class Episode(NamedTuple):
@@ -158,6 +150,11 @@ class Envs:
             if layout.is_image(self.obs_space):
                 raise ValueError(
                     "env.make.normalize_obs=true is for vectors, and this env shows images; set it to false"
+                )
+            if dtype == np.uint8:
+                raise ValueError(
+                    "env.make.normalize_obs=true is for vectors of floats, and this env shows bytes, which are scaled"
+                    " by their space; set it to false"
                 )
             self.moments["obs"] = int(np.prod(space.shape))
             self._obs = np.zeros_like(self.raw)
@@ -323,7 +320,8 @@ class Envs:
         episodes = [traced.state_dict() for traced in self._traced()]
         statistics = [(float(r), int(n)) for r, n in zip(*self._so_far(), strict=True)]
         obs, discounted = (torch.from_numpy(x.copy()) for x in (self.raw, self._discounted))
-        return {"episodes": episodes, "obs": obs, "discounted": discounted, "statistics": statistics}
+        state = {"episodes": episodes, "obs": obs, "discounted": discounted, "statistics": statistics}
+        return state if self._lives is None else state | {"lives": self._lives.tolist()}
 
     def retrace(self, state: Mapping[str, Any]) -> NDArray[Any] | None:
         """Bring every environment to where it was by taking its episode's actions again, and return the observations.
@@ -345,6 +343,8 @@ class Envs:
         if not np.array_equal(self.raw, state["obs"].numpy(), equal_nan=self.raw.dtype != np.uint8):
             return None
         self._discounted[:] = state["discounted"].numpy()
+        if self._lives is not None:
+            self._lives = np.array(state["lives"])
         returns, lengths = self._so_far()
         for b, (ret, length) in enumerate(state["statistics"]):
             returns[b], lengths[b] = ret, length

@@ -228,16 +228,23 @@ def check_changes(make_envs: Callable[..., Envs], changes: Mapping[str, Any], pr
     """
     if taken := {"num_envs", "record"} & set(changes):
         raise ValueError(f"{prefix}make.{min(taken)} is no setting of an environment; leave it out")
-    spaces = []
+    spaces, moments = [], []
     for make in (make_envs, partial(make_envs, **changes)):
         try:
             with closing(make(num_envs=1)) as envs:
                 spaces.append(" and ".join(_form(space) for space in (envs.obs_space, envs.action_space)))
+                moments.append(set(envs.moments))
         except TypeError as error:
             raise ValueError(f"{prefix}make={dict(changes)} does not fit the run's env.make ({error})") from error
     if spaces[0] != spaces[1]:
         told = ", ".join(f"{prefix}{'' if key == 'id' else 'make.'}{key}={value}" for key, value in changes.items())
         raise ValueError(f"{told} gives {spaces[1]}, and the agent was trained on {spaces[0]}; choose equal spaces")
+    for name, key in (("obs", "normalize_obs"), ("return", "scale_reward")):
+        if (name in moments[0]) != (name in moments[1]):
+            raise ValueError(
+                f"{prefix}make.{key}={changes.get(key)}, and the agent was trained with {name in moments[0]}; leave it"
+                " out"
+            )
 
 
 def _form(space: gym.Space) -> str:

@@ -398,8 +398,9 @@ def end_helpers(others: Sequence[BaseProcess] = ()) -> None:
     helpers = [process for process in mp.active_children() if process not in others]
     for process in helpers:
         process.terminate()
+    deadline = time.monotonic() + HELPER_SECONDS
     for process in helpers:
-        process.join(HELPER_SECONDS)
+        process.join(max(0.0, deadline - time.monotonic()))
         if process.is_alive():
             process.kill()
             process.join()

@@ -105,8 +105,7 @@ class Trial:
             "devices": self.probe.devices,
             "precision": self.probe.precision,
             "deterministic": self.probe.agent.deterministic if asked is None else asked,
-            "initial": None if self.initial is None else str(self.initial),
-        }
+        } | ({"initial": None if self.initial is None else str(self.initial)} if self.checkpoint is None else {})
 
     def is_complete(self) -> bool:
         """Return whether the budget is used up, or the run has been stopped for what still is a reason."""
@@ -120,7 +119,12 @@ class Trial:
         return self._saved.get("stopped") == [self.stop.at, self.stop.patience]
 
     def report(self) -> float:
-        """Say that there is nothing left to do and return the mean return that the run ended with."""
+        """Say that there is nothing left to do and return the mean return that the run ended with.
+
+        Raises:
+            TrialError: It has learned nothing.
+        """
+        self._check_learned()
         recent = [ret for _, ret in self._saved["recorder"]["recent"] if ret is not None]
         log.info(
             "the run in %s is finished at %s frames; to go on, set %s",

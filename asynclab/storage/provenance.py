@@ -32,7 +32,7 @@ PACKAGES = [
     "stable-baselines3",
 ]
 
-SOURCES = ["asynclab", "conf", "scripts", "train.py", "constraints.txt"]
+SOURCES = ["asynclab", "benchmarks", "conf", "scripts", "train.py", "constraints.txt"]
 
 
 def write(

@@ -111,6 +111,13 @@ class Session:
             life: Of the session; each has random numbers of its own.
         """
         envs = self.make_envs()
+        try:
+            return self._set_up(envs, rank, store, profile, life)
+        except BaseException:
+            envs.close()  # or processes that step them would be left
+            raise
+
+    def _set_up(self, envs: Envs, rank: int, store: Store, profile: Profile, life: Life) -> Loop:
         envs.attach(store.moments, self.mode.slot(rank))
         seeds = Seeds(self.seed, rank, life)
         env_seeds = seeds.envs(envs.num_envs)
@@ -129,12 +136,16 @@ class Session:
         """Return a loop that begins, goes on from a checkpoint, or takes the place of one that died."""
         profile = Profile(self.profile)
         loop = self.set_up(rank, store, profile, (start.resumes, restarts))
-        if restarts:
-            if memory_files.load(loop.memory):
-                loop.memory.cut(loop.obs)
-            loop.memory.refill(int(store.frames[self.mode.slot(rank)]))
-        elif start.checkpoint is not None:
-            resume(loop, start, rank, memory_files)
+        try:
+            if restarts:
+                if memory_files.load(loop.memory):
+                    loop.memory.cut(loop.obs)
+                loop.memory.refill(int(store.frames[self.mode.slot(rank)]))
+            elif start.checkpoint is not None:
+                resume(loop, start, rank, memory_files)
+        except BaseException:
+            loop.envs.close()
+            raise
         profile.start()
         return loop
 
