@@ -5,6 +5,7 @@ Example: ``python scripts/packages.py``
 
 import ast
 import re
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -55,11 +56,8 @@ def drawing() -> str:
     return "\n".join([*lines, "```", ""])
 
 
-def main() -> None:
-    """Put the picture where the last one is."""
-    PAGE.write_text(BLOCK.sub(lambda _: drawing(), PAGE.read_text(), count=1))
-    print(f"wrote {PAGE}")
-
-
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:]:
+        sys.exit(f"scripts/packages.py takes no settings; leave out {' '.join(sys.argv[1:])}")
+    PAGE.write_text(BLOCK.sub(lambda _: drawing(), PAGE.read_text(), count=1))  # where the last one is
+    print(f"wrote {PAGE}")

@@ -297,7 +297,7 @@ def test_every_script_refuses_a_key_that_nobody_reads(script, settings, tmp_path
     assert "Traceback" not in process.stderr
 
 
-@pytest.mark.parametrize("script", ["configuration", "zoo"])
+@pytest.mark.parametrize("script", ["configuration", "packages", "zoo"])
 def test_a_script_without_settings_refuses_them(script):
     command = [sys.executable, ROOT / "scripts" / f"{script}.py", "out=x"]
     process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

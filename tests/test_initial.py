@@ -100,7 +100,7 @@ def test_what_observations_are_normalised_by_comes_with_the_weights(tmp_path):
             [f"init_from={CARTPOLE}", "env.torso.hidden=[64,64]"],
             r"has actor\S+ \[64, 4\] in actor, where this run has \S+ \[64, 3\]: obs",
         ),
-        (["init_from=nowhere"], "init_from=nowhere cannot be read: run=nowhere has no checkpoint"),
+        (["init_from=nowhere"], "init_from=nowhere is not a folder"),
         (
             ["init_from=RUN", "init_networks=[q]"],
             r"has the networks actor, critic, .*, so q cannot",

@@ -11,7 +11,7 @@ from torch import Tensor
 from asynclab.envs.normalize import Moments
 from asynclab.evaluation.play import weights_of
 from asynclab.storage import checkpoint, zoo
-from asynclab.storage.folder import is_agent
+from asynclab.storage.folder import instead, is_agent
 from asynclab.storage.names import CHECKPOINTS
 from asynclab.text import located, short
 
@@ -105,6 +105,8 @@ def read(folder: Path, networks: Sequence[str] | None = None) -> Initial:
     Raises:
         ValueError: There are none, or they are damaged.
     """
+    if not folder.is_dir() and folder.parent.name != CHECKPOINTS:
+        raise ValueError(f"init_from={folder} is not a folder{instead(folder)}")
     try:
         if is_agent(folder):
             return Initial(folder, zoo.read(folder), networks)
