@@ -1,4 +1,5 @@
 import multiprocessing as mp
+import os
 import time
 from functools import partial
 
@@ -219,10 +220,23 @@ def test_with_a_lock_no_update_is_lost(size):
     assert store.optimizer.state_dict()["state"][0]["step"] == 1_200
 
 
+def test_the_meter_counts_every_number_that_a_write_missed():
+    store = Store(Network(torch.zeros(100), {"all": slice(0, 100)}), SGD, 1_000, Constant(), 2, diagnostics=True)
+    for rank in (0, 1):
+        before = store._probe[:25].clone()
+        list(push_much(store, rank, 2))
+        store._probe[:25] = before + 1  # of the two steps one is written over, in a quarter of the numbers
+    assert store.lost_updates() == 0.25 * 0.5
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="on one core hardly ever two write at the same time")
 def test_without_a_lock_the_meter_sees_what_is_lost():
-    store = lost("none", 200_000, 300)
+    for _ in range(50):  # on a busy machine four processes may happen to step one after the other
+        store = lost("none", 200_000, 300)
+        assert store.step_error() <= 0
+        if store.lost_updates():
+            break
     assert 0 < store.lost_updates() < 1
-    assert store.step_error() <= 0
 
 
 def test_one_writer_loses_nothing():
