@@ -1,5 +1,8 @@
 """n-step double Q-learning from replay."""
 
+import math
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from gymnasium.spaces import Box, Discrete
 
 from asynclab import flat
 from asynclab.agents import DQN, NStepQ
+from asynclab.agents.histogram import Histogram
 from asynclab.envs import Step
 from asynclab.memory import Replay
 from asynclab.nets import MLPTorso
@@ -130,6 +134,44 @@ def test_the_dueling_network_is_a_value_and_advantages_of_mean_zero():
     torch.testing.assert_close(agent.q(obs) - agent.q(obs)[:, :1], advantage - advantage[:, :1])
 
 
+def test_a_value_becomes_a_gaussian_in_bins_by_hand():
+    histogram = Histogram(5, 2.5)  # bins of width 1 around -2, -1, 0, 1, 2
+    below = [math.erf((edge - 0.3) / (0.75 * math.sqrt(2))) for edge in (-2.5, -1.5, -0.5, 0.5, 1.5, 2.5)]
+    expected = [(right - left) / (below[5] - below[0]) for left, right in pairwise(below)]
+    found = histogram.project(torch.tensor([0.3, 9.0, 2.5]))
+    torch.testing.assert_close(found[0], torch.tensor(expected))
+    torch.testing.assert_close(found[1], found[2])  # what is beyond the range is taken for its end
+    torch.testing.assert_close(histogram.mean(torch.tensor([0.0, 0, math.log(2), 0, math.log(3)])), torch.tensor(0.5))
+    logits = torch.tensor([[0.0, 0, math.log(2), 0, math.log(3)]])
+    chosen = torch.tensor([1 / 8, 1 / 8, 2 / 8, 1 / 8, 3 / 8]).log()
+    torch.testing.assert_close(histogram.loss(logits, torch.tensor([0.3])), -(torch.tensor(expected) * chosen).sum())
+
+
+@pytest.mark.parametrize("value", [-7.3, -0.01, 0.0, 0.004, 2.0, 7.9])
+def test_the_mean_of_a_values_histogram_is_the_value(value):
+    histogram = Histogram(51, 10.0)
+    assert histogram.mean(histogram.project(torch.tensor(value)).log()) == pytest.approx(value, abs=2e-3)
+
+
+@pytest.mark.parametrize("dueling", [True, False])
+def test_with_bins_the_loss_is_that_of_the_taken_actions_histogram(dueling):
+    torch.manual_seed(0)
+    agent = DQN(OBS, ACTIONS, TORSO, dueling=dueling, gamma=0.7, bins=21, value_range=4.0)
+    weights, _, _ = bound(agent)
+    weights += 0.1 * torch.randn_like(weights)
+    batch = replayed(ACTIONS, discount=0.7**2)
+    losses, metrics = agent.loss(batch, 0.0)
+    expected, values = 0.0, 0.0
+    for i in range(32):
+        best = agent.q(batch.next_obs)[i].argmax()
+        y = batch.reward[i] + (0.0 if batch.terminated[i] else 0.7**3 * agent.lagging(batch.next_obs)[i, best])
+        chances = agent.q.scores(batch.obs)[i, batch.action[i]].log_softmax(-1)
+        expected -= (Histogram(21, 4.0).project(y) * chances).sum() / 32
+        values += (chances.exp() * (torch.arange(21) - 10) * 8 / 21).sum() / 32
+    torch.testing.assert_close(losses["q"], expected.detach())
+    torch.testing.assert_close(metrics["train/q"], values.detach())
+
+
 def test_gradients_reach_the_network_only():
     agent = DQN(OBS, ACTIONS, TORSO)
     _, grad, gather = bound(agent)
@@ -139,11 +181,13 @@ def test_gradients_reach_the_network_only():
     assert all(p.grad is None for p in agent.lagging.parameters())
 
 
-def test_it_finds_the_values_of_a_chain():
+@pytest.mark.parametrize("bins", [None, 51])
+def test_it_finds_the_values_of_a_chain(bins):
     """Four states in a row; action 1 goes on, 0 goes back to the first, and the end of the row pays 1."""
     torch.manual_seed(0)
     space = Box(0, 1, (4,), np.float32)
-    agent = DQN(space, Discrete(2), lambda space: MLPTorso(space, hidden=[32]), gamma=0.8, target_every=20)
+    kind = {"bins": bins, "value_range": 2.0}
+    agent = DQN(space, Discrete(2), lambda space: MLPTorso(space, hidden=[32]), gamma=0.8, target_every=20, **kind)
     weights, grad, _ = bound(agent)
     memory = Replay(space, Discrete(2), 1, capacity=4_000, batch_size=64, n_step=3, gamma=0.8, combined=False)
     rng, eye, state = np.random.default_rng(0), np.eye(4, dtype=np.float32), 0
@@ -210,6 +254,9 @@ def test_both_forms_of_q_learning_have_the_same_network():
         (ACTIONS, {"double": "yes"}, "algo.agent.double=yes must be true or false"),
         (ACTIONS, {"dueling": 1}, "algo.agent.dueling=1 must be true or false"),
         (ACTIONS, {"huber": 2.0}, "algo.agent.huber=2.0 must be true or false"),
+        (ACTIONS, {"bins": 0}, "algo.agent.bins=0 must be a whole number of 1 or more"),
+        (ACTIONS, {"bins": 1}, "algo.agent.bins=1 must be at least 2, or null to learn values by their errors"),
+        (ACTIONS, {"bins": 5, "value_range": 0}, "algo.agent.value_range=0 must be"),
         (ACTIONS, {"target_every": None}, "algo.agent.target_every=None must be a whole number of 1 or more"),
         (ACTIONS, {"epsilons": []}, r"algo.agent.epsilons=\[\] must be a list of one rate of exploration or more"),
     ],

@@ -5,6 +5,7 @@ N: batch, B: environments, A: actions.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from gymnasium.spaces import Box
@@ -13,7 +14,8 @@ from torch.nn.functional import huber_loss, mse_loss
 
 from asynclab import check
 from asynclab.agents.base import ActionSpace
-from asynclab.agents.q_learning import QLearning
+from asynclab.agents.histogram import Histogram
+from asynclab.agents.q_learning import DuelingQNetwork, QLearning, QNetwork
 from asynclab.memory import ReplayBatch
 from asynclab.nets import Torso
 
@@ -25,13 +27,15 @@ class DQN(QLearning):
     the many actors of Ape-X do.
 
     Args:
-        obs_space: Of ``QLearning``, as are the others but ``double`` and ``huber``.
+        obs_space: Of ``QLearning``, as are ``gamma`` and what follows.
         action_space: A Discrete.
         torso: Makes the torso.
         double: Let the network choose the best next action and the target network value it (van Hasselt et al., 2016);
             else the target network does both.
         dueling: Whether Q is made of V and advantages.
         huber: Bound the gradient of each error to 1 (Mnih et al., 2015); else it is the error itself.
+        bins: Learn each value as a histogram of so many bins, by classification (``Histogram``); None: by its error.
+        value_range: Of those values, from minus this to this.
         gamma: Discount; the memory's must be the same.
         epsilons: Final rates of random actions.
         anneal: Share of the frame budget in which they are reached.
@@ -48,15 +52,20 @@ class DQN(QLearning):
         double: bool = True,
         dueling: bool = False,
         huber: bool = True,
+        bins: int | None = None,
+        value_range: float = 10.0,
         gamma: float = 0.99,
         epsilons: Sequence[float] = (0.05, 0.02, 0.01, 0.005),
         anneal: float = 0.02,
         target_every: int = 8_000,
     ) -> None:
         check.count("algo.agent.target_every", target_every)
-        super().__init__(obs_space, action_space, torso, dueling, gamma, epsilons, anneal, target_every)
         self.double = check.flag("algo.agent.double", double)
         self.huber = check.flag("algo.agent.huber", huber)
+        self.histogram = None if bins is None else Histogram(bins, value_range)
+        kind = DuelingQNetwork if check.flag("algo.agent.dueling", dueling) else QNetwork
+        network = partial(kind, torso=torso, histogram=self.histogram)
+        super().__init__(obs_space, action_space, network, gamma, epsilons, anneal, target_every)
 
     def start(self, num_envs: int, rank: int = 0) -> None:
         """Take the environments' rates of exploration."""
@@ -69,9 +78,14 @@ class DQN(QLearning):
             best = (self.q(batch.next_obs) if self.double else q_next).argmax(-1, keepdim=True)
             # y = r_1 + ... + gamma^(k-1) r_k + gamma^k Q(s_k, argmax_a Q(s_k, a); target)
             target = batch.reward + self.gamma * batch.discount * q_next.gather(1, best).squeeze(1)
-        q = self.q(batch.obs).gather(1, batch.action[:, None]).squeeze(1)
-        losses = {
+        scores = self.q.scores(batch.obs)
+        taken = scores[torch.arange(len(scores), device=scores.device), batch.action]
+        if self.histogram is None:
+            q = taken.squeeze(-1)
             # J = E[1/2 (y - Q(s, a))^2], or linear beyond an error of 1
-            "q": huber_loss(q, target) if self.huber else 0.5 * mse_loss(q, target)
-        }
-        return losses, {"train/q": q.detach().mean(), "train/epsilon": self.epsilon(progress).mean()}
+            loss = huber_loss(q, target) if self.huber else 0.5 * mse_loss(q, target)
+        else:
+            q = self.histogram.mean(taken)
+            # J = E[cross entropy of Q(s, a)'s histogram with that of y]
+            loss = self.histogram.loss(taken, target)
+        return {"q": loss}, {"train/q": q.detach().mean(), "train/epsilon": self.epsilon(progress).mean()}

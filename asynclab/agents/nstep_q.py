@@ -4,6 +4,7 @@ T: horizon, B: environments, N: T B, A: actions.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from asynclab import check, layout
 from asynclab.agents.base import ActionSpace
-from asynclab.agents.q_learning import QLearning
+from asynclab.agents.q_learning import DuelingQNetwork, QLearning, QNetwork
 from asynclab.agents.returns import gae
 from asynclab.memory import RolloutBatch
 from asynclab.nets import Torso
@@ -63,7 +64,9 @@ class NStepQ(QLearning):
         anneal: float = 0.05,
         target_every: int | None = 40_000,
     ) -> None:
-        super().__init__(obs_space, action_space, torso, dueling, gamma, epsilons, anneal, target_every)
+        kind = DuelingQNetwork if check.flag("algo.agent.dueling", dueling) else QNetwork
+        network = partial(kind, torso=torso)
+        super().__init__(obs_space, action_space, network, gamma, epsilons, anneal, target_every)
         self.lam = check.fraction("algo.agent.lam", lam)
         self.epochs = check.count("algo.agent.epochs", epochs)
         if minibatch_size is not None:

@@ -1,6 +1,6 @@
 """What the forms of Q-learning share: network, target network, exploration.  N: batch, B: environments, A: actions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
 
 import torch
@@ -10,43 +10,60 @@ from torch.nn.functional import relu
 
 from asynclab import check, flat
 from asynclab.agents.base import ActionSpace, Agent
+from asynclab.agents.histogram import Histogram
 from asynclab.agents.target import Target
 from asynclab.nets import Torso, linear
 from asynclab.schedules import Linear
 
 
 class QNetwork(nn.Module):
-    """Observations [N, ...] -> Q(s, .) [N, A]."""
+    """Observations [N, ...] -> Q(s, .) [N, A].
 
-    def __init__(self, obs_space: Box, actions: int, torso: Torso) -> None:
+    Args:
+        obs_space: Space of one observation.
+        actions: A.
+        torso: Makes the torso.
+        histogram: How K outputs stand for each value; None for one output, the value itself.
+    """
+
+    def __init__(self, obs_space: Box, actions: int, torso: Torso, histogram: Histogram | None = None) -> None:
         super().__init__()
+        self.actions = actions
+        self.histogram = histogram
         self.torso = torso(obs_space)
-        self.linear = linear(self.torso.features, actions, gain=1.0)
+        self.add_heads(self.torso.features, 1 if histogram is None else histogram.bins)
+
+    def add_heads(self, features: int, outputs: int) -> None:
+        """Make what lies above the torso, with so many outputs for each action."""
+        self.linear = linear(features, self.actions * outputs, gain=1.0)
+
+    def scores(self, obs: Tensor) -> Tensor:
+        """Return the outputs [N, A, K]: values, or the logits of their histograms."""
+        return self.linear(self.torso(obs)).unflatten(-1, (self.actions, -1))
 
     def forward(self, obs: Tensor) -> Tensor:
         """Return Q(s, a) of every action."""
-        return self.linear(self.torso(obs))
+        scores = self.scores(obs)
+        return scores.squeeze(-1) if self.histogram is None else self.histogram.mean(scores)
 
 
-class DuelingQNetwork(nn.Module):
-    """Q(s, .) = V(s) + A(s, .) - mean A(s, .) [N, A]   (Wang et al., 2016, eq. 9).
+class DuelingQNetwork(QNetwork):
+    """Q(s, .) = V(s) + A(s, .) - mean A(s, .) [N, A]   (Wang et al., 2016, eq. 9); of histograms, each logit likewise.
 
     V and A have a dense layer each, as wide as the torso's last one, which the paper's have in its stead.
     """
 
-    def __init__(self, obs_space: Box, actions: int, torso: Torso) -> None:
-        super().__init__()
-        self.torso = torso(obs_space)
-        features = self.torso.features
+    def add_heads(self, features: int, outputs: int) -> None:
+        """Make what lies above the torso, with so many outputs for each action."""
         self.hidden = linear(features, 2 * features, gain=sqrt(2))  # of V and of A, in one product
-        self.value = linear(features, 1, gain=1.0)
-        self.advantage = linear(features, actions, gain=1.0)
+        self.value = linear(features, outputs, gain=1.0)
+        self.advantage = linear(features, self.actions * outputs, gain=1.0)
 
-    def forward(self, obs: Tensor) -> Tensor:
-        """Return Q(s, a) of every action."""
+    def scores(self, obs: Tensor) -> Tensor:
+        """Return the outputs [N, A, K]: values, or the logits of their histograms."""
         v, a = relu(self.hidden(self.torso(obs))).chunk(2, -1)
-        advantage = self.advantage(a)
-        return self.value(v) + advantage - advantage.mean(-1, keepdim=True)
+        advantage = self.advantage(a).unflatten(-1, (self.actions, -1))
+        return self.value(v).unsqueeze(-2) + advantage - advantage.mean(-2, keepdim=True)
 
 
 class QLearning(Agent):
@@ -58,8 +75,7 @@ class QLearning(Agent):
     Args:
         obs_space: Space of one observation.
         action_space: A Discrete.
-        torso: Makes the torso.
-        dueling: Whether Q is made of V and advantages.
+        network: Makes the network for an observation space and A.
         gamma: Discount.
         epsilons: Final rates of random actions; who takes which says ``start``.
         anneal: Share of the frame budget, on the global clock, in which the rates go from 1 to their final values.
@@ -77,8 +93,7 @@ class QLearning(Agent):
         self,
         obs_space: Box,
         action_space: ActionSpace,
-        torso: Torso,
-        dueling: bool,
+        network: Callable[[Box, int], QNetwork],
         gamma: float,
         epsilons: Sequence[float],
         anneal: float,
@@ -91,8 +106,7 @@ class QLearning(Agent):
         if not isinstance(epsilons, Sequence) or isinstance(epsilons, str) or not epsilons:
             raise ValueError(f"algo.agent.epsilons={epsilons} must be a list of one rate of exploration or more")
         self.actions = int(action_space.n)
-        kind = DuelingQNetwork if check.flag("algo.agent.dueling", dueling) else QNetwork
-        self.q: QNetwork | DuelingQNetwork = kind(obs_space, self.actions, torso)
+        self.q = network(obs_space, self.actions)
         self.nets = nn.ModuleDict({"q": self.q})
         self.target_every = None if target_every is None else check.count("algo.agent.target_every", target_every)
         self.lagging: nn.Module = self.q
