@@ -1,7 +1,7 @@
 # make help  lists what there is
 PYTHON ?= python3
-# Sized to show a result in a few minutes on two cores; make train ARGS="algo=sac env=humanoid distributed=shared"
-ARGS ?= algo=a3c env=pong env.max_frame=200_000
+# Two processes balance the pole within a minute; make train ARGS="algo=sac env=humanoid distributed=shared"
+ARGS ?= algo=a3c env=cartpole distributed.max_session=2
 # What make play plays: an agent in zoo/, the best on Pong if there is one
 AGENT ?= $(notdir $(firstword $(wildcard zoo/pong_fast zoo/*pong* zoo/*cartpole*)))
 
@@ -34,6 +34,7 @@ $(READY_DEV): $(READY)
 train: $(READY)  ## train; pass overrides as ARGS="algo=... env=... distributed=..."
 	$(BIN)/python train.py $(ARGS)
 	@echo "  to play      make play: an agent of the zoo that has learned ($(AGENT))"
+	@echo "  to win Pong  make train ARGS=+experiment=pong_fast, half an hour on two cores with bf16"
 
 play: $(READY)  ## play and film an agent of the zoo; another one with AGENT=a3c_cartpole
 	$(BIN)/python scripts/evaluate.py run=zoo/$(AGENT) episodes=1 video=true

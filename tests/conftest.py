@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -51,6 +52,7 @@ ALGOS = {  # agent, memory, environment
 }
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # `make test &` ignores it, and would whatever tests start
 
 
 def pytest_sessionstart(session):

@@ -73,7 +73,7 @@ def commands(page):
 def short(command):
     """Return a command with settings behind it that make it short."""
     if command == "make train":
-        command = "make train ARGS='algo=a3c env=pong'"
+        command = "make train ARGS='algo=a3c env=cartpole distributed.max_session=2'"
     if command.startswith("make play"):
         return command.replace("make", "make -o .venv/.ready", 1)
     settings = "".join(f" {more}" for pattern, more in SHORT if re.search(pattern, command))
