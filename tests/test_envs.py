@@ -176,7 +176,7 @@ def test_environments_of_different_seeds_differ_and_equal_seeds_repeat(id):
     assert not np.array_equal(first[:, 0], first[:, 1])
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_no_transition_crosses_an_episode_in_20000_frames_of_humanoid():
     make_memory = hands_out_all(partial(Replay, capacity=20_000, batch_size=1))
     result = audit(partial(make_envs, id="Humanoid-v5", num_envs=8), 20_000, make_memory)
@@ -184,7 +184,7 @@ def test_no_transition_crosses_an_episode_in_20000_frames_of_humanoid():
     assert result.terminated > 500
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_no_transition_crosses_an_episode_in_20000_frames_of_pong():
     result = audit(partial(make_envs, id="ALE/Pong-v5", num_envs=8), 20_000, partial(Rollout, horizon=25))
     assert (result.frames, result.bogus) == (20_000, {})

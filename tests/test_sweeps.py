@@ -232,7 +232,7 @@ def test_failed_jobs_are_listed_and_the_others_finish(tmp_path, launcher):
     assert not (tmp_path / "1" / "failure.json").exists()
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_study_that_was_killed_goes_on_where_it_was(tmp_path):
     settings = [*OPTUNA, "env.max_frame=6_000", "checkpoint_every=0.2", "resume=auto", "hydra.sweeper.n_trials=3"]
     process = start(tmp_path, *settings)
