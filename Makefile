@@ -13,7 +13,7 @@ READY_DEV := $(VENV)/.ready-dev
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train play test check test-slow test-lowest drills bench clean
+.PHONY: help setup train play test check test-slow test-lowest drills docs bench clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -64,6 +64,9 @@ $(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
 
 drills: $(READY_DEV)  ## hurt real runs in every way of docs/reliability.md (20 minutes)
 	$(BIN)/pytest -q tests/drills --durations=0
+
+docs: $(READY_DEV)  ## make a site of docs/ that opens from the file system: outputs/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 bench: $(READY_DEV)  ## throughput of Pong and Humanoid beside their limits and stable-baselines3 (half an hour)
 	$(BIN)/python benchmarks/throughput.py algo=a3c env=pong sessions=[1,2,16] sb3=true

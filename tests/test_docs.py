@@ -111,7 +111,7 @@ def reader(tmp_path_factory):
     "command",
     [
         c
-        for page in ("README.md", "docs/tutorial.md", "docs/sweeps.md", "docs/tensorboard.md")
+        for page in ("README.md", "docs/runs.md", "docs/tutorial.md", "docs/sweeps.md", "docs/tensorboard.md")
         for c in commands(ROOT / page)
     ],
 )

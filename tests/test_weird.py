@@ -522,6 +522,7 @@ def learn(train, tmp_path, id, *overrides):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize(
     "name", ["BrightDict", "BrightTuple", "BrightRows", "BrightStack", "BrightBytes", "BrightBits", "BrightTiny"]
 )
@@ -530,12 +531,14 @@ def test_bytes_learn_as_floats_do(name, train, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize(("name", "best", "random"), [("Pairs", 40, 11), ("Bits", 80, 40)])
 def test_several_numbers_of_an_action_learn_a_task_of_their_own(name, best, random, train, tmp_path):
     assert learn(train, tmp_path, f"weird_env:{name}-v0", "env.max_frame=60_000") > random + 0.8 * (best - random)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_mini_grid_is_solved(train, tmp_path):
     pytest.importorskip("minigrid")
     keep = "env.wrappers=[{_target_: gymnasium.wrappers.FilterObservation, filter_keys: [image, direction]}]"
