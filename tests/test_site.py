@@ -53,8 +53,6 @@ def test_a_page_without_a_place_and_broken_links_are_errors(tmp_path):
     assert "Aborted with 3 warnings in strict mode" in process.stdout + process.stderr
     for warning in ("  - more.md", "'nowhere.md'", "'#no'"):
         assert warning in process.stderr
-        re.findall(r"  - more\.md|'nowhere\.md'|'#no'", process.stderr)
-    )
 
 
 def test_its_search_works_from_the_file_system(site):
