@@ -67,7 +67,7 @@ def measure_parts(trial: Trial, processes: int, seconds: float) -> list[Parts]:
     """
     barrier = mp.get_context("forkserver").Barrier(processes)
     runs = [partial(_parts, trial.session, barrier, seconds, trial.store_of(rank), rank) for rank in range(processes)]
-    return [event for event in launch(runs, trial.mode.num_threads) if isinstance(event, Parts)]
+    return [event for event in launch(runs, trial.probe.num_threads) if isinstance(event, Parts)]
 
 
 def _parts(session: Session, barrier: Any, seconds: float, store: Store, rank: int) -> Iterator[Parts]:

@@ -154,7 +154,7 @@ class Subject:
         self.fault = fault
         self._folder = folder
         self.real = build.make_trial(cfg, folder)
-        torch.set_num_threads(self.real.mode.num_threads)  # as a session would
+        torch.set_num_threads(self.real.probe.num_threads)  # as a session would
         self.sessions = min(2, self.real.mode.max_session)
         self._cfg = copy.deepcopy(cfg)
         OmegaConf.update(self._cfg, "distributed.max_session", self.sessions)
@@ -182,7 +182,7 @@ class Subject:
         events = []
         threads = torch.get_num_threads()
         try:
-            for event in launch([Planted(self.fault, run) for run in runs], self.real.mode.num_threads, control):
+            for event in launch([Planted(self.fault, run) for run in runs], self.real.probe.num_threads, control):
                 events.append(event)
         except SessionError as error:
             return events, str(error)
@@ -380,12 +380,10 @@ def _shared_bytes(store: Store) -> int:
 @_check("Sessions that all use all cores hinder each other and are several times slower together than one thread each.")
 def threads(subject: Subject) -> str:
     """Give every session its share of threads."""
-    wanted = subject.real.mode.num_threads
+    wanted = subject.real.probe.num_threads
     for report in subject.reports:
         if report.threads != wanted:
-            raise Wrong(
-                f"session {report.rank} computes with {report.threads} threads, and distributed.num_threads={wanted}"
-            )
+            raise Wrong(f"session {report.rank} computes with {report.threads} threads, and should with {wanted}")
     return f"{wanted} per session"
 
 

@@ -4,7 +4,6 @@ A fault is a handful of replacements, in force while ``planted`` is entered; ``P
 sessions' processes.  What is planted is the mistake itself; nothing tells the doctor's checks that it is there.
 """
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +22,7 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import nn
 
-from asynclab import flat, optim
+from asynclab import flat, machine, optim
 from asynclab.agents import SAC, Agent, QLearning, returns
 from asynclab.distributed import Mode, Off, Shared, Store
 from asynclab.envs import Envs, is_atari, make, native
@@ -298,12 +297,12 @@ def ignored_death() -> Replacements:
 
 
 def _cores() -> int:
-    return max(2, os.cpu_count() or 1)
+    return max(2, machine.cores())
 
 
 @_fault(
     "threads",
-    lambda trial, _: f"distributed.num_threads is {_cores()} here anyway" * (trial.mode.num_threads == _cores()),
+    lambda trial, _: f"distributed.num_threads is {_cores()} here anyway" * (trial.probe.num_threads == _cores()),
 )
 def all_cores() -> Replacements:
     """Let torch use all cores in every session."""

@@ -101,6 +101,7 @@ class Trial:
         asked = self.schedule.deterministic
         return {
             "max_session": self.mode.max_session,
+            "num_threads": self.probe.num_threads,
             "networks": self.mode.num_stores,
             "devices": self.probe.devices,
             "precision": self.probe.precision,
@@ -218,7 +219,7 @@ class Trial:
         ranks = range(self.mode.max_session)
         runs = [partial(self.session.run, rank, self.store_of(rank), self.control, start) for rank in ranks]
         snapshots.begin()
-        with closing(launch(runs, self.mode.num_threads, self.control)) as events:
+        with closing(launch(runs, self.probe.num_threads, self.control)) as events:
             for event in events:
                 self.handle(event, recorder, snapshots)
                 _take_evaluations(evaluator, recorder)
