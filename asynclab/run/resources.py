@@ -3,7 +3,10 @@
 import os
 import resource
 import shutil
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from asynclab import machine
 
@@ -35,6 +38,16 @@ def thread_limit() -> int | None:
     """Return what OMP_NUM_THREADS says, which joblib sets for jobs that run side by side; None if it says nothing."""
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(first) if first.isdecimal() and int(first) else None
+
+
+def core_seconds() -> float:
+    """Return for how long cores have run this process and all that it has started, also what has ended."""
+    total, here = 0.0, psutil.Process()
+    for process in (here, *here.children(recursive=True)):
+        with suppress(psutil.Error):
+            times = process.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
 
 
 def check_memory(sessions: int, each: int) -> None:
