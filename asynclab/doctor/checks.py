@@ -6,7 +6,6 @@ are for.
 """
 
 import copy
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from asynclab import build
 from asynclab.distributed import Store
@@ -281,18 +279,9 @@ def _temperature(subject: Subject) -> str:
     )
 
 
-def _gae(subject: Subject) -> str:
-    return (
-        ""
-        if _gae_of(subject.agent)
-        else "this agent estimates no advantages; what its replay sums up, transitions tells"
-    )
-
-
-def _gae_of(agent: Any) -> Callable[..., Tensor] | None:
-    """Return the function by which an agent estimates advantages, as its module sees it."""
-    modules = [vars(sys.modules[kind.__module__]) for kind in type(agent).__mro__ if kind.__module__ in sys.modules]
-    return next((names["gae"] for names in modules if "gae" in names), None)
+def _estimates(subject: Subject) -> str:
+    none = "this agent estimates no advantages; what its replay sums up, transitions tells"
+    return none if subject.agent.advantages is None else ""
 
 
 def _float_replay(subject: Subject) -> str:
@@ -584,16 +573,15 @@ def fresh_gradient(subject: Subject) -> str:
 @_check(
     "Rewards of an episode would be credited to actions of the one before it, or what was cut short would count as"
     " lost.",
-    _gae,
+    _estimates,
 )
 def episode_ends(subject: Subject) -> str:
     """Leak no advantage across episode ends: a case small enough to be worked out by hand."""
-    gae = _gae_of(subject.agent)
-    assert gae is not None
+    assert subject.agent.advantages is not None
     reward, zero, v_next = (torch.tensor(x)[:, None] for x in ([0.0, 0.0, 1.0], [0.0] * 3, [0.0, 9.0, 0.0]))
     done = torch.tensor([False, True, False])[:, None]
     for terminated, expected in ((done, [0.0, 0.0, 1.0]), (torch.zeros_like(done), [9.0, 9.0, 1.0])):
-        advantage = gae(reward, zero, v_next, terminated, done, 1.0, 1.0).flatten().tolist()
+        advantage = subject.agent.advantages(reward, zero, v_next, terminated, done, 1.0, 1.0).flatten().tolist()
         if advantage != expected:
             how = "terminates" if terminated.any() else "is truncated"
             raise Wrong(f"where an episode {how}, the advantages are {advantage} and should be {expected}")

@@ -4,12 +4,11 @@ A fault is a handful of replacements, in force while ``planted`` is entered; ``P
 sessions' processes.  What is planted is the mistake itself; nothing tells the doctor's checks that it is there.
 """
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import nn
 
 from asynclab import flat, machine, optim
-from asynclab.agents import SAC, Agent, QLearning, returns
+from asynclab.agents import SAC, Agent, QLearning
 from asynclab.distributed import Mode, Off, Shared, Store
 from asynclab.envs import Envs, is_atari, make, native
 from asynclab.envs.actions import Actions
@@ -425,14 +424,15 @@ def _n_step(trial: Trial) -> int:
 @_fault("episode_ends")
 def gae_leak() -> Replacements:
     """Let the traces of advantages run on over episode ends."""
-    gae = returns.gae
 
-    def faulty(reward: Any, value: Any, v_next: Any, terminated: Any, done: Any, *rest: Any, **named: Any) -> Any:
-        return gae(reward, value, v_next, terminated, torch.zeros_like(done), *rest, **named)
+    def faulty(right: Any, reward: Any, value: Any, v_next: Any, terminated: Any, done: Any, *rest: Any) -> Any:
+        return right(reward, value, v_next, terminated, torch.zeros_like(done), *rest)
 
-    for name, module in list(sys.modules.items()):
-        if name.startswith("asynclab.") and getattr(module, "gae", None) is gae:
-            yield module, "gae", faulty
+    kinds = [Agent]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        if estimate := vars(kind).get("advantages"):
+            yield kind, "advantages", staticmethod(partial(faulty, estimate))
 
 
 @_fault(
