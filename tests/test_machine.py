@@ -145,6 +145,7 @@ def test_the_emulator_has_as_many_threads_as_torch_and_gives_the_same_frames(mon
     ("mode", "hidden", "limit", "row"),
     [
         (Off(1), [16], "", "1 of 4 in use; distributed=synced distributed.max_session=4 would use all"),
+        (Off(2), [16], "", "2 of 4 in use; distributed.max_session=4 would use all"),
         (Synced(2), [16], "", "2 of 4 in use; distributed.max_session=4 would use all"),
         (Off(1, num_threads=1), [600, 600], "", "1 of 4 in use; distributed.num_threads=null would use more"),
         (Off(1), [600, 600], "1", "1 of 4 in use, as OMP_NUM_THREADS=1 says"),

@@ -70,13 +70,14 @@ def _idle_cores(trial: Trial) -> str:
     mode, cores, threads = trial.mode, machine.cores(), trial.probe.num_threads
     used = f"{mode.max_session * threads} of {cores} in use"
     limit = resources.thread_limit()
-    if mode.max_session * threads >= cores:
+    has_processes = getattr(trial.session.make_envs, "keywords", {}).get("vectorization_mode") == "async"
+    if mode.max_session * threads >= cores or has_processes:
         return ""
     if threads < resources.choose_threads(None, mode.max_session, len(trial.stores[0].theta)):
         return f"{used}; distributed.num_threads=null would use more"
     if limit and limit <= mode.max_session * threads:
         return f"{used}, as OMP_NUM_THREADS={limit} says"
-    synced = "" if mode.one_store else "distributed=synced "
+    synced = "" if mode.one_store or mode.max_session > 1 else "distributed=synced "
     return f"{used}; {synced}distributed.max_session={cores} would use all"
 
 
