@@ -149,7 +149,9 @@ def benchmark(*overrides):
 @pytest.mark.slow
 def test_benchmark_measures_parts_whole_and_stable_baselines3(tmp_path):
     out = tmp_path / "benchmark.json"
-    process = benchmark("env=cartpole", "sessions=[1,2]", "repeats=1", "seconds=2", "sb3=true", f"out={out}")
+    process = benchmark(
+        "env=cartpole", "algo.memory.horizon=32", "sessions=[1,2]", "repeats=1", "seconds=2", "sb3=true", f"out={out}"
+    )
     assert process.returncode == 0, process.stderr
     content = json.loads(out.read_text())
     result = content["result"]
