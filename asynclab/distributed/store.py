@@ -1,6 +1,7 @@
 """The global network and optimizer in shared CPU memory.  P: parameters, W: writers (sessions that push here)."""
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -90,21 +91,37 @@ class Store:
         )
         self._base_lr = [group["lr"] for group in self.optimizer.param_groups]
 
+    def for_session(self) -> "Store":
+        """Return the store as one of several sessions in this process has it: with what it would not share with others.
+
+        Where the optimizer's state is shared that is the store itself.
+        """
+        if not isinstance(self.optimizer, GlobalOptimizer) or self.optimizer.shared:
+            return self
+        twin = copy.copy(self)
+        twin.optimizer = copy.copy(self.optimizer)
+        twin.optimizer.state = defaultdict(
+            dict,
+            {p: {role: value.clone() for role, value in roles.items()} for p, roles in self.optimizer.state.items()},
+        )
+        return twin
+
     @property
     def is_global(self) -> bool:
         """Whether the optimizer's state is shared between processes."""
         return isinstance(self.optimizer, GlobalOptimizer)
 
-    def apply(self, grad: Tensor) -> None:
+    def apply(self, grad: Tensor, scale: float = 1.0) -> None:
         """Take one optimizer step on theta.  Safe to call from any process.
 
         Args:
             grad: [P] float32, any device; not modified.
+            scale: Factor on the learning rate of this step.
         """
         grad = grad.to(self.theta.device)
         for name, part in self.networks.items():
             self._params[name].grad = grad[part]
-        factor = self.lr_schedule(self.progress())
+        factor = self.lr_schedule(self.progress()) * scale
         for group, base_lr in zip(self.optimizer.param_groups, self._base_lr, strict=True):
             group["lr"] = base_lr * factor
         with self._update:

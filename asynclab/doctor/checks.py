@@ -361,9 +361,9 @@ def fits(subject: Subject) -> str:
     memory = trial.session.make_memory(subject.obs_space, subject.action_space, num_envs).nbytes()
     shared = sum(_shared_bytes(store) for store in trial.stores)
     try:
-        resources.check_memory(mode.max_session, memory)
+        resources.check_memory(mode.max_session, memory, mode.processes)
         resources.check_shared_memory(shared)
-        resources.check_descriptors(mode.max_session, mode.num_stores)
+        resources.check_descriptors(mode.processes, mode.num_stores)
     except ValueError as error:
         raise Wrong(str(error)) from error
     return (

@@ -150,7 +150,7 @@ def stale_gradients() -> Replacements:
             p.grad = None
 
     yield Vector, "zero_", lambda self: None
-    yield Learner, "update", _after(Learner.update, cut_off)
+    yield Learner, "push", _after(Learner.push, cut_off)
 
 
 @_fault("first_pull", _not_shared)

@@ -25,7 +25,7 @@ from asynclab.processes.control import Control
 from asynclab.processes.launch import Failure
 from asynclab.run.trial import Trial
 from asynclab.schedules import Linear
-from asynclab.training.learner import Learner
+from asynclab.training.learner import Learner, Turns
 from asynclab.training.loop import Loop
 from asynclab.training.profile import Profile
 from asynclab.training.session import Session
@@ -236,7 +236,7 @@ def rehearse(make_trial: Callable[[], Trial]) -> Rehearsal:
             seen["targets_are_theta"] = all(torch.equal(target, source) for target, source in networks)
         return act(self, *args, **kwargs)
 
-    def watch_learn(self: Learner, batch: Any) -> Iterator[None]:
+    def watch_learn(self: Learner, batch: Any) -> Turns:
         nonlocal batches
         batches += 1
         if batches == 1:
@@ -262,14 +262,14 @@ def rehearse(make_trial: Callable[[], Trial]) -> Rehearsal:
     return Rehearsal(**seen, fresh=fresh)
 
 
-def _pushed_first(store: Any, learn: Callable[[], Iterator[None]]) -> Tensor:
+def _pushed_first(store: Any, learn: Callable[[], Turns]) -> Tensor:
     """Return the first gradient that learning pushes, given always the same random numbers."""
     pushed: list[Tensor] = []
     apply = store.apply
 
-    def record(grad: Tensor) -> None:
+    def record(grad: Tensor, scale: float = 1.0) -> None:
         pushed.append(grad.detach().cpu().clone())
-        apply(grad)
+        apply(grad, scale)
 
     store.apply = record
     torch.manual_seed(5)

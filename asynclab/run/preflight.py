@@ -68,19 +68,24 @@ def check_run(cfg: Config, folder: Path, schedule: Schedule, checkpoint: Checkpo
             f" {override('resume', folder)} to go on with it"
         )
     mode: Mode = cfg.distributed
+    if mode.is_simulated and cfg.profile:
+        raise ValueError(
+            f"profile=true measures real time, which distributed={mode.name} has none of; set profile=false, or measure"
+            " a run of distributed=synced or shared"
+        )
     devices = choose_devices(cfg.device, mode)
     envs = cfg.env.make()
     envs.close()
     if schedule.every is not None and schedule.changes:
         check_changes(cfg.env.make, schedule.changes, "eval.")
     memory = _memory(cfg, envs)
-    resources.check_memory(mode.max_session, memory.nbytes())
+    resources.check_memory(mode.max_session, memory.nbytes(), mode.processes)
     if cfg.env.max_frame < (needed := memory.min_frame(mode.writers)):
         raise ValueError(
             f"env.max_frame={cfg.env.max_frame} ends before every session has learned once; set it to {needed} or more"
         )
     refill = memory.refill(cfg.env.max_frame // mode.writers)
-    resources.check_descriptors(mode.max_session, mode.num_stores)
+    resources.check_descriptors(mode.processes, mode.num_stores)
     agent = cfg.algo.agent(envs.obs_space, envs.action_space)
     on_disk, save_memory = _check_room(cfg, folder, agent, memory.nbytes())
     precision = _choose_precision(cfg.algo.precision, agent, devices, checkpoint)
@@ -157,8 +162,8 @@ def choose_devices(device: str, mode: Mode) -> list[str]:
         return ["cpu"]
     if not mode.on_gpu:
         raise ValueError(
-            f"device={device} cannot hold the weights in distributed={mode.name}, where they are the global network in"
-            " CPU memory; set device=cpu or distributed=synced"
+            f"device={device} cannot hold the weights in distributed={mode.name}, where they are in the CPU's memory;"
+            " set device=cpu or distributed=synced"
         )
     if not cuda:
         raise ValueError(f"device={device}, but torch finds no CUDA GPU here; set device=cpu or device=auto")

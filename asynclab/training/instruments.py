@@ -43,8 +43,6 @@ class Instruments(Learner):
         sampled = self.mode.diagnostics and int(self.store.updates[self.slot]) % AGREEMENT_EVERY == 0
         self._sample = (batch, generators.state(self.agent.device)) if sampled else None
         with self.profile.phase("forward"):
-            if self.mode.is_live:
-                self._seen = self.store.total_updates()
             return super().forward(batch)
 
     def backward(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -78,6 +76,16 @@ class Instruments(Learner):
         """
         counts, self._staleness = self._staleness, Counter()
         return counts
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return besides how often each staleness has occurred."""
+        self._sample = None  # a batch may be a view of what is saved and changed
+        return super().state_dict() | {"staleness": dict(self._staleness)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over such a state."""
+        super().load_state_dict(state)
+        self._staleness = Counter(state["staleness"])
 
     def _agreement(self, batch: Any, rng: Mapping[str, Tensor]) -> Tensor:
         """Return the cosine between the gradient and the one that the same batch gives at theta as it is now.
