@@ -59,6 +59,7 @@ PRESETS = [
         "Algorithm and environment, for `+experiment=defaults`; two sessions, A2C and PPO one.",
     ),
     ("Arms: `arm`", "arm", "What is compared in the experiments `study_cartpole` and `study_pong`."),
+    ("Corrections: `correction`", "correction", "What is compared in the experiment `study_scale`."),
 ]
 
 

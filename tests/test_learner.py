@@ -98,7 +98,7 @@ def test_a_second_update_pushes_only_its_own_gradient(make_trial, algo, mode):
     learner = learner_of(trial)
     pushed = []
     apply = trial.stores[0].apply
-    trial.stores[0].apply = lambda grad: (pushed.append(grad.clone()), apply(grad))
+    trial.stores[0].apply = lambda grad, scale: (pushed.append(grad.clone()), apply(grad, scale))
     list(learner.update(first))
     at_second = learner.weights.full.clone()
     torch.manual_seed(5)

@@ -34,6 +34,7 @@ class Mode:
         staleness_lr: Divide the learning rate by a gradient's staleness, if that is more than 1 (Zhang et al., 2016).
         compensate: lambda of DC-ASGD (Zheng et al., 2017), which corrects a gradient for how theta has moved since its
             weights were pulled; 0 for none.
+        record: Write what it takes to repeat the run to the bit (``distributed.tape``).
     """
 
     one_store = True  # all sessions train one network
@@ -51,6 +52,7 @@ class Mode:
         diagnostics: bool = False,
         staleness_lr: bool = False,
         compensate: float = 0.0,
+        record: bool = False,
     ) -> None:
         if max_session is None:
             max_session = len(os.sched_getaffinity(0))
@@ -66,6 +68,11 @@ class Mode:
         if check.number("distributed.compensate", compensate) < 0:
             raise ValueError(f"distributed.compensate={compensate} must be 0 or more; 0.04 is its authors' choice")
         self.compensate = compensate
+        self.record = check.flag("distributed.record", record)
+        if record and (self.is_live or not self.one_store):
+            raise ValueError(f"distributed.record=true needs distributed=synced, and this is {self.name}")
+        if record and lock != "update":
+            raise ValueError(f"distributed.record=true needs distributed.lock=update, and it is {lock}")
 
     @property
     def name(self) -> str:

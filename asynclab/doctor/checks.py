@@ -259,6 +259,10 @@ def _only_off(subject: Subject) -> str:
     return _several(subject)
 
 
+def _simulated(subject: Subject) -> str:
+    return "" if subject.real.mode.is_simulated else f"distributed={subject.real.mode.name} is not simulated"
+
+
 def _optimizer_is_seen(subject: Subject) -> str:
     return "" if subject.real.mode.one_store else _several(subject)
 
@@ -497,6 +501,17 @@ def global_clock(subject: Subject) -> str:
                 f" learning rate at {report.lr_factor:.0%} in session {report.rank} instead of {expected:.0%}"
             )
     return "schedules follow the frames of all sessions together"
+
+
+@_check(
+    "A simulation is for runs that can be repeated; what it shows would be an accident like any real run.", _simulated
+)
+def simulation(subject: Subject) -> str:
+    """Take the same turns in the same order, whatever the machine does meanwhile."""
+    digests = {probe.simulated(subject.make()) for _ in range(2)}
+    if len(digests) > 1:
+        raise Wrong("two simulations with the same settings have come to different weights")
+    return f"two simulations of {subject.sessions} sessions come to the same weights"
 
 
 # The beginning of a session

@@ -8,6 +8,7 @@ import multiprocessing as mp
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
@@ -25,6 +26,7 @@ from asynclab.processes.control import Control
 from asynclab.processes.launch import Failure
 from asynclab.run.trial import Trial
 from asynclab.schedules import Linear
+from asynclab.simulation.simulator import simulate
 from asynclab.training.learner import Learner, Turns
 from asynclab.training.loop import Loop
 from asynclab.training.profile import Profile
@@ -279,6 +281,16 @@ def _pushed_first(store: Any, learn: Callable[[], Turns]) -> Tensor:
     if not pushed:
         raise ProbeError("the second batch was learned from and nothing was pushed")
     return pushed[0]
+
+
+def simulated(trial: Trial, updates: int = 20) -> str:
+    """Return the digest of theta after so many updates of a simulation."""
+    (store,) = trial.stores
+    assert trial.clock is not None
+    with closing(simulate(trial.session, store, trial.control, trial.clock)) as events:
+        while store.total_updates() < updates and not store.is_complete():
+            next(events)
+    return digest(store.theta)
 
 
 def state_of(store: Store) -> list[Tensor]:

@@ -87,6 +87,8 @@ def check_run(cfg: Config, folder: Path, schedule: Schedule, checkpoint: Checkpo
     refill = memory.refill(cfg.env.max_frame // mode.writers)
     resources.check_descriptors(mode.processes, mode.num_stores)
     agent = cfg.algo.agent(envs.obs_space, envs.action_space)
+    if mode.record:
+        _check_repeatable(envs, agent, devices)
     on_disk, save_memory = _check_room(cfg, folder, agent, memory.nbytes())
     precision = _choose_precision(cfg.algo.precision, agent, devices, checkpoint)
     return Probe(envs, agent, memory.nbytes(), on_disk, save_memory, refill, devices, precision)
@@ -102,6 +104,18 @@ def _check_numbers(cfg: Config, is_new: bool) -> None:
         raise ValueError(f"seed={cfg.seed} must be below 2**32: sessions of others would share their random numbers")
     if cfg.algo.max_grad_norm is not None:
         check.positive("algo.max_grad_norm", cfg.algo.max_grad_norm)
+
+
+def _check_repeatable(envs: Envs, agent: Agent, devices: list[str]) -> None:
+    """Refuse to record what sessions share besides theta and the clock, and arithmetic that is not the same twice."""
+    wrong = [f"device={device}" for device in devices if device != "cpu"]
+    wrong += [f"env.make with moments of all sessions ({name})" for name in envs.moments]
+    wrong += ["targets that all sessions share"] * (agent.target_part is not None)
+    if wrong:
+        raise ValueError(
+            f"distributed.record=true cannot be replayed with {', '.join(wrong)}; set device=cpu,"
+            " env.make.normalize_obs=false, env.make.scale_reward=null and, for SAC, algo.agent.shared_targets=false"
+        )
 
 
 def _memory(cfg: Config, envs: Envs) -> Memory:

@@ -166,7 +166,10 @@ class Statistics:
             "session_staleness": [staleness.summary(counts) for counts in self._staleness],
             "session_mean_return": [statistics.fmean(r) if r else None for r in self.session_returns],
         }
-        return found | ({"profile": [shares(seconds) for seconds in self._profile]} if any(self._profile) else {})
+        if any(self._profile):
+            found["profile"] = [shares(seconds) for seconds in self._profile]
+            found["profile_seconds"] = [round(sum(seconds.values()), 3) for seconds in self._profile]
+        return found
 
 
 def mean_return(returns: Collection[float]) -> float:

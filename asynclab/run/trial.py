@@ -16,6 +16,7 @@ from typing import Any
 from asynclab import console, flat
 from asynclab.config.schema import Config
 from asynclab.distributed import Mode, Store
+from asynclab.distributed.tape import Tape
 from asynclab.envs import spaces
 from asynclab.evaluation.evaluator import Evaluator, Schedule
 from asynclab.processes.control import Control
@@ -29,7 +30,7 @@ from asynclab.run.stores import make_stores, restore
 from asynclab.simulation.clock import Clock
 from asynclab.simulation.simulator import simulate
 from asynclab.storage.checkpoint import Checkpoint, Checkpoints
-from asynclab.storage.names import CHECKPOINTS, SUMMARY
+from asynclab.storage.names import CHECKPOINTS, RECORD, SUMMARY
 from asynclab.text import override
 from asynclab.training.learner import Rules
 from asynclab.training.messages import Complaint, Record, Saved
@@ -99,6 +100,7 @@ class Trial:
             folder / CHECKPOINTS,
             self.probe.save_memory,
             self.clock or time.monotonic,
+            Tape(folder / RECORD) if self.mode.record else None,
         )
 
     def decided(self) -> dict[str, Any]:
@@ -173,6 +175,8 @@ class Trial:
         )  # fmt: skip
         snapshots = self.snapshots(checkpoints, recorder)
         if self.checkpoint is None:
+            if isinstance(self.session.tape, Tape):
+                self.session.tape.begin()
             snapshots.commit(Snapshot(0))  # so that a run can always be resumed, and a full disk shows now
         status = "failed"
         with (

@@ -6,7 +6,7 @@ does.  What sessions in processes of their own would not share is changed with e
 """
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -18,12 +18,13 @@ from asynclab.processes.control import Control
 from asynclab.processes.launch import FatalError
 from asynclab.simulation.clock import Clock
 from asynclab.training.learner import Turn
+from asynclab.training.messages import Saved
 from asynclab.training.seeds import Seeds
-from asynclab.training.session import Events, Session
+from asynclab.training.session import Events, Session, Worker
 from asynclab.training.state import Start
 
 
-def simulate(session: Session, store: Store, control: Control, clock: Clock, start: Start = Start()) -> Iterator[Any]:
+def simulate(session: Session, store: Store, control: Control, clock: Clock, start: Start = Start()) -> Generator[Any]:
     """Train ``store`` with all sessions until the parent asks for the last snapshot; yield their messages.
 
     Args:
@@ -34,10 +35,10 @@ def simulate(session: Session, store: Store, control: Control, clock: Clock, sta
         start: Where the trial begins.
     """
     with ExitStack() as stack:
-        actors = []
+        actors: list[Timed] = []
         for rank in range(control.sessions):
             with torch.random.fork_rng(devices=[]):
-                actors.append(Actor(session, rank, store.for_session(), start, clock))
+                actors.append(Timed(session.begin(rank, store.for_session(), start=start), session, clock))
             stack.callback(actors[-1].worker.loop.envs.close)
         for rank in range(control.sessions):
             control.join(rank)
@@ -45,82 +46,98 @@ def simulate(session: Session, store: Store, control: Control, clock: Clock, sta
 
 
 class Actor:
-    """A session, and when it goes on.
+    """A session that has begun and is not alone in its process.
 
     Attributes:
         worker: The session.
-        due: Virtual seconds at which it has its next turn; None while the budget is used up.
+        turn: Its last one.
 
     Args:
-        session: What every session gets.
-        rank: Of this one.
-        store: What it trains.
-        start: Where the trial begins.
-        clock: Of the trial.
+        worker: Torch's random numbers are its own now.
     """
 
-    def __init__(self, session: Session, rank: int, store: Store, start: Start, clock: Clock) -> None:
-        assert isinstance(session.mode, Simulated)
-        self.worker = session.begin(rank, store, start=start)
-        self.due: float | None = clock.now
-        timing, sessions = session.mode.timing, session.mode.max_session
-        self._timing, self._slowness = timing, timing.slowness(rank, sessions)
-        self._transfer = timing.transfer(rank, sessions, 4 * store.theta.numel())
-        self._rng = np.random.default_rng(Seeds(session.seed, rank).timing)
-        if saved := self.worker.saved:
-            self.due = clock.now if saved["due"] is None else saved["due"]  # there may be more budget now
-            self._rng.bit_generator.state = saved["rng"]
-            self.worker.loop.obs = saved["obs"].numpy()
-            self.worker.loop.learner.load_state_dict(saved["learner"])
-            self.worker.report.load_state_dict(saved["report"])
-        self._turns = self.worker.turns()
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.turn = Turn.FREE
+        self._turns = worker.turns()
         self._torch = torch.get_rng_state()
 
-    def go_on(self) -> Events:
-        """Have a turn: go on until others may have theirs; yield what there is to tell."""
-        assert self.due is not None
-        turn = Turn.FREE
-        while turn in (Turn.FREE, Turn.PUSH):  # takes no time
-            with self._random():
-                turn = next(self._turns)
-            yield from self.worker.messages(turn)
-        self.due = None if turn is Turn.REST else self.due + self._seconds(turn)
-
-    def _seconds(self, turn: Turn) -> float:
-        """Return how long it takes what the session has done, or is about to push."""
-        if turn is Turn.STEP:
-            return self._slowness * self._timing.of_step(self._rng)
-        own = self._timing.of_gradient if turn is Turn.GRADIENT else self._timing.of_pull
-        return self._slowness * own(self._rng) + self._transfer
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a session in a process of its own need not save, as it only saves where nothing is under way."""
-        worker = self.worker
-        return {
-            "due": self.due,
-            "rng": self._rng.bit_generator.state,
-            "obs": torch.from_numpy(worker.loop.obs.copy()),
-            "learner": worker.loop.learner.state_dict(),
-            "report": worker.report.state_dict(),
-        }
-
-    def save(self, number: int) -> Any:
-        """Save the session for a snapshot."""
-        with self._random():
-            return self.worker.save(number, self.state_dict())
+    def advance(self, turn: Turn) -> None:
+        """Go on until it has had such a turn."""
+        with self.random():
+            self.turn = next(had for had in self._turns if had is turn)
 
     @contextmanager
-    def _random(self) -> Iterator[None]:
+    def random(self) -> Iterator[None]:
         """Let torch draw the session's random numbers."""
         torch.set_rng_state(self._torch)
         yield
         self._torch = torch.get_rng_state()
 
 
+class Timed(Actor):
+    """A session in virtual time.
+
+    Attributes:
+        due: Virtual seconds at which it has its next turn; None while the budget is used up.
+
+    Args:
+        worker: The session.
+        session: What every session gets.
+        clock: Of the trial.
+    """
+
+    def __init__(self, worker: Worker, session: Session, clock: Clock) -> None:
+        super().__init__(worker)
+        assert isinstance(session.mode, Simulated)
+        timing, sessions = session.mode.timing, session.mode.max_session
+        nbytes = 4 * worker.loop.learner.grad.full.numel()
+        self.due: float | None = clock.now
+        self._timing, self._slowness = timing, timing.slowness(worker.rank, sessions)
+        self._transfer = timing.transfer(worker.rank, sessions, nbytes)
+        self._rng = np.random.default_rng(Seeds(session.seed, worker.rank).timing)
+        if saved := worker.saved:
+            self.due = clock.now if saved["due"] is None else saved["due"]  # there may be more budget now
+            self._rng.bit_generator.state = saved["rng"]
+            worker.loop.obs = saved["obs"].numpy()
+            worker.loop.learner.load_state_dict(saved["learner"])
+            worker.report.load_state_dict(saved["report"])
+
+    def go_on(self) -> Events:
+        """Have a turn: go on until others may have theirs; yield what there is to tell."""
+        assert self.due is not None
+        self.turn = Turn.FREE
+        while self.turn in (Turn.FREE, Turn.PUSH):  # takes no time
+            with self.random():
+                self.turn = next(self._turns)
+            yield from self.worker.messages(self.turn)
+        self.due = None if self.turn is Turn.REST else self.due + self._seconds()
+
+    def _seconds(self) -> float:
+        """Return how long it takes what the session has done, or is about to push."""
+        if self.turn is Turn.STEP:
+            return self._slowness * self._timing.of_step(self._rng)
+        own = self._timing.of_gradient if self.turn is Turn.GRADIENT else self._timing.of_pull
+        return self._slowness * own(self._rng) + self._transfer
+
+    def save(self, number: int) -> Saved:
+        """Save for a snapshot, besides what others save, what these need not, as with them nothing is under way."""
+        worker = self.worker
+        with self.random():
+            state = {
+                "due": self.due,
+                "rng": self._rng.bit_generator.state,
+                "obs": torch.from_numpy(worker.loop.obs.copy()),
+                "learner": worker.loop.learner.state_dict(),
+                "report": worker.report.state_dict(),
+            }
+            return worker.save(number, state)
+
+
 class _Play:
     """All sessions, and whose turn it is."""
 
-    def __init__(self, actors: list[Actor], store: Store, control: Control, clock: Clock) -> None:
+    def __init__(self, actors: list[Timed], store: Store, control: Control, clock: Clock) -> None:
         self.actors = actors
         self.store = store
         self.control = control

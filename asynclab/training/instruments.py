@@ -97,13 +97,15 @@ class Instruments(Learner):
             rng: States of the random generators before its loss.
         """
         stale, after = self.grad.full.clone(), generators.state(self.agent.device)
-        own = [p.grad for p in self.agent.own]
+        own, weights = [p.grad for p in self.agent.own], None if self.mode.is_live else self.weights.full.clone()
         self.mode.pull(self.weights, self.store)
         generators.restore(self.agent.device, rng)
         losses, _ = Learner.forward(self, batch)
         Learner.backward(self, losses)
         cosine = torch.nn.functional.cosine_similarity(stale, self.grad.full, dim=0)
         self.grad.full.copy_(stale)
+        if weights is not None:  # the push may be compensated for what has happened since
+            self.weights.full.copy_(weights)
         for p, grad in zip(self.agent.own, own, strict=True):
             p.grad = grad
         generators.restore(self.agent.device, after)

@@ -12,6 +12,7 @@ from torch import Tensor
 from asynclab import flat
 from asynclab.agents import Agent
 from asynclab.distributed import Mode, Store
+from asynclab.distributed.tape import alone
 from asynclab.processes.launch import FatalError
 
 
@@ -77,8 +78,9 @@ class Learner:
         self.rules = rules
         self._dropped_in_row = 0
         bf16 = rules.precision == "bf16"
-        self._seen = self._followed = store.total_updates()  # updates that the weights and the agent have seen
-        self.weights = mode.weights(store, device, bf16)
+        with alone(store.tape):
+            self._seen = self._followed = store.total_updates()  # updates that the weights and the agent have seen
+            self.weights = mode.weights(store, device, bf16)
         self.grad = flat.Vector.make(torch.zeros_like(self.weights.full), bf16)
         agent.bind(self.weights, self.grad, store.target)
         assert flat.is_bound(agent.nets, self.weights, self.grad)
@@ -162,14 +164,18 @@ class Learner:
 
     def push(self) -> None:
         """Apply the gradient to theta."""
-        pulled = self._pulled if self.mode.is_live else self.weights.full
-        self.mode.push(self.grad.full, self.store, self.store.total_updates() - self._seen, pulled)
-        self.store.updates[self.slot] += 1  # one slot per writer: exact without a lock
+        pulled, store = self._pulled if self.mode.is_live else self.weights.full, self.store
+        with alone(store.tape):
+            self.mode.push(self.grad.full, store, store.total_updates() - self._seen, pulled)
+            store.updates[self.slot] += 1  # one slot per writer: exact without a lock
+            if store.tape is not None:
+                store.tape.pushed(self.slot, store.total_updates(), self._seen, store.theta)
 
     def pull(self) -> None:
         """Let the weights be theta as it is now."""
-        self._seen = self.store.total_updates()
-        self.mode.pull(self.weights, self.store)
+        with alone(self.store.tape):
+            self._seen = self.store.total_updates()
+            self.mode.pull(self.weights, self.store)
 
     def move_targets(self) -> None:
         """Let the agent move its targets by the updates that theta has seen since it did so last."""

@@ -13,6 +13,7 @@ import torch
 
 from asynclab.agents import Agent
 from asynclab.distributed import Mode, Store
+from asynclab.distributed.tape import Playback, Tape
 from asynclab.envs import Envs, Episode
 from asynclab.memory import Memory
 from asynclab.processes.control import Control
@@ -46,6 +47,7 @@ class Session:
         folder: Where checkpoints are.
         save_memory: Whether checkpoints have the memory, too.
         clock: Returns the time in seconds.
+        tape: Records what the sessions see of each other; None if nothing is recorded.
     """
 
     make_envs: Callable[[], Envs]
@@ -60,6 +62,7 @@ class Session:
     folder: Path
     save_memory: bool
     clock: Callable[[], float] = time.monotonic
+    tape: Tape | Playback | None = None
 
     def run(self, rank: int, store: Store, control: Control, start: Start = Start()) -> Events:
         """Train ``store`` until the parent asks for the last snapshot; rest while the budget is used up.
@@ -94,6 +97,8 @@ class Session:
         """Return a session that begins, goes on from a checkpoint, or takes the place of one that died."""
         memory_files = MemoryFiles(self.folder, rank)
         profile = Profile(self.profile)
+        if self.tape is not None:
+            store = store.recorded(self.tape.for_session(rank))
         loop = self.set_up(rank, store, profile, (start.resumes, restarts))
         worker = Worker(self, rank, loop, memory_files)
         try:
