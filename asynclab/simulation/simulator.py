@@ -37,6 +37,8 @@ def simulate(session: Session, store: Store, control: Control, clock: Clock, sta
     with ExitStack() as stack:
         actors: list[Timed] = []
         for rank in range(control.sessions):
+            if control.ending():  # many sessions take a while
+                return
             with torch.random.fork_rng(devices=[]):
                 actors.append(Timed(session.begin(rank, store.for_session(), start=start), session, clock))
             stack.callback(actors[-1].worker.loop.envs.close)
@@ -99,7 +101,6 @@ class Timed(Actor):
         if saved := worker.saved:
             self.due = clock.now if saved["due"] is None else saved["due"]  # there may be more budget now
             self._rng.bit_generator.state = saved["rng"]
-            worker.loop.obs = saved["obs"].numpy()
             worker.loop.learner.load_state_dict(saved["learner"])
             worker.report.load_state_dict(saved["report"])
 

@@ -73,4 +73,7 @@ def resume(loop: Loop, start: Start, rank: int, memory_files: MemoryFiles) -> di
     if memory.is_between_batches():
         learner.agent.begin_batch()
     generators.restore(learner.agent.device, state)
-    return dict(state.get("more", {}))
+    more = dict(state.get("more", {}))
+    if going_on is not None and "obs" in more:  # normalised by what all sessions had seen when they were seen
+        loop.obs = more["obs"].numpy()
+    return more
