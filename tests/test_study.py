@@ -162,6 +162,15 @@ def test_lost_updates_are_shown_if_they_were_measured(tmp_path):
     assert a2c.endswith("| - |")
 
 
+def test_the_agreement_of_gradients_is_shown_if_it_was_measured(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path, "a3c_2", seed, line(100), sessions=2, summary={"agreement": 0.7 + 0.2 * seed})
+        write_run(tmp_path, "a2c", seed, line(100))
+    result = study.analyse(tmp_path)
+    head, _, a3c, a2c = study.table(result).splitlines()[:4]
+    assert [row.split(" | ")[-1] for row in (head, a3c, a2c)] == ["agreement |", "0.80 |", "- |"]
+
+
 def test_one_seed_has_no_interval(tmp_path):
     write_run(tmp_path, "a2c", 0, line(100))
     result = study.analyse(tmp_path)
