@@ -25,10 +25,10 @@ def main(cfg: DictConfig) -> None:
     """Simulate each number of sessions for a while, one after the other, and print a line for each."""
     for sessions in sorted(cfg.sessions):
         OmegaConf.update(cfg, "distributed.max_session", sessions)
-        print(f"{sessions:,} sessions: {_measure(cfg, cfg.seconds)}", flush=True)
+        print(f"{sessions:,} sessions: {_measure(cfg, sessions, cfg.seconds)}", flush=True)
 
 
-def _measure(cfg: DictConfig, seconds: float) -> str:
+def _measure(cfg: DictConfig, sessions: int, seconds: float) -> str:
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         trial = build.make_trial(cfg, Path(folder))
@@ -39,11 +39,11 @@ def _measure(cfg: DictConfig, seconds: float) -> str:
         with closing(simulate(trial.session, store, trial.control, trial.clock)) as events:
             while int(store.updates.min()) < 1:  # until every session has made an update
                 next(events)
-            ready = time.process_time()
-            before = store.total_updates()
-            while (passed := time.process_time() - ready) < seconds and not store.is_complete():
+            ready, before = time.process_time(), store.total_updates()
+            # whole rounds: sessions that begin together step together for a while, and then all learn
+            while time.process_time() - ready < seconds or store.total_updates() < before + sessions:
                 next(events)
-            updates = (store.total_updates() - before) / passed
+            updates = (store.total_updates() - before) / (time.process_time() - ready)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return f"{updates:,.1f} updates per second of processor time, {memory:.2f} GiB, ready after {ready - began:.1f} s"
 
