@@ -227,6 +227,7 @@ def test_the_command_is_repeated_to_the_bit_on_one_core_and_on_a_busy_machine(tr
         (lambda: Constant(push=float("inf")), "distributed.timing.push=inf must be a number"),
         (lambda: Constant(slow=2.0), "distributed.timing.slow=2.0 must be a number from 0 to 1"),
         (lambda: Constant(latency=-0.1), "distributed.timing.latency=-0.1 must be 0 or more"),
+        (lambda: Constant(slowdown=float("inf")), "distributed.timing.slowdown=inf must be a number"),
         (lambda: Lognormal(spread=0.0), "distributed.timing.spread=0.0 must be a number above 0"),
     ],
 )

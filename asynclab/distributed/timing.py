@@ -42,7 +42,7 @@ class Constant:
             for name, seconds in (("act", act), ("step", step), ("gradient", gradient), ("push", push), ("pull", pull))
         )
         self.slow = check.fraction(f"{key}.slow", slow)
-        self.slowdown = check.positive(f"{key}.slowdown", slowdown)
+        self.slowdown = check.positive(f"{key}.slowdown", check.number(f"{key}.slowdown", slowdown))
         self.machines = check.count(f"{key}.machines", machines)
         if check.number(f"{key}.latency", latency) < 0:
             raise ValueError(f"{key}.latency={latency} must be 0 or more")
@@ -83,7 +83,7 @@ class Lognormal(Constant):
 
     def __init__(self, spread: float = 0.3, **constant: float) -> None:
         super().__init__(**constant)  # type: ignore[arg-type]
-        self.spread = check.positive("distributed.timing.spread", spread)
+        self.spread = check.positive("distributed.timing.spread", check.number("distributed.timing.spread", spread))
         self._sigma = math.sqrt(math.log1p(self.spread**2))  # of the logarithm
 
     def _draw(self, mean: float, rng: np.random.Generator) -> float:
