@@ -169,7 +169,7 @@ class Worker:
         self.saved: dict[str, Any] = {}
         self._session = session
         self._memory_files = memory_files
-        self._is_resting = False
+        self._is_resting = self._has_stepped = False
 
     def turns(self, is_late: Callable[[], bool] = lambda: False) -> Turns:
         """Learn from what is due, and step as long as there is budget, again and again; may be left at every turn.
@@ -198,12 +198,16 @@ class Worker:
     def messages(self, turn: Turn) -> Iterator[Record | Complaint]:
         """Yield what there is to tell at this turn."""
         if turn is Turn.STEP:
-            self._is_resting = False
+            self._is_resting, self._has_stepped = False, True
             if self.loop.envs.complaint:
                 yield Complaint(self.rank, self.loop.envs.complaint)
                 self.loop.envs.complaint = ""
-        elif (turn is Turn.FREE and self.report.is_due()) or (turn is Turn.REST and not self._is_resting):
-            self._is_resting = turn is Turn.REST
+        elif turn is Turn.FREE and self._has_stepped:
+            self._has_stepped = False
+            if self.report.is_due():
+                yield self.report.record()
+        elif turn is Turn.REST and not self._is_resting:
+            self._is_resting = True
             yield self.report.record()
 
     def save(self, number: int, state: Mapping[str, Any] = MappingProxyType({})) -> Saved:
