@@ -143,6 +143,7 @@ class Rollout:
         self.horizon = check.count("algo.memory.horizon", horizon)
         shape = (horizon, num_envs)
         self._t = 0
+        self._is_handed_out = False
         self._final: dict[tuple[int, int], NDArray] = {}
         self._obs = layout.zeros((horizon + 1, num_envs), obs_space)
         self._action = _actions(action_space, shape)
@@ -183,15 +184,16 @@ class Rollout:
 
     def is_between_batches(self) -> bool:
         """Return whether the next step is the first one of a rollout."""
-        return self._t in (0, self.horizon)
+        return self._t == 0 or self._is_handed_out
 
     def refill(self, frames: int) -> int:
         """Return 0: a rollout is used only when complete."""
         return 0
 
     def state_dict(self) -> dict[str, NDArray]:
-        """Return the steps so far."""
-        self._begin()
+        """Return the steps so far, of a rollout that has been handed out none."""
+        if self._is_handed_out:
+            self._begin()
         t = self._t
         arrays = {name: getattr(self, f"_{name}")[:t] for name in ("action", "reward", "terminated", "done")}
         return arrays | {"obs": self._obs[: t + 1]} | _pack(self._final, self._obs)
@@ -209,6 +211,7 @@ class Rollout:
         if self._t == self.horizon:
             self._obs[0] = self._obs[-1]
             self._t = 0
+            self._is_handed_out = False
             self._final.clear()
 
     def add(self, action: NDArray, step: Step) -> None:
@@ -227,6 +230,7 @@ class Rollout:
         """Yield the rollout if it is complete.  The batch is a view: use it before the next ``add``."""
         if self._t < self.horizon:
             return
+        self._is_handed_out = True
         num_envs = self._reward.shape[1]
         index = [t * num_envs + b for t, b in self._final]
         final = np.stack(list(self._final.values())) if self._final else self._obs[0, :0]

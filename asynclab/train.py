@@ -21,7 +21,8 @@ def train(cfg: DictConfig) -> float:
     from asynclab.processes.server import start_server
 
     is_async = OmegaConf.select(cfg, "env.make.vectorization_mode") == "async"  # gymnasium would start one unprotected
-    if cfg.distributed.get("max_session") != 1 or is_async:
+    is_simulated = "placement" in cfg.distributed  # in this process, whatever the number of sessions
+    if (cfg.distributed.get("max_session") != 1 and not is_simulated) or is_async:
         start_server()  # so early that it imports torch while we do
 
     from hydra.core.hydra_config import HydraConfig

@@ -101,7 +101,7 @@ def _parts(session: Session, barrier: Any, seconds: float, store: Store, rank: i
     yield Parts(env, act, update, memory.frames_per_batch)
 
 
-def _all(updates: Iterator[None]) -> None:
+def _all(updates: Iterator[Any]) -> None:
     for _ in updates:
         pass
 

@@ -41,6 +41,12 @@ GROUPS = [
     ("Optimizers: `algo/optimizer`", "algo/optimizer", "algo.optimizer.", "Chosen by the algorithm, or on its own."),
     ("Environments: `env`", "env", "env.", "What is acted in, for how long, and the network that fits it."),
     ("Modes: `distributed`", "distributed", "distributed.", "How many sessions there are, and what they share."),
+    (
+        "Timings: `distributed/timing`",
+        "distributed/timing",
+        "distributed.timing.",
+        "How long what sessions do takes, in virtual time (`distributed=simulated`).",
+    ),
 ]
 SPACES = """What an algorithm does otherwise for observations and actions of some kind is in
 `conf/tuned/<algo>/<spaces>.yaml`. The environment's file says which; what is typed has the last word. `env=gym` takes
@@ -55,6 +61,7 @@ PRESETS = [
         "Algorithm and environment, for `+experiment=defaults`; two sessions, A2C and PPO one.",
     ),
     ("Arms: `arm`", "arm", "What is compared in the experiments `study_cartpole` and `study_pong`."),
+    ("Corrections: `correction`", "correction", "What is compared in the experiment `study_scale`."),
 ]
 
 

@@ -178,10 +178,10 @@ def test_shared_memory_and_memory_are_compared_with_the_plan(monkeypatch):
     with pytest.raises(ValueError, match=r"need .* of shared memory and /dev/shm has .*--shm-size"):
         resources.check_shared_memory(10**15)
     with pytest.raises(ValueError, match=r"the sessions' memories need 1000000\.00 GB .*lower algo\.memory\.capacity"):
-        resources.check_memory(1_000, 10**12)
+        resources.check_memory(1_000, 10**12, 1_000)
     monkeypatch.setattr(resources, "available_memory", lambda: 10**9)
     with pytest.raises(ValueError, match=r"their processes about 2\.40 GB, and 1\.00 GB are available"):
-        resources.check_memory(16, 10)
+        resources.check_memory(16, 10, 16)
 
 
 @pytest.mark.parametrize("sessions", [1, 2])

@@ -16,7 +16,8 @@ from asynclab.config.settings import settings
 
 config.register()
 SCRIPT = runpy.run_path(str(ROOT / "scripts" / "configuration.py"))
-GROUPS = {"algo": "algo.", "algo/optimizer": "algo.optimizer.", "env": "env.", "distributed": "distributed."}
+GROUPS = {"algo": "algo.", "algo/optimizer": "algo.optimizer.", "env": "env.", "distributed": "distributed.",
+          "distributed/timing": "distributed.timing."}  # fmt: skip
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]
 
 
@@ -47,10 +48,13 @@ def test_the_page_is_up_to_date():
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_setting_of_a_choice_is_documented_with_its_default(group, choice):
     page, prefix = documented(group, choice), GROUPS[group]
-    found = {k: v for k, v in composed("config", "~tuned", f"{group}={choice}").items() if k.startswith(prefix)}
+    mode = ["distributed=simulated"] if group == "distributed/timing" else []
+    found = {k: v for k, v in composed("config", "~tuned", *mode, f"{group}={choice}").items() if k.startswith(prefix)}
     found = {k: v for k, v in found.items() if not k.endswith("._partial_")}
     if group == "algo":  # what the optimizer's own choice says
         found = {k: v for k, v in found.items() if k in page or not k.startswith("algo.optimizer.")}
+    if group == "distributed":  # what the timing's own choice says
+        found = {k: v for k, v in found.items() if k in page or not k.startswith("distributed.timing.")}
     if group == "algo/optimizer":  # the algorithm has the last word
         page |= {"algo.optimizer.lr": 7e-4, "algo.optimizer.eps": 1e-5}
     assert page == found
@@ -72,7 +76,8 @@ def test_every_setting_of_a_command_is_documented_with_its_default(name):
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_the_configs_have_every_argument_of_what_they_make(group, choice):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = OmegaConf.to_container(compose("config", [f"{group}={choice}"]))
+        mode = ["distributed=simulated"] if group == "distributed/timing" else []
+        cfg = OmegaConf.to_container(compose("config", [*mode, f"{group}={choice}"]))
     for target, given in targets(cfg):
         arguments = inspect.signature(SAC if target is make_sac else target).parameters.values()
         optional = {

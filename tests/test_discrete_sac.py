@@ -80,9 +80,9 @@ def test_diagnostics_leave_the_gradient_of_a_temperature_of_its_own(make_trial):
         trial = make_trial("discrete_sac", mode=mode, shared_temperature=False, temperature_lr=0.01)
         learner, other = learner_of(trial), learner_of(trial)
         batch, second = some_batches(trial, 2)
-        other.update(second)  # so that a fresh gradient is another one
+        list(other.update(second))  # so that a fresh gradient is another one
         torch.manual_seed(0)
-        learner.update(batch)
+        list(learner.update(batch))
         temperatures.append(float(learner.agent.temperature.log_alpha.grad))
     assert temperatures[0] == temperatures[1] != 0
 

@@ -22,6 +22,7 @@ A3C = ["env=cartpole", "distributed.max_session=2"]
 DQN = ["algo=dqn", "env=cartpole", "distributed.max_session=2"]
 SAC = ["algo=sac", "env=pendulum", "distributed=shared", "distributed.max_session=2"]
 OFF = ["env=cartpole", "distributed=off", "distributed.max_session=2"]
+SIMULATED = ["env=cartpole", "distributed=simulated", "distributed.max_session=4"]
 PONG = ["env=pong", "env.num_envs=2", "distributed.max_session=2"]
 IN_PLACE = ["algo=a3c", "env=gym", "env.id=weird_env:InPlace-v0"]
 PENDULUM = ["algo=a3c", "env=pendulum"]
@@ -45,6 +46,7 @@ CASES = {
     "all_cores": (A3C, r"computes with \d+ threads, and should with 1"),
     "same_seeds": (A3C, "different sessions have the same seeds"),
     "clock_seeds": (A3C, "seed=0 begins differently each time"),
+    "real_time": (SIMULATED, "two simulations with the same settings have come to different weights"),
     "gathered_infos": (A3C, "what an environment's info holds reaches the vector, which ends in IndexError"),
     "autoreset": (A3C, r"truncations, \d+ begin at an episode's last observation: the step that only resets"),
     "truncation_as_termination": (A3C, r"truncations, \d+ end in a truncation that is taken for a termination\."),
@@ -57,9 +59,9 @@ CASES = {
 }
 ARMS = sorted(path.stem for path in (ROOT / "conf" / "arm").glob("*.yaml"))
 EXPERIMENTS = [
-    f"{path.stem} arm={arm}" if arm else path.stem
+    f"{path.stem} arm={arm}" if arm else path.stem + " correction=vtrace" * (path.stem == "study_scale")
     for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
-    for arm in (ARMS if path.stem.startswith("study_") else [""])
+    for arm in (ARMS if path.stem in ("study_cartpole", "study_pong") else [""])
 ]
 CARTPOLE = partial(make_envs, id="CartPole-v1", num_envs=3)
 MEMORIES = {

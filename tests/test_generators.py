@@ -63,7 +63,7 @@ def test_gradients_are_compared_under_the_same_noise_and_comparing_changes_nothi
         trial = make_noisy(0, mode=Synced(1, diagnostics=diagnostics))
         learner = learner_of(trial)
         for batch in some_batches(trial, 22):
-            learner.update(batch)
+            list(learner.update(batch))
         thetas.append(trial.stores[0].theta)
     assert torch.equal(*thetas)
     assert learner.metrics()["hogwild/agreement"] == pytest.approx(1.0, abs=1e-5)

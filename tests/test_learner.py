@@ -13,7 +13,7 @@ from asynclab.distributed import Off, Shared, Synced
 from asynclab.processes.control import Control
 from asynclab.processes.launch import FatalError
 from asynclab.training.instruments import Instruments
-from asynclab.training.learner import clip_norm_
+from asynclab.training.learner import Turn, clip_norm_
 from asynclab.training.profile import Profile
 
 
@@ -83,8 +83,8 @@ def test_targets_of_a_sessions_own_do_not_lag_more_when_there_are_others(make_tr
     mine, others = learner_of(trial), learner_of(trial)
     before = mine.agent.target.weights.clone()
     for batch in batches[1:]:
-        others.update(batch)
-    mine.update(batches[0])
+        list(others.update(batch))
+    list(mine.update(batches[0]))
     theta = trial.stores[0].theta[mine.agent._critics_part]
     torch.testing.assert_close(mine.agent.target.weights, before.lerp(theta, 1 - 0.995**4))
 
@@ -98,11 +98,11 @@ def test_a_second_update_pushes_only_its_own_gradient(make_trial, algo, mode):
     learner = learner_of(trial)
     pushed = []
     apply = trial.stores[0].apply
-    trial.stores[0].apply = lambda grad: (pushed.append(grad.clone()), apply(grad))
-    learner.update(first)
+    trial.stores[0].apply = lambda grad, scale: (pushed.append(grad.clone()), apply(grad, scale))
+    list(learner.update(first))
     at_second = learner.weights.full.clone()
     torch.manual_seed(5)
-    learner.update(second)
+    list(learner.update(second))
 
     fresh = learner_of(make_trial(algo))
     fresh.weights.full.copy_(at_second)
@@ -140,7 +140,7 @@ def test_synced_refreshes_after_every_update_and_shared_needs_none(make_trial):
         learner = learner_of(trial)
         assert (learner.weights.full.data_ptr() != trial.stores[0].theta.data_ptr()) is private
         for batch in some_batches(trial, 2):
-            learner.update(batch)
+            list(learner.update(batch))
             assert torch.equal(learner.weights.full, trial.stores[0].theta)
 
 
@@ -157,7 +157,7 @@ def test_one_optimizer_call_per_update(make_trial):
     steps = []
     trial.stores[0].optimizer.register_step_post_hook(lambda *_: steps.append(1))
     for batch in some_batches(trial, 5):
-        learner.update(batch)
+        list(learner.update(batch))
     assert len(steps) == trial.stores[0].total_updates() == 5
 
 
@@ -165,9 +165,9 @@ def test_metrics_are_means_since_the_last_call(make_trial):
     trial = make_trial()
     learner = learner_of(trial)
     first, second = some_batches(trial, 2)
-    learner.update(first)
+    list(learner.update(first))
     a = learner.metrics()
-    learner.update(second)
+    list(learner.update(second))
     assert {"loss/policy", "loss/value", "loss/entropy", "train/entropy", "grad_norm/actor_critic", "train/lr"} <= set(
         a
     )
@@ -195,20 +195,20 @@ def test_an_update_that_is_not_finite_never_reaches_theta(make_trial, algo, mode
     learner, (store,) = learner_of(trial), trial.stores
     good, bad = some_batches(trial, 2)
     bad = bad._replace(reward=torch.full_like(bad.reward, float("nan")))
-    learner.update(good)
+    list(learner.update(good))
     before = store.state_dict()
     for _ in range(3):
-        learner.update(bad)
+        list(learner.update(bad))
     assert torch.equal(store.theta, before["theta"])
     assert store.optimizer.state_dict()["state"][0]["step"] == before["optimizer"]["state"][0]["step"] == 1
     assert (store.total_updates(), int(store.dropped.sum())) == (1, 3)
-    learner.update(good)  # one good update and the count begins again
+    list(learner.update(good))  # one good update and the count begins again
     assert (store.total_updates(), int(store.dropped.sum())) == (2, 3)
     assert all(value == value for value in learner.metrics().values())
     for _ in range(3):
-        learner.update(bad)
+        list(learner.update(bad))
     with pytest.raises(FatalError, match=r"4 updates in a row were not finite .* nan"):
-        learner.update(bad)
+        list(learner.update(bad))
     assert store.is_finite()
 
 
@@ -217,9 +217,9 @@ def test_what_is_left_of_a_rollout_is_dropped_with_its_first_bad_minibatch(make_
     learner, (store,) = learner_of(trial), trial.stores
     learner.agent.start(2)
     good, bad = some_batches(trial, 2)
-    assert len(list(learner.learn(good))) == store.total_updates() == 6
+    assert list(learner.learn(good)).count(Turn.PULL) == store.total_updates() == 6
     bad = bad._replace(reward=torch.full_like(bad.reward, float("nan")))
-    assert len(list(learner.learn(bad))) == 1
+    assert list(learner.learn(bad)).count(Turn.PULL) == 1
     assert (store.total_updates(), int(store.dropped.sum())) == (6, 1)
 
 

@@ -30,8 +30,8 @@ def at_update(store, number, what):
     """Let something happen right after an update of this store in this process."""
     apply, updates = store.apply, iter(range(1, 10**9))
 
-    def watched(grad):
-        apply(grad)
+    def watched(grad, scale=1.0):
+        apply(grad, scale)
         if next(updates) == number:
             what()
 

@@ -25,7 +25,7 @@ def test_one_session_alone_is_never_stale(make_trial, mode):
     trial = make_trial(mode=mode(1))
     learner = learner_of(trial)
     for batch in some_batches(trial, 3):
-        learner.update(batch)
+        list(learner.update(batch))
     assert learner.staleness() == Counter({0: 3})
     assert learner.staleness() == Counter()
 
@@ -36,8 +36,8 @@ def test_a_private_copy_is_as_stale_as_what_others_pushed_since_its_pull(make_tr
     batch, other = some_batches(trial, 2)
     for pushes in (2, 0, 5):
         for _ in range(pushes):
-            theirs.update(other)
-        ours.update(batch)
+            list(theirs.update(other))
+        list(ours.update(batch))
     assert ours.staleness() == Counter({2: 1, 0: 1, 5: 1})
 
 
@@ -57,10 +57,10 @@ def test_what_is_pushed_during_an_update_makes_it_stale(make_trial, mode, expect
     theirs = learner_of(trial)
     object.__setattr__(trial.session, "make_agent", partial(Interrupted, torso=TORSO))
     ours = learner_of(trial)
-    ours.agent.meanwhile = lambda: [theirs.update(other) for _ in range(3)]
+    ours.agent.meanwhile = lambda: [list(theirs.update(other)) for _ in range(3)]
     for _ in range(2):  # before our update: shared weights have seen them, a private copy has not
-        theirs.update(other)
-    ours.update(batch)
+        list(theirs.update(other))
+    list(ours.update(batch))
     assert ours.staleness() == Counter({expected: 1})
 
 
@@ -74,7 +74,7 @@ def test_alone_a_gradient_agrees_with_itself_and_measuring_changes_nothing(make_
         batches = some_batches(trial, 22)
         torch.manual_seed(0)
         for batch in batches:
-            learner.update(batch)
+            list(learner.update(batch))
         thetas.append(trial.stores[0].theta)
     assert torch.equal(*thetas)
     assert learner.metrics()["hogwild/agreement"] == pytest.approx(1.0, abs=1e-5)
@@ -85,7 +85,7 @@ def test_a_stale_gradient_agrees_less(make_trial):
     batch, _ = some_batches(trial, 2)
     learner = learner_of(trial)
     trial.stores[0].theta.normal_()  # others have gone far since the pull
-    learner.update(batch)
+    list(learner.update(batch))
     assert -1 <= learner.metrics()["hogwild/agreement"] < 0.9
 
 
@@ -106,5 +106,5 @@ def test_recording_costs_less_than_a_hundredth_of_an_update(make_trial):
     def seconds(work):  # the fastest of many: what else the machine does only adds to it
         return min(timeit.repeat(work, number=20, repeat=50))
 
-    print(seconds(record) / 20 * 1e6, seconds(lambda: learner.update(batch)) / 20 * 1e6)
-    assert seconds(record) < 0.01 * seconds(lambda: learner.update(batch))
+    print(seconds(record) / 20 * 1e6, seconds(lambda: list(learner.update(batch))) / 20 * 1e6)
+    assert seconds(record) < 0.01 * seconds(lambda: list(learner.update(batch)))

@@ -23,7 +23,8 @@ from asynclab.analysis.estimates import band, interval, iqm
 
 config.register()
 ARMS = sorted(p.stem for p in (ROOT / "conf" / "arm").glob("*.yaml"))
-STUDIES = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("study_*.yaml"))
+STUDIES = ["study_cartpole", "study_pong"]
+CORRECTIONS = sorted(p.stem for p in (ROOT / "conf" / "correction").glob("*.yaml"))
 SMALL = ["+experiment=study_cartpole", "env.max_frame=10_000", "log_every=0.1", "plot=false"]
 
 
@@ -160,6 +161,15 @@ def test_lost_updates_are_shown_if_they_were_measured(tmp_path):
     assert head.endswith("| lost updates |")
     assert a3c.endswith("| 1.50% |")
     assert a2c.endswith("| - |")
+
+
+def test_the_agreement_of_gradients_is_shown_if_it_was_measured(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path, "a3c_2", seed, line(100), sessions=2, summary={"agreement": 0.7 + 0.2 * seed})
+        write_run(tmp_path, "a2c", seed, line(100))
+    result = study.analyse(tmp_path)
+    head, _, a3c, a2c = study.table(result).splitlines()[:4]
+    assert [row.split(" | ")[-1] for row in (head, a3c, a2c)] == ["agreement |", "0.80 |", "- |"]
 
 
 def test_one_seed_has_no_interval(tmp_path):
@@ -309,6 +319,23 @@ def test_a_study_sweeps_over_arms_that_exist(experiment):
     params = yaml.safe_load((ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text())["hydra"]["sweeper"]
     assert set(params["params"]["arm"].split(",")) <= set(ARMS)
     assert list(params["params"]) == ["seed", "arm"]
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_every_correction_of_the_study_of_scale_has_what_is_common(correction):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        overrides = ["+experiment=study_scale", f"correction={correction}", "distributed.max_session=16"]
+        cfg = compose("config", overrides)
+        sweep = compose("config", overrides, return_hydra_config=True).hydra.sweeper.params
+    config.refuse_unknown_keys(cfg)
+    assert set(sweep.correction.split(",")) == set(CORRECTIONS)
+    assert (cfg.env.id, cfg.env.num_envs, cfg.env.max_frame, cfg.algo.memory.horizon) == ("CartPole-v1", 8, 400_000, 16)
+    assert cfg.distributed._target_.endswith("Simulated")
+    assert cfg.distributed.timing._target_.endswith("Lognormal")
+    assert (cfg.log_every, cfg.algo.optimizer.lr) == (0.625, 5e-4 if correction == "lr" else 2e-3)
+    assert cfg.distributed.placement == ("shared" if correction in ("shared", "vtrace") else "synced")
+    found = (cfg.distributed.staleness_lr, cfg.distributed.compensate > 0, cfg.algo.agent.vtrace)
+    assert found == tuple(correction == name for name in ("staleness_lr", "compensate", "vtrace"))
 
 
 @pytest.mark.slow

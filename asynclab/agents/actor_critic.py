@@ -148,7 +148,12 @@ class ActorCritic(Agent):
             self._state = self.lstm(features, self._state)
             features = self._state[0]
         policy = self.policy(features)
-        return policy.mode if deterministic else policy.sample()
+        action = policy.mode if deterministic else policy.sample()
+        self._remember(policy, action)
+        return action
+
+    def _remember(self, policy: Distribution, action: Tensor) -> None:
+        """Take note of the policy that has acted."""
 
     def _take_state(self, batch: RolloutBatch) -> RolloutBatch:
         """Put the state that the rollout began with into it; the next one begins with the present state."""
@@ -201,8 +206,11 @@ class ActorCritic(Agent):
         policy, value, states = self._forward(batch.obs[:-1], batch.done, batch.state)
         v = value.detach().view_as(batch.reward)
         v_next = self._v_next(batch, v, states.detach())
-        advantage = self.advantages(batch.reward, v, v_next, batch.terminated, batch.done, self.gamma, self.lam)
-        return policy, value, advantage.flatten()
+        return policy, value, self._advantage(batch, policy, v, v_next).flatten()
+
+    def _advantage(self, batch: RolloutBatch, policy: Distribution, value: Tensor, v_next: Tensor) -> Tensor:
+        """Return the advantages [T, B]."""
+        return self.advantages(batch.reward, value, v_next, batch.terminated, batch.done, self.gamma, self.lam)
 
 
 def forget(state: Tensor, done: Tensor) -> Tensor:

@@ -46,3 +46,43 @@ def successors(value: Tensor, ends: Tensor, final_index: Tensor) -> Tensor:
     """
     v_last, v_final = ends.split([value.shape[1], len(final_index)])
     return torch.cat([value[1:], v_last[None]]).flatten().index_copy_(0, final_index, v_final).view_as(value)
+
+
+def vtrace(
+    reward: Tensor,
+    value: Tensor,
+    v_next: Tensor,
+    terminated: Tensor,
+    done: Tensor,
+    ratio: Tensor,
+    gamma: float,
+    lam: float,
+) -> Tensor:
+    """V-trace (Espeholt et al., 2018, eq. 1 and section 4.2), both importance weights clipped at 1.
+
+    Where the policy that acted is the one that learns (``ratio`` is 1) this is what ``gae`` returns.
+
+    Args:
+        reward: [T, B], as of ``gae``, like all that is not told here.
+        value: [T, B].
+        v_next: [T, B].
+        terminated: [T, B] bool.
+        done: [T, B] bool.
+        ratio: [T, B] pi(a|s) / mu(a|s), of the policy that learns and the one that acted.
+        gamma: Discount.
+        lam: Factor on the weights c of the trace, in [0, 1].
+
+    Returns:
+        [T, B] v_s - V(s), which is also the policy's advantage rho_s (r_s + gamma v_{s+1} - V(s_s)), for lam < 1 with
+        lam v_{s+1} + (1 - lam) V(s_{s+1}) in place of v_{s+1}: both clips are the same.
+    """
+    rho = ratio.clamp(max=1.0)
+    delta = reward + gamma * v_next * ~terminated - value
+    decay = gamma * lam * ~done
+    error = torch.empty_like(delta)
+    trace = torch.zeros_like(delta[0])
+    for t in reversed(range(len(delta))):
+        # v_s - V(s) = rho_s delta_s + gamma c_s (v_{s+1} - V(s_{s+1})),  c_s = lam rho_s
+        trace = rho[t] * torch.addcmul(delta[t], decay[t], trace.masked_fill(done[t], 0.0))
+        error[t] = trace
+    return error

@@ -66,7 +66,8 @@ class Run(NamedTuple):
     @property
     def cores(self) -> int:
         """How many cores its sessions could keep busy."""
-        threads = self.made["max_session"] * self.settings["distributed.num_threads"]
+        processes = 1 if self.settings["distributed._target_"].endswith(".Simulated") else self.made["max_session"]
+        threads = processes * self.settings["distributed.num_threads"]
         return min(threads, self.made["machine"]["cores"])
 
 

@@ -39,6 +39,7 @@ class Arm(NamedTuple):
         fps: Frames per second.
         staleness: Mean staleness of the gradients.
         lost: Share of lost updates; None where it was not measured.
+        agreement: Cosine between stale gradients and fresh ones; None where it was not measured.
     """
 
     label: str
@@ -56,6 +57,7 @@ class Arm(NamedTuple):
     fps: float
     staleness: float | None
     lost: float | None
+    agreement: float | None
 
 
 class Study(NamedTuple):
@@ -206,18 +208,19 @@ def _arm(label: str, runs: list[Run], seconds: float, threshold: float | None) -
         fps=number(s["frames"] / s["seconds"] for s in summaries),
         staleness=over_runs((s.get("staleness") or {}).get("mean") for s in summaries),
         lost=over_runs(statistics.fmean(s["lost_updates"]) if s.get("lost_updates") else None for s in summaries),
+        agreement=over_runs(s.get("agreement") for s in summaries),
     )
 
 
 def table(study: Study) -> str:
     """Return the study as markdown: the table, how to read it, and what is missing."""
     arms, threshold = study.arms, study.threshold
-    measured = any(arm.lost is not None for arm in arms)
+    measured, compared = (any(getattr(arm, name) is not None for arm in arms) for name in ("lost", "agreement"))
     head = ["arm", "sessions", "environments", "seeds", "frames", "seconds"]
     head += [f"return at {study.budget:,} frames", f"return at {study.seconds:,.1f} s"]
     if threshold is not None:
         head += [f"reached {threshold:g}", f"frames to {threshold:g}", f"seconds to {threshold:g}"]
-    head += ["frames/s", "frames/s per core", "mean staleness"] + ["lost updates"] * measured
+    head += ["frames/s", "frames/s per core", "mean staleness"] + ["lost updates"] * measured + ["agreement"] * compared
     rows = []
     for arm in arms:
         row = [arm.label, str(arm.sessions), str(arm.envs), str(len(arm.runs)), f"{arm.frames:,.0f}"]
@@ -229,7 +232,7 @@ def table(study: Study) -> str:
                 _number(arm.seconds_to, ",.1f"),
             ]
         row += [f"{arm.fps:,.0f}", f"{arm.fps / arm.cores:,.0f}", _number(arm.staleness, ".2f")]
-        rows.append(row + [_number(arm.lost, ".2%")] * measured)
+        rows.append(row + [_number(arm.lost, ".2%")] * measured + [_number(arm.agreement, ".2f")] * compared)
     return "\n".join([markdown(head, rows, numbers=True), "", *_explain(study)]) + "\n"
 
 
@@ -315,6 +318,7 @@ def _row(arm: Arm, study: Study) -> dict[str, Any]:
         "threshold": study.threshold, "reached": None if study.threshold is None else arm.reached,
         "frames_to_threshold": arm.frames_to, "seconds_to_threshold": arm.seconds_to,
         "fps": arm.fps, "fps_per_core": arm.fps / arm.cores, "staleness": arm.staleness, "lost_updates": arm.lost,
+        "agreement": arm.agreement,
     }  # fmt: skip
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 

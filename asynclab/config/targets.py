@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 ALLOWED = (
     "asynclab.agents",
     "asynclab.distributed.modes",
+    "asynclab.distributed.timing",
     "asynclab.envs.make",
     "asynclab.memory",
     "asynclab.nets",

@@ -1,6 +1,7 @@
 """The global network and optimizer in shared CPU memory.  P: parameters, W: writers (sessions that push here)."""
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from asynclab.distributed.lock import ProcessLock
+from asynclab.distributed.tape import Playback, Tape
 from asynclab.optim import GlobalOptimizer, Groups
 
 FLOAT32_COUNTS = 2**24  # adding 1 to a larger float32 leaves it as it is
@@ -44,6 +46,7 @@ class Store:
         dropped: [W] int64, shared; updates that were not applied because they were not finite.
         target: A lagging copy of a part of theta, shared; the sessions move it.  None for none.
         moments: By name what the sessions have seen of observations and returns, shared.
+        tape: Of the session whose copy this is; None if nothing is recorded.
 
     Args:
         network: What is trained.
@@ -77,6 +80,7 @@ class Store:
         # As many numbers as theta has, to which every step adds 1, right after theta and in the same way.
         self._probe = torch.zeros_like(self.theta, dtype=torch.int32).share_memory_() if diagnostics else None
         self._first_update = 0
+        self.tape: Tape | Playback | None = None
         part = network.target_part
         self.target = None if part is None else self.theta[part].clone().share_memory_()
         self.moments = dict(moments or {})
@@ -90,21 +94,43 @@ class Store:
         )
         self._base_lr = [group["lr"] for group in self.optimizer.param_groups]
 
+    def recorded(self, tape: "Tape | Playback") -> "Store":
+        """Return the store as a session has it that is recorded."""
+        twin = copy.copy(self)
+        twin.tape = tape
+        return twin
+
+    def for_session(self) -> "Store":
+        """Return the store as one of several sessions in this process has it: with what it would not share with others.
+
+        Where the optimizer's state is shared that is the store itself.
+        """
+        if not isinstance(self.optimizer, GlobalOptimizer) or self.optimizer.shared:
+            return self
+        twin = copy.copy(self)
+        twin.optimizer = copy.copy(self.optimizer)
+        twin.optimizer.state = defaultdict(
+            dict,
+            {p: {role: value.clone() for role, value in roles.items()} for p, roles in self.optimizer.state.items()},
+        )
+        return twin
+
     @property
     def is_global(self) -> bool:
         """Whether the optimizer's state is shared between processes."""
         return isinstance(self.optimizer, GlobalOptimizer)
 
-    def apply(self, grad: Tensor) -> None:
+    def apply(self, grad: Tensor, scale: float = 1.0) -> None:
         """Take one optimizer step on theta.  Safe to call from any process.
 
         Args:
             grad: [P] float32, any device; not modified.
+            scale: Factor on the learning rate of this step.
         """
         grad = grad.to(self.theta.device)
         for name, part in self.networks.items():
             self._params[name].grad = grad[part]
-        factor = self.lr_schedule(self.progress())
+        factor = self.lr_schedule(self.progress()) * scale
         for group, base_lr in zip(self.optimizer.param_groups, self._base_lr, strict=True):
             group["lr"] = base_lr * factor
         with self._update:
@@ -116,7 +142,7 @@ class Store:
 
     def lr(self) -> float:
         """Return the learning rate of the first network at the present progress."""
-        return self._base_lr[0] * self.lr_schedule(self.progress())
+        return self._base_lr[0] * self.lr_schedule(int(self.frames.sum()) / self.max_frame)  # nothing to record
 
     def claim(self, slot: int, count: int) -> bool:
         """Reserve the next frames of the budget; False if it is used up.  To be called before every step.
@@ -144,7 +170,8 @@ class Store:
 
     def total_frames(self) -> int:
         """Return the global clock: frames of all writers."""
-        return int(self.frames.sum())
+        frames = int(self.frames.sum())
+        return frames if self.tape is None else self.tape.clock(frames)
 
     def total_updates(self) -> int:
         """Return the updates of all writers; exact, unlike the optimizer's own step count under contention."""

@@ -257,6 +257,10 @@ def _only_off(subject: Subject) -> str:
     return _several(subject)
 
 
+def _simulated(subject: Subject) -> str:
+    return "" if subject.real.mode.is_simulated else f"distributed={subject.real.mode.name} is not simulated"
+
+
 def _optimizer_is_seen(subject: Subject) -> str:
     return "" if subject.real.mode.one_store else _several(subject)
 
@@ -350,9 +354,9 @@ def fits(subject: Subject) -> str:
     memory = trial.session.make_memory(subject.obs_space, subject.action_space, num_envs).nbytes()
     shared = sum(_shared_bytes(store) for store in trial.stores)
     try:
-        resources.check_memory(mode.max_session, memory)
+        resources.check_memory(mode.max_session, memory, mode.processes)
         resources.check_shared_memory(shared)
-        resources.check_descriptors(mode.max_session, mode.num_stores)
+        resources.check_descriptors(mode.processes, mode.num_stores)
     except ValueError as error:
         raise Wrong(str(error)) from error
     return (
@@ -484,6 +488,17 @@ def global_clock(subject: Subject) -> str:
                 f" learning rate at {report.lr_factor:.0%} in session {report.rank} instead of {expected:.0%}"
             )
     return "schedules follow the frames of all sessions together"
+
+
+@_check(
+    "A simulation is for runs that can be repeated; what it shows would be an accident like any real run.", _simulated
+)
+def simulation(subject: Subject) -> str:
+    """Take the same turns in the same order, whatever the machine does meanwhile."""
+    digests = {probe.simulated(subject.make()) for _ in range(2)}
+    if len(digests) > 1:
+        raise Wrong("two simulations with the same settings have come to different weights")
+    return f"two simulations of {subject.sessions} sessions come to the same weights"
 
 
 # The beginning of a session

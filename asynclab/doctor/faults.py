@@ -24,6 +24,7 @@ from torch import nn
 from asynclab import flat, machine, optim
 from asynclab.agents import SAC, Agent, QLearning
 from asynclab.distributed import Mode, Off, Shared, Store
+from asynclab.distributed.timing import Constant, Lognormal
 from asynclab.envs import Envs, is_atari, make, native
 from asynclab.envs.actions import Actions
 from asynclab.envs.retrace import Traced
@@ -148,7 +149,7 @@ def stale_gradients() -> Replacements:
             p.grad = None
 
     yield Vector, "zero_", lambda self: None
-    yield Learner, "update", _after(Learner.update, cut_off)
+    yield Learner, "push", _after(Learner.push, cut_off)
 
 
 @_fault("first_pull", _not_shared)
@@ -320,6 +321,13 @@ def clock_seeds() -> Replacements:
     """Take seeds from the clock."""
     begin = Seeds.__init__
     yield Seeds, "__init__", lambda self, seed, *rest: begin(self, time.time_ns(), *rest)
+
+
+@_fault("simulation", lambda trial, _: "" if trial.mode.is_simulated else "there is no virtual time")
+def real_time() -> Replacements:
+    """Let durations of a simulation depend on the machine's clock."""
+    for timing in (Constant, Lognormal):
+        yield timing, "_draw", lambda self, mean, rng: mean + time.perf_counter() % mean
 
 
 # Episode ends

@@ -8,6 +8,7 @@ import multiprocessing as mp
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
@@ -25,7 +26,8 @@ from asynclab.processes.control import Control
 from asynclab.processes.launch import Failure
 from asynclab.run.trial import Trial
 from asynclab.schedules import Linear
-from asynclab.training.learner import Learner
+from asynclab.simulation.simulator import simulate
+from asynclab.training.learner import Learner, Turns
 from asynclab.training.loop import Loop
 from asynclab.training.profile import Profile
 from asynclab.training.session import Session
@@ -236,7 +238,7 @@ def rehearse(make_trial: Callable[[], Trial]) -> Rehearsal:
             seen["targets_are_theta"] = all(torch.equal(target, source) for target, source in networks)
         return act(self, *args, **kwargs)
 
-    def watch_learn(self: Learner, batch: Any) -> Iterator[None]:
+    def watch_learn(self: Learner, batch: Any) -> Turns:
         nonlocal batches
         batches += 1
         if batches == 1:
@@ -262,14 +264,14 @@ def rehearse(make_trial: Callable[[], Trial]) -> Rehearsal:
     return Rehearsal(**seen, fresh=fresh)
 
 
-def _pushed_first(store: Any, learn: Callable[[], Iterator[None]]) -> Tensor:
+def _pushed_first(store: Any, learn: Callable[[], Turns]) -> Tensor:
     """Return the first gradient that learning pushes, given always the same random numbers."""
     pushed: list[Tensor] = []
     apply = store.apply
 
-    def record(grad: Tensor) -> None:
+    def record(grad: Tensor, scale: float = 1.0) -> None:
         pushed.append(grad.detach().cpu().clone())
-        apply(grad)
+        apply(grad, scale)
 
     store.apply = record
     torch.manual_seed(5)
@@ -279,6 +281,16 @@ def _pushed_first(store: Any, learn: Callable[[], Iterator[None]]) -> Tensor:
     if not pushed:
         raise ProbeError("the second batch was learned from and nothing was pushed")
     return pushed[0]
+
+
+def simulated(trial: Trial, updates: int = 20) -> str:
+    """Return the digest of theta after so many updates of a simulation."""
+    (store,) = trial.stores
+    assert trial.clock is not None
+    with closing(simulate(trial.session, store, trial.control, trial.clock)) as events:
+        while store.total_updates() < updates and not store.is_complete():
+            next(events)
+    return digest(store.theta)
 
 
 def state_of(store: Store) -> list[Tensor]:

@@ -275,6 +275,7 @@ def equip(agent: Agent, envs: Envs, theta: Tensor, moments: Mapping[str, Tensor]
         moments: The slots of each estimate by name.
     """
     agent.bind(flat.Vector(theta), flat.Vector(torch.zeros_like(theta)))
+    agent.nets.eval()  # nothing is learned here
     estimates = {name: Moments(size) for name, size in envs.moments.items()}
     for name, estimate in estimates.items():
         estimate.slots = moments[name]

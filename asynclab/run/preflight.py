@@ -70,23 +70,30 @@ def check_run(cfg: Config, folder: Path, schedule: Schedule, checkpoint: Checkpo
             f" {override('resume', folder)} to go on with it"
         )
     mode: Mode = cfg.distributed
+    if mode.is_simulated and cfg.profile:
+        raise ValueError(
+            f"profile=true measures real time, which distributed={mode.name} has none of; set profile=false, or measure"
+            " a run of distributed=synced or shared"
+        )
     devices = choose_devices(cfg.device, mode)
     envs = cfg.env.make()
     envs.close()
     if schedule.every is not None and schedule.changes:
         check_changes(cfg.env.make, schedule.changes, "eval.")
     memory = _memory(cfg, envs)
-    resources.check_memory(mode.max_session, memory.nbytes())
+    resources.check_memory(mode.max_session, memory.nbytes(), mode.processes)
     if cfg.env.max_frame < (needed := memory.min_frame(mode.writers)):
         raise ValueError(
             f"env.max_frame={cfg.env.max_frame} ends before every session has learned once; set it to {needed} or more"
         )
     refill = memory.refill(cfg.env.max_frame // mode.writers)
-    resources.check_descriptors(mode.max_session, mode.num_stores)
+    resources.check_descriptors(mode.processes, mode.num_stores)
     agent = cfg.algo.agent(envs.obs_space, envs.action_space)
+    if mode.record:
+        _check_repeatable(envs, agent, devices)
     on_disk, save_memory = _check_room(cfg, folder, agent, memory.nbytes())
     precision = _choose_precision(cfg.algo.precision, agent, devices, checkpoint)
-    threads = resources.choose_threads(mode.num_threads, mode.max_session, flat.size(agent.nets))
+    threads = resources.choose_threads(mode.num_threads, mode.processes, flat.size(agent.nets))
     return Probe(envs, agent, memory.nbytes(), on_disk, save_memory, refill, devices, precision, threads)
 
 
@@ -100,6 +107,18 @@ def _check_numbers(cfg: Config, is_new: bool) -> None:
         raise ValueError(f"seed={cfg.seed} must be below 2**32: sessions of others would share their random numbers")
     if cfg.algo.max_grad_norm is not None:
         check.positive("algo.max_grad_norm", cfg.algo.max_grad_norm)
+
+
+def _check_repeatable(envs: Envs, agent: Agent, devices: list[str]) -> None:
+    """Refuse to record what sessions share besides theta and the clock, and arithmetic that is not the same twice."""
+    wrong = [f"device={device}" for device in devices if device != "cpu"]
+    wrong += [f"env.make with moments of all sessions ({name})" for name in envs.moments]
+    wrong += ["targets that all sessions share"] * (agent.target_part is not None)
+    if wrong:
+        raise ValueError(
+            f"distributed.record=true cannot be replayed with {', '.join(wrong)}; set device=cpu,"
+            " env.make.normalize_obs=false, env.make.scale_reward=null and, for SAC, algo.agent.shared_targets=false"
+        )
 
 
 def _memory(cfg: Config, envs: Envs) -> Memory:
@@ -160,8 +179,8 @@ def choose_devices(device: str, mode: Mode) -> list[str]:
         return ["cpu"]
     if not mode.on_gpu:
         raise ValueError(
-            f"device={device} cannot hold the weights in distributed={mode.name}, where they are the global network in"
-            " CPU memory; set device=cpu or distributed=synced"
+            f"device={device} cannot hold the weights in distributed={mode.name}, where they are in the CPU's memory;"
+            " set device=cpu or distributed=synced"
         )
     if not cuda:
         raise ValueError(f"device={device}, but torch finds no CUDA GPU here; set device=cpu or device=auto")

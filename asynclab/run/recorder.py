@@ -6,7 +6,8 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,11 +30,19 @@ log = logging.getLogger(__name__)
 
 
 class Moment(NamedTuple):
-    """How far a run was at some time: frames, and for how long cores had run its processes."""
+    """How far a run was at some time.
+
+    Attributes:
+        seconds: Of the run's clock, which is virtual in a simulation.
+        frames: Of all sessions.
+        core_seconds: For which cores had run its processes.
+        real_seconds: Of the machine's clock.
+    """
 
     seconds: float
     frames: int
     core_seconds: float
+    real_seconds: float
 
     def fps(self, later: "Moment") -> float:
         """Return the frames per second from here to a later moment."""
@@ -41,7 +50,7 @@ class Moment(NamedTuple):
 
     def cores(self, later: "Moment") -> float:
         """Return how many cores were busy from here to a later moment."""
-        return (later.core_seconds - self.core_seconds) / max(later.seconds - self.seconds, 1e-9)
+        return (later.core_seconds - self.core_seconds) / max(later.real_seconds - self.real_seconds, 1e-9)
 
 
 class Recorder:
@@ -64,6 +73,7 @@ class Recorder:
             off, so that nothing is there twice.
         config: The resolved config, shown in TensorBoard.
         summary: Of the run that goes on, if it has ended with that state: what was logged later is its end.
+        clock: Of a simulation, whose seconds are virtual; None for the machine's own.
     """
 
     def __init__(
@@ -75,16 +85,19 @@ class Recorder:
         state: Mapping[str, Any] | None = None,
         config: Mapping[str, Any] | None = None,
         summary: Mapping[str, Any] | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.folder = folder
         self.mode = mode
         self.stores = stores
         self.every = every
-        now = time.monotonic()
-        self._start = now - (state["seconds"] if state else 0.0)
+        self._is_simulated, self._clock = clock is not None, clock or time.monotonic
+        now, seconds = self._clock(), state["seconds"] if state else 0.0
+        self._start = now - seconds
+        self._real_start = time.monotonic() - (state or {}).get("real_seconds", seconds)
         self._stopped: float | None = None
         self._next_time, self._next_warning = now + every, 0.0  # of a progress line, and of little memory
-        self._began = Moment(now, self.total_frames(), resources.core_seconds())  # of this process's training
+        self._began = self._moment()  # of this process's training
         self._last = self._began  # of the last line
         self._minute = deque([self._began])
         self._sessions = [(now, int(frames)) for store in stores for frames in store.frames]  # at the last records
@@ -95,7 +108,7 @@ class Recorder:
             _cut(folder, state["logs"], ended=summary is not None)
         self._log = metrics.Log(folder)
         last = {tag: number(value) for tag, value in (state or {}).get("scalars", {}).items()}
-        self._board = Board(folder, mode.max_session, every, config or {}, last)
+        self._board = Board(folder, mode.max_session, every, config or {}, last, clock or time.time)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the logs hold now, as JSON: how long each file is, and what moving averages are made of."""
@@ -105,14 +118,15 @@ class Recorder:
             with path.open("rb") as file:
                 os.fsync(file.fileno())  # a checkpoint must not know of lines that a crash of the machine takes away
         return self.statistics.state_dict() | {
-            "seconds": time.monotonic() - self._start,
+            "seconds": self._clock() - self._start,
+            "real_seconds": time.monotonic() - self._real_start,
             "scalars": finite(self._board.last()),
             "logs": {str(path.relative_to(self.folder)): path.stat().st_size for path in logs},
         }
 
     def write(self, record: Record) -> None:
         """Take one session's report, and print the progress line when it is time."""
-        now, total = time.monotonic(), self.total_frames()
+        now, total = self._clock(), self.total_frames()
         scalars = self.statistics.take(record, self._start, total)
         before, frames = self._sessions[record.rank]
         self._sessions[record.rank] = (now, record.frames)
@@ -134,7 +148,7 @@ class Recorder:
         """Note which process a session runs in."""
         session = self.status.sessions[rank]
         session.state = "restarting" if session.state in ("hung", "dead") else "starting"
-        self._log.write(metrics.PROCESS, rank=rank, pid=pid, seconds=time.monotonic() - self._start)
+        self._log.write(metrics.PROCESS, rank=rank, pid=pid, seconds=self._clock() - self._start)
 
     def failure(self, failure: Failure) -> None:
         """Take note of a session that failed."""
@@ -150,7 +164,7 @@ class Recorder:
             )  # fmt: skip
         frames = self.total_frames()
         what = self.statistics.fail(failure, frames)
-        self._log.write(metrics.FAILURE, **what, seconds=time.monotonic() - self._start, details=failure.details)
+        self._log.write(metrics.FAILURE, **what, seconds=self._clock() - self._start, details=failure.details)
         self._board.add({"perf/restarts": self.statistics.restarts}, frames)
 
     def evaluated(self, result: Evaluated) -> None:
@@ -162,10 +176,11 @@ class Recorder:
             )  # fmt: skip
         scalars = self.statistics.evaluated(result)
         self.status.evaluation = f"{scalars['eval/return']:.2f} at {result.frames:,} frames"
-        self._board.add(scalars, result.frames, time.monotonic() - result.seconds)
+        seconds = self._clock() if self._is_simulated else result.seconds  # it is played in real time
+        self._board.add(scalars, result.frames, self._clock() - seconds)
         self._log.write(
             metrics.EVALUATION, total_frames=result.frames, updates=result.updates,
-            seconds=result.seconds - self._start, returns=result.returns, lengths=result.lengths,
+            seconds=seconds - self._start, returns=result.returns, lengths=result.lengths,
         )  # fmt: skip
 
     def progress(self, final: bool = False) -> None:
@@ -174,8 +189,8 @@ class Recorder:
         Args:
             final: Give the speed since the start of this process.
         """
-        moment = Moment(self._now(), self.total_frames(), resources.core_seconds())
-        now, frames, _ = moment
+        moment = self._moment()
+        now, frames = moment.seconds, moment.frames
         before = self._began if final else self._last
         since = self._began if final else a_minute_before(now, self._minute)
         self._last = moment
@@ -198,7 +213,8 @@ class Recorder:
         self._log.write(metrics.TRIAL, total_frames=frames, updates=updates, seconds=now - self._start, metrics=scalars)
         budget, evaluation = self.status.budget, self.statistics.evaluation
         fps, stale = since.fps(moment), scalars.get("hogwild/staleness_mean", math.nan)
-        left = duration(max(budget - frames, 0) / fps if fps > 0 else math.inf)
+        passed = (time.monotonic() - self._real_start) / max(frames, 1) if self._is_simulated else 1 / max(fps, 1e-9)
+        left = duration(max(budget - frames, 0) * passed)
         log.info(
             "frames %s/%s (%.1f%%)  per session %s  fps %s  return %.2f%s  updates %s%s%s  cores %.0f%%  left %s",
             f"{frames:,}", f"{budget:,}", 100 * frames / budget, f"{frames // self.mode.max_session:,}", f"{fps:,.0f}",
@@ -210,7 +226,7 @@ class Recorder:
 
     def stop(self) -> None:
         """Stop the run's clock: what follows is not training."""
-        self._stopped = time.monotonic()
+        self._stopped = self._clock()
 
     def total_frames(self) -> int:
         """Return the frames of all sessions."""
@@ -234,6 +250,8 @@ class Recorder:
             "lost_updates": [store.lost_updates() for store in self.stores] if self.mode.diagnostics else None,
             "step_error": [store.step_error() for store in self.stores],
             "seconds": round(self._now() - self._start, 3),
+            **({"real_seconds": round(time.monotonic() - self._real_start, 3)} if self._is_simulated else {}),
+            "theta": [sha256(store.theta.numpy().tobytes()).hexdigest() for store in self.stores],
             "fps": round(self._fps(), 1),
             "session_frames": [int(n) for store in self.stores for n in store.frames],
             "session_updates": updates,
@@ -264,7 +282,7 @@ class Recorder:
             lambda: sum(store.total_updates() for store in self.stores),
             sessions,
             lambda: sum(int(store.dropped.sum()) for store in self.stores),
-            began=self._start,
+            began=self._real_start,
             mean_return=found.mean_return,
             best=found.best,
         )
@@ -307,10 +325,13 @@ class Recorder:
 
     def _fps(self) -> float:
         """Return the frames per second since this process began."""
-        return self._began.fps(Moment(self._now(), self.total_frames(), 0.0))
+        return self._began.fps(self._moment())
+
+    def _moment(self) -> Moment:
+        return Moment(self._now(), self.total_frames(), resources.core_seconds(), time.monotonic())
 
     def _now(self) -> float:
-        return self._stopped or time.monotonic()
+        return self._clock() if self._stopped is None else self._stopped
 
 
 def a_minute_before(now: float, moments: deque[Moment]) -> Moment:

@@ -124,7 +124,7 @@ def last(run: Path, budget: int) -> None:
     dropped = f", {not_applied:,} more dropped, as they were not finite" if not_applied else ""
     _row(
         "frames",
-        f"{summary['frames']:,} in {duration(summary['seconds'])}, {summary['fps']:,.0f} per second;"
+        f"{summary['frames']:,} in {duration(summary['seconds'])}{_virtual(summary)}, {summary['fps']:,.0f} per second;"
         f" {count(summary['updates'], 'update')}{dropped}",
     )
     if stopped := summary.get("stopped_by"):
@@ -151,6 +151,11 @@ def last(run: Path, budget: int) -> None:
         if stopped:
             more = f" {stopped.partition('=')[0]}=null"
         _row("to go on", f"{_command('train')} {override('resume', run)}{more}", whole=True)
+
+
+def _virtual(summary: Mapping[str, Any]) -> str:
+    """Return what is to be said of the seconds of a simulation."""
+    return f" of virtual time ({duration(summary['real_seconds'])} of real)" if "real_seconds" in summary else ""
 
 
 def _row(label: str, text: str, whole: bool = False) -> None:

@@ -51,6 +51,7 @@ class Statistics:
         self._staleness = [Counter(dict(counts)) for counts in state.get("staleness", [[]] * sessions)]
         self._profile: list[dict[str, float]] = [{} for _ in range(sessions)]  # seconds by phase
         self._latest: list[Mapping[str, float]] = [{} for _ in range(sessions)]
+        self._agreement: list[float] = list(state.get("agreement", [0.0, 0]))  # sum over the records, and how many
         self.failures: list[dict[str, Any]] = list(state.get("failures", []))
         self.evaluation: dict[str, Any] | None = (summary or state).get("evaluation")
         best = state.get("best")
@@ -69,6 +70,7 @@ class Statistics:
             "failures": self.failures,
             "evaluation": finite(self.evaluation),
             "staleness": [sorted(counts.items()) for counts in self._staleness],
+            "agreement": self._agreement,
         }
 
     def take(self, record: Record, start: float, frames: int) -> dict[str, float]:
@@ -90,6 +92,8 @@ class Statistics:
         for phase, seconds in record.profile.items():
             self._profile[rank][phase] = self._profile[rank].get(phase, 0.0) + seconds
         self._staleness[rank].update(record.staleness)
+        if math.isfinite(agreement := record.metrics.get("hogwild/agreement", math.nan)):
+            self._agreement = [self._agreement[0] + agreement, self._agreement[1] + 1]
         profile = {f"profile/{phase}": share for phase, share in shares(record.profile).items()}
         self._latest[rank] = {**self._latest[rank], **record.metrics, **profile}
         scalars = {**record.metrics, **profile, **by_tag(record.staleness)}
@@ -162,11 +166,15 @@ class Statistics:
             "failures": self.failures,
             "evaluation": self.evaluation,
             "staleness": staleness.summary(self.staleness),
+            "agreement": self._agreement[0] / self._agreement[1] if self._agreement[1] else None,
             "staleness_counts": sorted(self.staleness.items()),
             "session_staleness": [staleness.summary(counts) for counts in self._staleness],
             "session_mean_return": [statistics.fmean(r) if r else None for r in self.session_returns],
         }
-        return found | ({"profile": [shares(seconds) for seconds in self._profile]} if any(self._profile) else {})
+        if any(self._profile):
+            found["profile"] = [shares(seconds) for seconds in self._profile]
+            found["profile_seconds"] = [round(sum(seconds.values()), 3) for seconds in self._profile]
+        return found
 
 
 def mean_return(returns: Collection[float]) -> float:

@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -45,6 +45,8 @@ CHARTS: list[tuple[str, str | None, str | list[str]]] = [
     ("other", None, "(?!(by_|sessions/|eval/|train/|loss/|grad_norm/|hogwild/|perf/|profile/)).*"),
 ]
 
+SHOWN = 64  # sessions that have curves of their own: each costs a thread and an open file
+
 # what says the same as another setting, unless somebody has set it to something else
 COPIES = {"algo.agent.torso": "env.torso", "env.make": "env"}
 OMITTED = CHANGEABLE - {"device", "distributed.diagnostics", "distributed.num_threads", "env.max_frame"}
@@ -58,16 +60,27 @@ class Writer(SummaryWriter):
     Args:
         folder: Of the run.
         every: Seconds after which what was written can be seen.
+        clock: Returns the time in seconds that is written with a scalar.
     """
 
-    def __init__(self, folder: Path, every: float) -> None:
+    def __init__(self, folder: Path, every: float, clock: Callable[[], float] = time.time) -> None:
         super().__init__(str(folder), flush_secs=math.ceil(every))
         self.last: dict[str, float] = {}
+        self._clock = clock
 
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int | None = None, *args: Any, **kw: Any) -> None:
+    def add_scalar(
+        self,
+        tag: str,
+        scalar_value: float,
+        global_step: int | None = None,
+        walltime: float | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
         """Write a scalar."""
         self.last[tag] = float(scalar_value)
-        super().add_scalar(tag, scalar_value, global_step, *args, **kw)
+        walltime = self._clock() if walltime is None else walltime
+        super().add_scalar(tag, scalar_value, global_step, walltime, *args, **kwargs)
 
 
 class Board:
@@ -82,24 +95,36 @@ class Board:
         every: Seconds after which what was written can be seen.
         config: The resolved config; empty if there is none.
         last: The trial's scalars when the run that goes on was saved.
+        clock: Returns the time in seconds that is written with the scalars.
     """
 
     def __init__(
-        self, folder: Path, sessions: int, every: float, config: Mapping[str, Any], last: Mapping[str, float]
+        self,
+        folder: Path,
+        sessions: int,
+        every: float,
+        config: Mapping[str, Any],
+        last: Mapping[str, float],
+        clock: Callable[[], float] = time.time,
     ) -> None:
         board = folder / TENSORBOARD
-        self._trial = Writer(board / "trial", every)
+        self._clock, self._count = clock, sessions
+        self._trial = Writer(board / "trial", every, clock)
         self._trial.last.update(last)
-        self._sessions = [Writer(board / f"session_{rank:02d}", every) for rank in range(sessions)]
+        shown = range(min(sessions, SHOWN))
+        self._sessions = [Writer(board / f"session_{rank:02d}", every, clock) for rank in shown]
         self._overview = Overview(folder, config, sessions, every)
 
     def session(self, record: Record, scalars: Mapping[str, float], total: int) -> None:
         """Write what a session reports, with what follows from it by tag, at so many frames of all."""
+        for episode in record.episodes:
+            self._trial.add_scalar("train/return", episode.ret, episode.total_frame)
+        if record.rank >= len(self._sessions):
+            return
         writer = self._sessions[record.rank]
         for episode in record.episodes:
             writer.add_scalar("train/return", episode.ret, episode.frame)
             writer.add_scalar("by_total_frames/return", episode.ret, episode.total_frame)
-            self._trial.add_scalar("train/return", episode.ret, episode.total_frame)
         if record.staleness:
             _add_histogram(writer, "hogwild/staleness", record.staleness, record.frames)
         if (mean := scalars.get("train/return_100")) is not None:
@@ -114,7 +139,7 @@ class Board:
             _add_histogram(self._trial, "hogwild/staleness", counts, frames)
         if (mean := scalars.get("train/return_100")) is not None:
             self._trial.add_scalar("by_total_frames/return_100", mean, frames)
-            self._trial.add_scalar("by_session_frames/return_100", mean, frames // len(self._sessions))
+            self._trial.add_scalar("by_session_frames/return_100", mean, frames // self._count)
             means = [fmean(returns) for returns in statistics.session_returns if returns]
             for name, of in (("mean", fmean), ("min", min), ("max", max)):
                 self._trial.add_scalar(f"sessions/return_{name}", of(means), frames)
@@ -123,7 +148,7 @@ class Board:
     def add(self, scalars: Mapping[str, float], frames: int, ago: float = 0.0) -> None:
         """Write numbers of the trial by tag, which were true so many seconds ago."""
         for name, value in scalars.items():
-            self._trial.add_scalar(name, value, frames, walltime=time.time() - ago)
+            self._trial.add_scalar(name, value, frames, walltime=self._clock() - ago)
 
     def results(self, results: Mapping[str, float], frames: int) -> None:
         """Write by what runs are compared; what is not known is not finite."""

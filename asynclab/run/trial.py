@@ -6,7 +6,8 @@ import math
 import multiprocessing as mp
 import signal
 import statistics
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from asynclab import console, flat
 from asynclab.config.schema import Config
 from asynclab.distributed import Mode, Store
+from asynclab.distributed.tape import Tape
 from asynclab.envs import spaces
 from asynclab.evaluation.evaluator import Evaluator, Schedule
 from asynclab.processes.control import Control
@@ -25,8 +27,10 @@ from asynclab.run.preflight import check_run
 from asynclab.run.recorder import Recorder
 from asynclab.run.snapshots import Snapshot, Snapshots
 from asynclab.run.stores import make_stores, restore
+from asynclab.simulation.clock import Clock
+from asynclab.simulation.simulator import simulate
 from asynclab.storage.checkpoint import Checkpoint, Checkpoints
-from asynclab.storage.names import CHECKPOINTS, SUMMARY
+from asynclab.storage.names import CHECKPOINTS, RECORD, SUMMARY
 from asynclab.text import override
 from asynclab.training.learner import Rules
 from asynclab.training.messages import Complaint, Record, Saved
@@ -81,6 +85,7 @@ class Trial:
             restore(self.stores, checkpoint, self._layout)
             self._saved = checkpoint.trial()
         self.resumes = 0 if checkpoint is None else self._saved["resumes"] + 1
+        self.clock = Clock(self._saved.get("recorder", {}).get("seconds", 0.0)) if self.mode.is_simulated else None
         self.control = Control(self.mode.max_session, self.mode.max_restarts, self.mode.hang_after)
         self.session = Session(
             cfg.env.make,
@@ -94,6 +99,8 @@ class Trial:
             cfg.profile,
             folder / CHECKPOINTS,
             self.probe.save_memory,
+            self.clock or time.monotonic,
+            Tape(folder / RECORD) if self.mode.record else None,
         )
 
     def decided(self) -> dict[str, Any]:
@@ -164,10 +171,13 @@ class Trial:
         checkpoints.clean()
         start, summary = self._start(checkpoints)
         recorder = Recorder(
-            self.folder, self.mode, self.stores, self.cfg.log_every, self._saved.get("recorder"), self.config, summary
-        )
+            self.folder, self.mode, self.stores, self.cfg.log_every, self._saved.get("recorder"), self.config, summary,
+            self.clock,
+        )  # fmt: skip
         snapshots = self.snapshots(checkpoints, recorder)
         if self.checkpoint is None:
+            if isinstance(self.session.tape, Tape):
+                self.session.tape.begin()
             snapshots.commit(Snapshot(0))  # so that a run can always be resumed, and a full disk shows now
         status = "failed"
         with (
@@ -216,13 +226,18 @@ class Trial:
 
     def _train(self, start: Start, recorder: Recorder, snapshots: Snapshots, evaluator: Evaluator | None) -> None:
         """Let the sessions train until they end."""
-        ranks = range(self.mode.max_session)
-        runs = [partial(self.session.run, rank, self.store_of(rank), self.control, start) for rank in ranks]
         snapshots.begin()
-        with closing(launch(runs, self.probe.num_threads, self.control)) as events:
+        with closing(launch(self._runs(start), self.probe.num_threads, self.control)) as events:
             for event in events:
                 self.handle(event, recorder, snapshots)
                 _take_evaluations(evaluator, recorder)
+
+    def _runs(self, start: Start) -> list[Callable[[], Iterator[Any]]]:
+        """Return what runs, in a process each."""
+        if self.clock is not None:
+            return [partial(simulate, self.session, self.stores[0], self.control, self.clock, start)]
+        ranks = range(self.mode.max_session)
+        return [partial(self.session.run, rank, self.store_of(rank), self.control, start) for rank in ranks]
 
     def _check_learned(self) -> None:
         """Raise TrialError if the budget is used up without an update."""
@@ -251,7 +266,7 @@ class Trial:
             return
         recorder.stopped_by = self._reason(recorder)
         if recorder.stopped_by or self._budget_is_used_up():
-            self.control.finish(10 * self.mode.hang_after)  # in which sessions make the updates that are due, and save
+            self.control.finish(self.mode.grace)  # in which sessions make the updates that are due, and save
         else:
             snapshots.attend()
         recorder.status.checkpoint = snapshots.last

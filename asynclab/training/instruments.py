@@ -43,8 +43,6 @@ class Instruments(Learner):
         sampled = self.mode.diagnostics and int(self.store.updates[self.slot]) % AGREEMENT_EVERY == 0
         self._sample = (batch, generators.state(self.agent.device)) if sampled else None
         with self.profile.phase("forward"):
-            if self.mode.is_live:
-                self._seen = self.store.total_updates()
             return super().forward(batch)
 
     def backward(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -79,6 +77,16 @@ class Instruments(Learner):
         counts, self._staleness = self._staleness, Counter()
         return counts
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return besides how often each staleness has occurred."""
+        self._sample = None  # a batch may be a view of what is saved and changed
+        return super().state_dict() | {"staleness": dict(self._staleness)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over such a state."""
+        super().load_state_dict(state)
+        self._staleness = Counter(state["staleness"])
+
     def _agreement(self, batch: Any, rng: Mapping[str, Tensor]) -> Tensor:
         """Return the cosine between the gradient and the one that the same batch gives at theta as it is now.
 
@@ -89,13 +97,15 @@ class Instruments(Learner):
             rng: States of the random generators before its loss.
         """
         stale, after = self.grad.full.clone(), generators.state(self.agent.device)
-        own = [p.grad for p in self.agent.own]
+        own, weights = [p.grad for p in self.agent.own], None if self.mode.is_live else self.weights.full.clone()
         self.mode.pull(self.weights, self.store)
         generators.restore(self.agent.device, rng)
         losses, _ = Learner.forward(self, batch)
         Learner.backward(self, losses)
         cosine = torch.nn.functional.cosine_similarity(stale, self.grad.full, dim=0)
         self.grad.full.copy_(stale)
+        if weights is not None:  # the push may be compensated for what has happened since
+            self.weights.full.copy_(weights)
         for p, grad in zip(self.agent.own, own, strict=True):
             p.grad = grad
         generators.restore(self.agent.device, after)

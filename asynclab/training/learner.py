@@ -1,7 +1,8 @@
 """Batch -> gradient -> push -> pull: the lines that every mode shares.  P: number of parameters."""
 
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, namedtuple
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from asynclab import flat
 from asynclab.agents import Agent
 from asynclab.distributed import Mode, Store
+from asynclab.distributed.tape import alone
 from asynclab.processes.launch import FatalError
 
 
@@ -26,6 +28,34 @@ class Rules(NamedTuple):
     max_grad_norm: float | None
     max_dropped: int
     precision: str
+
+
+class Turn(Enum):
+    """A moment in which a session may be left for others: each does what follows as soon as nobody holds it up."""
+
+    FREE = "nothing is due, and nothing of the budget is claimed"
+    STEP = "the environments have been stepped"
+    GRADIENT = "a gradient is there and not yet pushed"
+    PUSH = "it has been pushed, or dropped, and theta not yet pulled"
+    PULL = "the update is over"
+    REST = "the budget is used up"
+
+
+Turns = Iterator[Turn]
+
+
+class Gradient(NamedTuple):
+    """What has been found of a batch; the gradient itself is in ``Learner.grad``.
+
+    Attributes:
+        losses: By name.
+        norms: Of its parts before they were clipped, by metric name.
+        metrics: What the agent tells of the batch.
+    """
+
+    losses: Mapping[str, Tensor]
+    norms: Mapping[str, Tensor]
+    metrics: Mapping[str, Tensor]
 
 
 class Learner:
@@ -48,11 +78,15 @@ class Learner:
         self.rules = rules
         self._dropped_in_row = 0
         bf16 = rules.precision == "bf16"
-        self._seen = self._followed = store.total_updates()  # updates that the weights and the agent have seen
-        self.weights = mode.weights(store, device, bf16)
+        with alone(store.tape):
+            self._seen = self._followed = store.total_updates()  # updates that the weights and the agent have seen
+            self.weights = mode.weights(store, device, bf16)
         self.grad = flat.Vector.make(torch.zeros_like(self.weights.full), bf16)
         agent.bind(self.weights, self.grad, store.target)
         assert flat.is_bound(agent.nets, self.weights, self.grad)
+        self._pulled: Tensor | None = None  # the weights of the gradient, where they change at any time
+        self._gradient: Gradient | None = None  # that waits to be pushed
+        self._left: Iterator[Any] = iter(())  # minibatches
         self._sums: dict[str, Tensor | float] = defaultdict(float)
         self._counts: Counter[str] = Counter()
 
@@ -62,40 +96,57 @@ class Learner:
         tensor = torch.from_numpy(obs).to(self.agent.device)
         return self.agent.act(tensor, progress=self.store.progress()).cpu().numpy()
 
-    def learn(self, batch: Any) -> Iterator[None]:
-        """Learn from what the memory hands out, in as many updates as the agent makes of it; yield after each.
+    def learn(self, batch: Any) -> Turns:
+        """Learn from what the memory hands out, in as many updates as the agent makes of it.
 
         Once one is dropped, so are those that the agent would still have made of the same batch.
         """
         self.mode.follow(self.weights)
-        for minibatch in self.minibatches(batch):
-            applied = self.update(minibatch)
-            yield
-            if not applied:
-                return
+        self._left = self.minibatches(batch)
+        yield from self.go_on()
+
+    def go_on(self) -> Turns:
+        """Make what is left of the last batch: the push of a gradient that waits for it, and more updates."""
+        if self._gradient is not None:
+            yield from self._apply()
+        while (minibatch := next(self._left, None)) is not None:
+            yield from self.update(minibatch)
 
     def minibatches(self, batch: Any) -> Iterator[Any]:
         """Return what the agent makes of a batch, on its device."""
         return self.agent.minibatches(type(batch)(*(x.to(self.agent.device) for x in batch)))
 
-    def update(self, batch: Any) -> bool:
-        """Take one step on one batch and return True, or drop it because its loss or gradient is not finite.
+    def update(self, batch: Any) -> Turns:
+        """Take one step on one batch, or drop it because its loss or gradient is not finite.
 
         Raises:
             FatalError: More than ``max_dropped`` updates in a row were dropped.
         """
+        if self.mode.is_live:
+            self._seen = self.store.total_updates()
+            self._pulled = self.weights.full.clone() if self.mode.compensate else None
         losses, metrics = self.forward(batch)
         norms = self.backward(losses)
+        self._gradient = Gradient(*({k: v.detach() for k, v in part.items()} for part in (losses, norms, metrics)))
+        yield Turn.GRADIENT
+        yield from self._apply()
+
+    def _apply(self) -> Turns:
+        assert self._gradient is not None
+        losses, norms, metrics = self._gradient
         if finite := all(bool(x.isfinite()) for x in (*losses.values(), *norms.values())):
             self.push()
         else:
             self._drop(losses, norms)
+            self._left = iter(())
+        self._gradient = None
+        yield Turn.PUSH
         self.pull()
         if finite:
             self._dropped_in_row = 0
             self.move_targets()
-            self.note({f"loss/{k}": v.detach() for k, v in losses.items()} | norms | dict(metrics))
-        return finite
+            self.note({f"loss/{k}": v for k, v in losses.items()} | dict(norms) | dict(metrics))
+        yield Turn.PULL
 
     def forward(self, batch: Any) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
         """Return the losses of a batch, and what the agent tells of it."""
@@ -113,18 +164,55 @@ class Learner:
 
     def push(self) -> None:
         """Apply the gradient to theta."""
-        self.mode.push(self.grad.full, self.store)
-        self.store.updates[self.slot] += 1  # one slot per writer: exact without a lock
+        pulled, store = self._pulled if self.mode.is_live else self.weights.full, self.store
+        with alone(store.tape):
+            self.mode.push(self.grad.full, store, store.total_updates() - self._seen, pulled)
+            store.updates[self.slot] += 1  # one slot per writer: exact without a lock
+            if store.tape is not None:
+                store.tape.pushed(self.slot, store.total_updates(), self._seen, store.theta)
 
     def pull(self) -> None:
         """Let the weights be theta as it is now."""
-        self._seen = self.store.total_updates()
-        self.mode.pull(self.weights, self.store)
+        with alone(self.store.tape):
+            self._seen = self.store.total_updates()
+            self.mode.pull(self.weights, self.store)
 
     def move_targets(self) -> None:
         """Let the agent move its targets by the updates that theta has seen since it did so last."""
         self.agent.on_update(self.store.total_frames(), self._seen - self._followed)
         self._followed = self._seen
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what would be lost if the session were left now: weights, a gradient that waits, minibatches."""
+        left = list(self._left)
+        self._left = iter(left)
+        return {
+            "weights": self._pulled if self.mode.is_live else self.weights.full.clone(),
+            "counts": [self._seen, self._followed, self._dropped_in_row],
+            "gradient": None if self._gradient is None else [dict(part) for part in self._gradient],
+            "grad": self.grad.full.clone(),
+            "own": [None if p.grad is None else p.grad.clone() for p in self.agent.own],
+            "left": [minibatch._asdict() for minibatch in left],
+            "sums": {name: torch.as_tensor(total).detach().clone() for name, total in self._sums.items()},
+            "noted": dict(self._counts),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over such a state."""
+        if self.mode.is_live:
+            self._pulled = state["weights"]
+        else:
+            self.weights.full.copy_(state["weights"])
+            self.weights.round_()
+        self._seen, self._followed, self._dropped_in_row = state["counts"]
+        self._gradient = None if state["gradient"] is None else Gradient(*state["gradient"])
+        self.grad.full.copy_(state["grad"])
+        for p, grad in zip(self.agent.own, state["own"], strict=True):
+            p.grad = grad
+        minibatches = [namedtuple("Minibatch", fields)(**fields) for fields in state["left"]]
+        self._left = iter(minibatches)
+        self._sums.update(state["sums"])
+        self._counts.update(state["noted"])
 
     def _drop(self, losses: Mapping[str, Tensor], norms: Mapping[str, Tensor]) -> None:
         self.store.dropped[self.slot] += 1

@@ -1,6 +1,5 @@
 """The heart of a session: act -> step -> remember -> learn.  B: environments."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 from asynclab.envs import Envs, Step
 from asynclab.memory import Memory
 from asynclab.training.instruments import Instruments
+from asynclab.training.learner import Turns
 
 
 @dataclass
@@ -40,8 +40,9 @@ class Loop:
         self.learner.agent.on_step(torch.from_numpy(step.done))
         return step
 
-    def learn(self) -> Iterator[None]:
-        """Learn from every batch that is due; yield after each update, and may then be left."""
+    def learn(self) -> Turns:
+        """Learn from every batch that is due, after what is left of the last one; may be left after each update."""
+        yield from self.learner.go_on()
         batches = self.memory.batches(self.learner.store.total_frames())
         for batch in self.learner.profile.each("sample", batches):
             yield from self.learner.learn(batch)

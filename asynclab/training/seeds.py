@@ -16,8 +16,8 @@ class Seeds:
 
     def __init__(self, seed: int, rank: int, life: Life = (0, 0)) -> None:
         again = list(life) if any(life) else []
-        streams = np.random.SeedSequence([seed, rank, *again]).spawn(3)
-        self.weights, self.torch, self.memory = (int(s.generate_state(1)[0]) for s in streams)
+        streams = np.random.SeedSequence([seed, rank, *again]).spawn(4)
+        self.weights, self.torch, self.memory, self.timing = (int(s.generate_state(1)[0]) for s in streams)
         self._rank = rank
         self._first_env = int(np.random.SeedSequence([seed, *again]).generate_state(1)[0])
 

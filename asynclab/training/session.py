@@ -1,22 +1,25 @@
 """One process: a loop that trains, and what the parent asks in between."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import psutil
 import torch
 
 from asynclab.agents import Agent
 from asynclab.distributed import Mode, Store
+from asynclab.distributed.tape import Playback, Tape
 from asynclab.envs import Envs, Episode
 from asynclab.memory import Memory
 from asynclab.processes.control import Control
 from asynclab.storage import snapshot
 from asynclab.training.instruments import Instruments
-from asynclab.training.learner import Rules
+from asynclab.training.learner import Rules, Turn, Turns
 from asynclab.training.loop import Loop
 from asynclab.training.messages import Complaint, Record, Return, Saved
 from asynclab.training.profile import Profile
@@ -43,6 +46,8 @@ class Session:
         profile: Report where the time goes.
         folder: Where checkpoints are.
         save_memory: Whether checkpoints have the memory, too.
+        clock: Returns the time in seconds.
+        tape: Records what the sessions see of each other; None if nothing is recorded.
     """
 
     make_envs: Callable[[], Envs]
@@ -56,6 +61,8 @@ class Session:
     profile: bool
     folder: Path
     save_memory: bool
+    clock: Callable[[], float] = time.monotonic
+    tape: Tape | Playback | None = None
 
     def run(self, rank: int, store: Store, control: Control, start: Start = Start()) -> Events:
         """Train ``store`` until the parent asks for the last snapshot; rest while the budget is used up.
@@ -66,40 +73,46 @@ class Session:
             control: Asked for what the parent wants.
             start: Where the trial begins.
         """
-        memory_files = MemoryFiles(self.folder, rank)
-        loop = self._begin(rank, store, control.restarts(rank), start, memory_files)
-        slot, num_envs, resting, has_caught_up = self.mode.slot(rank), loop.envs.num_envs, False, False
-        report = Report(rank, loop.learner, self.log_every)
-        with closing(loop.envs):
+        worker = self.begin(rank, store, control.restarts(rank), start)
+        with closing(worker.loop.envs):
             _stand_still(control, rank, control.asked())
             handled = control.join(rank)
-            while True:
-                control.beat(rank)
-                if (number := control.asked()) > handled:
-                    yield report.record()
+            for turn in worker.turns(control.is_late):
+                if turn in (Turn.FREE, Turn.PULL):
+                    control.beat(rank)
+                yield from worker.messages(turn)
+                while turn is Turn.FREE and (number := control.asked()) > handled:
+                    yield worker.report.record()
                     control.beat(rank, slow=True)
-                    yield _save(loop, rank, number, self.folder, memory_files if self.save_memory else None)
+                    yield worker.save(number)
                     handled = number
                     _stand_still(control, rank, number)
                     if control.is_last(number):
                         return
-                elif not has_caught_up:
-                    _learn(loop, rank, control)  # what was due when the state was saved
-                    has_caught_up = True
-                elif store.claim(slot, num_envs):
-                    resting = False
-                    report.add(loop.step().episodes, num_envs)
-                    if loop.envs.complaint:
-                        yield Complaint(rank, loop.envs.complaint)
-                        loop.envs.complaint = ""
-                    _learn(loop, rank, control)
-                    if report.is_due():
-                        yield report.record()
-                elif not resting:
-                    resting = True
-                    yield report.record()
-                else:  # until the end, or until a session dies and what it claimed is given back
+                    control.beat(rank)
+                if turn is Turn.REST:  # until the end, or until a session dies and what it claimed is given back
                     time.sleep(0.01)
+
+    def begin(self, rank: int, store: Store, restarts: int = 0, start: Start = Start()) -> "Worker":
+        """Return a session that begins, goes on from a checkpoint, or takes the place of one that died."""
+        memory_files = MemoryFiles(self.folder, rank)
+        profile = Profile(self.profile)
+        if self.tape is not None:
+            store = store.recorded(self.tape.for_session(rank))
+        loop = self.set_up(rank, store, profile, (start.resumes, restarts))
+        worker = Worker(self, rank, loop, memory_files)
+        try:
+            if restarts:
+                if memory_files.load(loop.memory):
+                    loop.memory.cut(loop.obs)
+                loop.memory.refill(int(store.frames[self.mode.slot(rank)]))
+            elif start.checkpoint is not None:
+                worker.saved = resume(loop, start, rank, memory_files)
+        except BaseException:
+            loop.envs.close()
+            raise
+        profile.start()
+        return worker
 
     def set_up(self, rank: int, store: Store, profile: Profile, life: Life = (0, 0)) -> Loop:
         """Return a session's loop, at the beginning of episodes of its own.
@@ -132,22 +145,83 @@ class Session:
         agent.start(envs.num_envs, rank)
         return Loop(envs, learner, memory, obs, env_seeds)
 
-    def _begin(self, rank: int, store: Store, restarts: int, start: Start, memory_files: MemoryFiles) -> Loop:
-        """Return a loop that begins, goes on from a checkpoint, or takes the place of one that died."""
-        profile = Profile(self.profile)
-        loop = self.set_up(rank, store, profile, (start.resumes, restarts))
+
+class Worker:
+    """A session that has begun.
+
+    Attributes:
+        rank: Of the session.
+        loop: What it does.
+        report: What there is to tell of it.
+        saved: What ``state_dict`` returned in the run that goes on; empty if that was not saved.
+
+    Args:
+        session: What it is one of.
+        rank: Of the session.
+        loop: What it does.
+        memory_files: Writes its memory.
+    """
+
+    def __init__(self, session: Session, rank: int, loop: Loop, memory_files: MemoryFiles) -> None:
+        self.rank = rank
+        self.loop = loop
+        self.report = Report(rank, loop.learner, session.log_every, session.clock)
+        self.saved: dict[str, Any] = {}
+        self._session = session
+        self._memory_files = memory_files
+        self._is_resting = self._has_stepped = False
+
+    def turns(self, is_late: Callable[[], bool] = lambda: False) -> Turns:
+        """Learn from what is due, and step as long as there is budget, again and again; may be left at every turn.
+
+        Args:
+            is_late: Whether updates that are due are to be left, after the one that has begun.
+        """
+        store, slot, num_envs = self.loop.learner.store, self.loop.learner.slot, self.loop.envs.num_envs
+        yield Turn.FREE
+        yield from self._learn(is_late)  # what was due when the state was saved
+        while True:
+            yield Turn.FREE
+            if store.claim(slot, num_envs):
+                self.report.add(self.loop.step().episodes, num_envs)
+                yield Turn.STEP
+                yield from self._learn(is_late)
+            else:
+                yield Turn.REST
+
+    def _learn(self, is_late: Callable[[], bool]) -> Turns:
+        for turn in self.loop.learn():
+            yield turn
+            if turn is Turn.PULL and is_late():
+                return
+
+    def messages(self, turn: Turn) -> Iterator[Record | Complaint]:
+        """Yield what there is to tell at this turn."""
+        if turn is Turn.STEP:
+            self._is_resting, self._has_stepped = False, True
+            if self.loop.envs.complaint:
+                yield Complaint(self.rank, self.loop.envs.complaint)
+                self.loop.envs.complaint = ""
+        elif turn is Turn.FREE and self._has_stepped:
+            self._has_stepped = False
+            if self.report.is_due():
+                yield self.report.record()
+        elif turn is Turn.REST and not self._is_resting:
+            self._is_resting = True
+            yield self.report.record()
+
+    def save(self, number: int, state: Mapping[str, Any] = MappingProxyType({})) -> Saved:
+        """Write all that theta and the counters do not hold, and return what was written.
+
+        Args:
+            number: Of the snapshot.
+            state: What is to be ``saved`` when the run goes on.
+        """
+        folder, files = self._session.folder, self._memory_files if self._session.save_memory else None
         try:
-            if restarts:
-                if memory_files.load(loop.memory):
-                    loop.memory.cut(loop.obs)
-                loop.memory.refill(int(store.frames[self.mode.slot(rank)]))
-            elif start.checkpoint is not None:
-                resume(loop, start, rank, memory_files)
-        except BaseException:
-            loop.envs.close()
-            raise
-        profile.start()
-        return loop
+            return Saved(self.rank, number, save(self.loop, snapshot.partial(folder, number), self.rank, files, state))
+        except OSError as error:
+            return Saved(self.rank, number, None, str(error))
 
 
 class Report:
@@ -157,15 +231,17 @@ class Report:
         rank: Of the session.
         learner: Whose counters and metrics they are.
         every: Seconds between two records; the first step is reported at once, as the session then runs.
+        clock: Returns the time in seconds.
     """
 
-    def __init__(self, rank: int, learner: Instruments, every: float) -> None:
+    def __init__(self, rank: int, learner: Instruments, every: float, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self._rank = rank
         self._learner = learner
         self._every = every
         self._frames = int(learner.store.frames[learner.slot])
         self._episodes: list[Return] = []
-        self._next = time.monotonic()
+        self._next = self._clock()
         self._process = psutil.Process()
 
     def add(self, episodes: list[Episode], frames: int) -> None:
@@ -175,15 +251,24 @@ class Report:
         store.frames[self._learner.slot] = self._frames
         total = store.total_frames() if episodes else 0
         # each at a time of its own, so that their order is known
-        self._episodes += [Return(self._frames, total, time.monotonic(), e.ret, e.length) for e in episodes]
+        self._episodes += [Return(self._frames, total, self._clock(), e.ret, e.length) for e in episodes]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has not been told yet."""
+        return {"episodes": [list(episode) for episode in self._episodes], "next": self._next}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over such a state."""
+        self._episodes = [Return(*episode) for episode in state["episodes"]]
+        self._next = state["next"]
 
     def is_due(self) -> bool:
         """Return whether it is time for a record."""
-        return time.monotonic() >= self._next
+        return self._clock() >= self._next
 
     def record(self) -> Record:
         """Return what has happened since the last one."""
-        self._next = time.monotonic() + self._every
+        self._next = self._clock() + self._every
         ended, self._episodes = self._episodes, []
         learner = self._learner
         metrics = learner.metrics() | {"perf/memory_mib": self._process.memory_info().rss / 2**20}
@@ -191,23 +276,8 @@ class Report:
         return Record(self._rank, self._frames, updates, ended, metrics, learner.profile.seconds(), learner.staleness())
 
 
-def _learn(loop: Loop, rank: int, control: Control) -> None:
-    """Make the updates that are due, but for those for which an end leaves no time."""
-    for _ in loop.learn():
-        control.beat(rank)
-        if control.is_late():
-            return
-
-
 def _stand_still(control: Control, rank: int, number: int) -> None:
     """Wait until a snapshot is over."""
     while not control.is_released(number):
         control.beat(rank)
         time.sleep(0.002)
-
-
-def _save(loop: Loop, rank: int, number: int, folder: Path, memory_files: MemoryFiles | None) -> Saved:
-    try:
-        return Saved(rank, number, save(loop, snapshot.partial(folder, number), rank, memory_files))
-    except OSError as error:
-        return Saved(rank, number, None, str(error))

@@ -1,7 +1,8 @@
 """What a checkpoint has of a session, besides theta and the counters."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,8 +26,10 @@ class Start(NamedTuple):
     resumes: int = 0
 
 
-def save(loop: Loop, folder: Path, rank: int, memory_files: MemoryFiles | None) -> dict[str, snapshot.File]:
-    """Write everything that theta and the counters do not hold; return the files by name.
+def save(
+    loop: Loop, folder: Path, rank: int, memory_files: MemoryFiles | None, more: Mapping[str, Any]
+) -> dict[str, snapshot.File]:
+    """Write everything that theta and the counters do not hold, and ``more``; return the files by name.
 
     Raises:
         OSError: It cannot be written.
@@ -36,14 +39,15 @@ def save(loop: Loop, folder: Path, rank: int, memory_files: MemoryFiles | None) 
         "agent": loop.learner.agent.state_dict(),
         "envs": loop.envs.state_dict(),
         "optimizer": loop.learner.store.own_state_dict(),
+        "more": dict(more),
         **generators.state(loop.learner.agent.device),
     }
     files = {name: snapshot.write_tensors(folder / name, state)}
     return files | (memory_files.save(loop.memory, folder) if memory_files else {})
 
 
-def resume(loop: Loop, start: Start, rank: int, memory_files: MemoryFiles) -> None:
-    """Let a loop be as it was when saved, as far as the checkpoint has it.
+def resume(loop: Loop, start: Start, rank: int, memory_files: MemoryFiles) -> dict[str, Any]:
+    """Let a loop be as it was when saved, as far as the checkpoint has it; return what more was saved.
 
     The environments go on where they were if they can, else with new episodes.  A memory that was not saved fills anew
     before it is used.
@@ -53,7 +57,7 @@ def resume(loop: Loop, start: Start, rank: int, memory_files: MemoryFiles) -> No
     name, frames = f"session_{rank:02d}.pt", int(learner.store.frames[learner.slot])
     if name not in start.files:  # the session was not alive at that moment
         memory.refill(frames)
-        return
+        return {}
     state = snapshot.read_tensors(start.checkpoint / name)
     learner.agent.load_state_dict(state["agent"])
     learner.store.load_own_state_dict(state["optimizer"])
@@ -69,3 +73,7 @@ def resume(loop: Loop, start: Start, rank: int, memory_files: MemoryFiles) -> No
     if memory.is_between_batches():
         learner.agent.begin_batch()
     generators.restore(learner.agent.device, state)
+    more = dict(state.get("more", {}))
+    if going_on is not None and "obs" in more:  # normalised by what all sessions had seen when they were seen
+        loop.obs = more["obs"].numpy()
+    return more
