@@ -5,6 +5,7 @@ silently not be shared.  Here the state exists before any process does.  The ari
 """
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -21,11 +22,21 @@ Groups = list[dict[str, Any]]
 class GlobalOptimizer(torch.optim.Optimizer):
     """Marks the optimizers that are meant for several processes.
 
+    Torch wraps an optimizer's methods in what imports its compiler, for a second in every process; here they are bare.
+
     Attributes:
         shared: Whether their state is in shared memory; else each process has one of its own.
     """
 
     shared = True
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.step = torch.no_grad()(inspect.unwrap(cls.step))  # type: ignore[method-assign]
 
     def before_step(self) -> None:
         """Add the gradient of the L2 penalty, to a copy of those of networks that have one.  The store calls it."""

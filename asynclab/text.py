@@ -4,6 +4,7 @@ import math
 import os
 import re
 import shlex
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -26,6 +27,20 @@ def duration(seconds: float | None) -> str:
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02d}:{s:02d}"
+
+
+def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = False) -> str:
+    """Return a table in Markdown.
+
+    Args:
+        titles: Of the columns.
+        rows: Their cells; a short row ends with empty ones.
+        numbers: Whether all columns but the first are flush right.
+    """
+    cells = [[cell.replace("|", r"\|") for cell in row] + [""] * (len(titles) - len(row)) for row in [titles, *rows]]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    lines.insert(1, "|---" + ("|---:" if numbers else "|---") * (len(titles) - 1) + "|")
+    return "\n".join(lines)
 
 
 _here: Path | None = None  # where people type, if it is not the current folder

@@ -29,6 +29,7 @@ from asynclab.processes.launch import launch
 from asynclab.run.trial import Trial
 from asynclab.storage import metrics
 from asynclab.storage.names import METRICS
+from asynclab.text import markdown
 from asynclab.training.profile import Profile
 from asynclab.training.session import Session
 
@@ -67,7 +68,7 @@ def measure_parts(trial: Trial, processes: int, seconds: float) -> list[Parts]:
     """
     barrier = mp.get_context("forkserver").Barrier(processes)
     runs = [partial(_parts, trial.session, barrier, seconds, trial.store_of(rank), rank) for rank in range(processes)]
-    return [event for event in launch(runs, trial.mode.num_threads) if isinstance(event, Parts)]
+    return [event for event in launch(runs, trial.probe.num_threads) if isinstance(event, Parts)]
 
 
 def _parts(session: Session, barrier: Any, seconds: float, store: Store, rank: int) -> Iterator[Parts]:
@@ -272,26 +273,20 @@ def table(result: dict[str, Any]) -> str:
     processes = result["processes"]
     head = ["sessions", "frames/s", "updates/s", "of the limit", "x 1 session", f"x {processes} sessions"]
     head += ["start, s", "peak memory, GiB"] + ["x stable-baselines3"] * ("sb3" in result)
-    lines = [
-        f"| alone, in {processes} processes at once | per second: median (range) |",
-        "|---|---|",
-        *(f"| {what} | {_range(result['parts'][name])} |" for name, what in _PARTS.items()),
-        f"| limit: the three in turn, frames | {_range(result['limit'])} |",
-        "",
-        "| " + " | ".join(head) + " |",
-        "|---" * len(head) + "|",
-    ]
+    alone = [(what, _range(result["parts"][name])) for name, what in _PARTS.items()]
+    alone.append(("limit: the three in turn, frames", _range(result["limit"])))
+    rows = []
     for n, run in result["runs"].items():
         memory = {name: size / 2**30 for name, size in run["peak"].items()}
         cells = [str(n), _range(run["frames"]), _range(run["updates"])]
         cells += [_range(run[name], 2) if name in run else "" for name in ("fraction", "over_one", "over_all")]
         cells += [_range(run["start"], 1), _range(memory, 1)]
         cells += [_range(run["over_sb3"], 2)] if "sb3" in result else []
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append(cells)
     if "sb3" in result:
-        cells = ["stable-baselines3", _range(result["sb3"]["frames"]), _range(result["sb3"]["updates"])]
-        lines.append("| " + " | ".join(cells) + " |" * (len(head) - 2))
-    return "\n".join(lines)
+        rows.append(["stable-baselines3", _range(result["sb3"]["frames"]), _range(result["sb3"]["updates"])])
+    first = [f"alone, in {processes} processes at once", "per second: median (range)"]
+    return f"{markdown(first, alone)}\n\n{markdown(head, rows)}"
 
 
 _PARTS = {"env": "environment steps, frames", "act": "acting, frames", "update": "learning, batches"}

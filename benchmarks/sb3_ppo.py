@@ -18,7 +18,7 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from asynclab import config
+from asynclab import config, machine
 from asynclab.envs import is_atari
 
 config.register()
@@ -44,7 +44,7 @@ def main(cfg: DictConfig) -> None:
     import stable_baselines3 as sb3
     import torch
 
-    torch.set_num_threads(cfg.distributed.num_threads)
+    torch.set_num_threads(cfg.distributed.num_threads or machine.cores())
     model = _model(cfg)
     curve: list[tuple[int, float]] = []
 

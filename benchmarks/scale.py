@@ -32,7 +32,7 @@ def _measure(cfg: DictConfig, sessions: int, seconds: float) -> str:
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         trial = build.make_trial(cfg, Path(folder))
-        torch.set_num_threads(trial.mode.num_threads)
+        torch.set_num_threads(trial.probe.num_threads)
         (store,) = trial.stores
         if trial.clock is None:
             raise CompactHydraException("distributed.timing is missing: set distributed=simulated")

@@ -4,7 +4,6 @@ Example: ``python benchmarks/throughput.py algo=sac env=humanoid distributed=sha
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -30,10 +29,10 @@ def main(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import CompactHydraException
 
-    from asynclab import build
+    from asynclab import build, machine
     from asynclab.storage import provenance
 
-    cores, out, seconds = len(os.sched_getaffinity(0)), Path(cfg.out), cfg.seconds
+    cores, out, seconds = machine.cores(), Path(cfg.out), cfg.seconds
     try:
         repeats, sessions, threads = _check(cfg, out)
     except ValueError as error:
@@ -86,7 +85,8 @@ def _check(cfg: DictConfig, out: Path) -> tuple[int, list[int], int]:
         raise ValueError(f"out={out} exists; set out to another file")
     if cfg.sb3 and find_spec("stable_baselines3") is None:
         raise ValueError("sb3=true needs stable-baselines3: pip install 'asynclab[bench]'")
-    return repeats, sessions, check.count("distributed.num_threads", cfg.distributed.num_threads)
+    threads = cfg.distributed.num_threads  # of those that fill the machine: unless it is said, one
+    return repeats, sessions, 1 if threads is None else check.count("distributed.num_threads", threads)
 
 
 def _sb3(cfg: DictConfig, device: str, cores: int, seconds: float) -> dict[str, float]:

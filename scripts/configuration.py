@@ -5,12 +5,14 @@ Example: ``python scripts/configuration.py``
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
+
+from asynclab.text import markdown
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
@@ -119,12 +121,6 @@ def chain(path: Path, prefix: str) -> dict[str, Setting]:
     return found
 
 
-def table(rows: Sequence[tuple[str, ...]], *titles: str) -> str:
-    """Return a table in Markdown."""
-    cells = [titles, ("---",) * len(titles), *[[cell.replace("|", r"\|") for cell in row] for row in rows]]
-    return "\n".join("|" + "|".join(f" {cell} " if cell != "---" else cell for cell in row) + "|" for row in cells)
-
-
 def describe(path: Path, prefix: str) -> str:
     """Return the table of a file's settings.
 
@@ -135,7 +131,7 @@ def describe(path: Path, prefix: str) -> str:
     if missing := [setting.key for setting in found if not setting.meaning]:
         raise ValueError(f"{path.relative_to(ROOT)} has no comment on {', '.join(missing)}")
     rows = [(f"`{setting.key}`", f"`{setting.default}`", setting.meaning) for setting in found]
-    return table(rows, "key", "default", "meaning")
+    return markdown(["key", "default", "meaning"], rows)
 
 
 def page() -> str:
@@ -151,7 +147,7 @@ def page() -> str:
     parts.append(f"\n## Defaults by spaces: `spaces`\n\n{SPACES}\n{tuned()}")
     for title, folder, text in PRESETS:
         rows = [(f"`{path.stem}`", header(path.read_text())) for path in sorted((CONF / folder).glob("*.yaml"))]
-        parts.append(f"\n## {title}\n\n{text}\n\n{table(rows, 'choice', 'what it is')}")
+        parts.append(f"\n## {title}\n\n{text}\n\n{markdown(['choice', 'what it is'], rows)}")
     parts.append("\n## Other commands\n\n`doctor`, `sb3_ppo` and `throughput` have the settings of a run, too.\n")
     for path in sorted(CONF.glob("*.yaml")):
         if path.stem != "config":
@@ -163,7 +159,7 @@ def page() -> str:
 def tuned() -> str:
     """Return the tables of the spaces, and of what each algorithm does otherwise for them."""
     rows = [(f"`{path.stem}`", header(path.read_text())) for path in sorted((CONF / "spaces").glob("*.yaml"))]
-    parts = [table(rows, "spaces", "what they are")]
+    parts = [markdown(["spaces", "what they are"], rows)]
     for folder in sorted((CONF / "tuned").iterdir()):
         parts.append(f"\n### `algo={folder.name}`\n")
         changed = []
@@ -173,7 +169,7 @@ def tuned() -> str:
                 raise ValueError(f"{path.relative_to(ROOT)} has no comment on {', '.join(missing)}")
             changed += [(f"`{path.stem}`", f"`{s.key}`", f"`{s.default}`", s.meaning) for s in found]
             changed += [(f"`{path.stem}`", "", "", header(path.read_text()))] if not found else []
-        parts.append(table(changed, "spaces", "key", "default", "why"))
+        parts.append(markdown(["spaces", "key", "default", "why"], changed))
     return "\n".join(parts)
 
 
@@ -186,7 +182,7 @@ def variants(paths: list[Path], folder: str, prefix: str) -> str:
         found = settings(path.read_text(), prefix)
         changes = [f"`{setting.key.removeprefix(prefix)}={setting.default}`" for setting in found] or ["nothing"]
         rows.append((f"`{folder}={path.stem}`", f"`{above.stem}`", header(path.read_text()), ", ".join(changes)))
-    return table(rows, "choice", "changes", "what it is", f"in `{prefix.rstrip('.')}`")
+    return markdown(["choice", "changes", "what it is", f"in `{prefix.rstrip('.')}`"], rows)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def _replay(run: Path, until: int | None) -> None:
         trial = build.make_trial(config_of(settings), Path(folder))
         import torch
 
-        torch.set_num_threads(trial.mode.num_threads)
+        torch.set_num_threads(trial.probe.num_threads)
         (store,) = trial.stores
         moment = replay(trial.session, store, lines, until)
         if moment is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from asynclab.analysis import jobs, runs
 from asynclab.storage.folder import agents
-from asynclab.text import duration
+from asynclab.text import duration, markdown
 
 ROOT = Path(__file__).parent.parent
 ZOO = ROOT / "zoo"
@@ -70,8 +70,7 @@ def page() -> str:
     """Return docs/zoo.md."""
     titles = ["agent", "environment", "return", "frames", "time", "machine", "commit", "command"]
     names = agents(ZOO)
-    rows = [titles, ["---"] * len(titles), *map(row, names)]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    table = markdown(titles, map(row, names))
     films = [(name, film) for name in names if (film := PAGE.parent / "images" / f"zoo_{name}.gif").exists()]
     shown = "".join(f"\n## {name}\n\n![{name}]({film.relative_to(PAGE.parent)})\n" for name, film in films)
     return f"{INTRO}\n{table}\n{shown}"

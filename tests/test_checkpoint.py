@@ -174,15 +174,6 @@ def test_a_run_of_an_older_version_goes_on_as_that_would(make_trial, tmp_path, m
     assert make_trial(precision="auto", checkpoint=found).session.rules.precision == expected
 
 
-def test_memory_is_what_the_container_may_have(tmp_path, monkeypatch):
-    monkeypatch.setattr(resources, "CGROUP", tmp_path)
-    for name, text in (("memory.max", "max"), ("memory.current", "100"), ("memory.stat", "inactive_file 30\n")):
-        (tmp_path / name).write_text(text)
-    assert resources.available_memory() > 1_000_000
-    (tmp_path / "memory.max").write_text("1000")
-    assert resources.available_memory() == 930
-
-
 def test_shared_memory_and_memory_are_compared_with_the_plan(monkeypatch):
     with pytest.raises(ValueError, match=r"need .* of shared memory and /dev/shm has .*--shm-size"):
         resources.check_shared_memory(10**15)

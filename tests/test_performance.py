@@ -77,6 +77,27 @@ def test_what_a_session_imports_was_imported_before_it_was_forked(make_trial):
         assert len(imported) < 60
 
 
+@pytest.mark.medium
+def test_nothing_that_a_run_does_imports_torchs_compiler(tmp_path):
+    code = "import sys; from asynclab import train; train.main(); print('torch._dynamo' in sys.modules)"
+    small = ["env.torso.hidden=[8]", "env.num_envs=1", "plot=false", "log_every=0.2"]
+    for algo, frames in (
+        (["algo=a3c", "env=cartpole"], 300),
+        (["algo=sac", "env=pendulum", "algo.memory.start=100"], 150),
+    ):
+        settings = [
+            *algo,
+            *small,
+            "distributed.max_session=1",
+            f"hydra.run.dir={tmp_path / str(frames)}",
+            "resume=auto",
+        ]
+        for budget in (frames, 2 * frames):  # begun and resumed
+            command = [sys.executable, "-c", code, *settings, f"env.max_frame={budget}"]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+            assert done.stdout.endswith("\nFalse\n"), done.stdout + done.stderr
+
+
 def test_profile_adds_up_and_name_what_took_the_time():
     profile = Profile(enabled=True)
     before, total = time.perf_counter(), 0
@@ -128,7 +149,9 @@ def benchmark(*overrides):
 @pytest.mark.slow
 def test_benchmark_measures_parts_whole_and_stable_baselines3(tmp_path):
     out = tmp_path / "benchmark.json"
-    process = benchmark("env=cartpole", "sessions=[1,2]", "repeats=1", "seconds=2", "sb3=true", f"out={out}")
+    process = benchmark(
+        "env=cartpole", "algo.memory.horizon=32", "sessions=[1,2]", "repeats=1", "seconds=2", "sb3=true", f"out={out}"
+    )
     assert process.returncode == 0, process.stderr
     content = json.loads(out.read_text())
     result = content["result"]

@@ -1,6 +1,10 @@
 import errno
 import json
 import math
+import re
+import subprocess
+import sys
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -8,7 +12,8 @@ import pytest
 from asynclab.analysis.curves import read
 from asynclab.distributed import Off, Synced
 from asynclab.processes.launch import Failure
-from asynclab.run.recorder import Recorder
+from asynclab.run import resources
+from asynclab.run.recorder import Moment, Recorder, a_minute_before
 from asynclab.training.messages import Record, Return
 
 
@@ -121,6 +126,35 @@ def test_staleness_is_summed_up_for_sessions_and_trial(record):
     assert summary["staleness"] == {"mean": 2.25, "p50": 2, "p95": 4, "max": 4}
     assert lines[0]["metrics"]["hogwild/staleness_mean"] == 0.5
     assert lines[-1]["metrics"]["hogwild/staleness_max"] == 4
+
+
+def test_the_progress_line_tells_how_old_gradients_are_and_how_busy_the_cores(record, caplog):
+    caplog.set_level("INFO")
+    _, lines = record(Synced(2), Record(0, 8, 1, [], {}, {}, {0: 1, 3: 1}))
+    assert re.search(r"  fps [\d,]+  return nan  updates 0  staleness 1\.50  cores \d+%  left ", caplog.text)
+    assert lines[-1]["metrics"]["perf/cores_busy"] >= 0
+
+
+def test_speeds_are_those_of_the_last_minute():
+    moments = deque(Moment(10.0 * i, 100 * i**2, 5.0 * i) for i in range(10))
+    before = a_minute_before(95.0, moments)
+    assert (before.seconds, len(moments)) == (30.0, 7)
+    now = Moment(95.0, 13_900, 145.0)
+    assert (before.fps(now), before.cores(now)) == (200.0, 2.0)
+    assert a_minute_before(2_000.0, deque([now])) is now
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_the_time_of_what_a_process_has_started_counts(ended):
+    before = resources.core_seconds()
+    code = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True); input()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    if ended:
+        process.communicate(b"\n")
+    assert resources.core_seconds() - before > 0.45
+    if not ended:
+        process.communicate(b"\n")
 
 
 def test_what_was_last_known_of_a_loss_stays_in_the_trials_line(record):

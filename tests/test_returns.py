@@ -1,6 +1,6 @@
 import torch
 
-from asynclab.agents.returns import gae
+from asynclab.agents.returns import gae, successors
 
 GAMMA, LAM = 0.9, 0.8
 
@@ -67,3 +67,16 @@ def test_what_is_not_finite_spoils_only_its_own_episode():
     assert torch.equal(before[:3, 0], after[:3, 0])
     assert torch.equal(before[:5, 1], after[:5, 1])
     assert after[:5, 2].isnan().any()
+
+
+def test_successors_are_the_next_row_the_end_of_the_rollout_and_the_ends_of_cut_episodes():
+    value = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    ends = torch.tensor([7.0, 8.0, 30.0, 60.0])  # after the last row; then of two truncated steps
+    assert successors(value, ends, torch.tensor([1, 4])).tolist() == [[3.0, 30.0], [5.0, 6.0], [60.0, 8.0]]
+    none = torch.tensor([], dtype=torch.long)
+    assert successors(value, ends[:2], none).tolist() == [
+        [3.0, 4.0],
+        [5.0, 6.0],
+        [7.0, 8.0],
+    ]
+    assert value[0].tolist() == [1.0, 2.0]

@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 from asynclab import check
 from asynclab.agents.base import ActionSpace, Agent
 from asynclab.agents.distributions import categorical, diagonal_normal, multi_categorical
-from asynclab.agents.returns import gae
+from asynclab.agents.returns import gae, successors
 from asynclab.memory import RolloutBatch
 from asynclab.nets import LSTM, Torso, linear
 from asynclab.schedules import Constant, Schedule
@@ -69,6 +69,8 @@ class ActorCritic(Agent):
     Raises:
         ValueError: A setting is out of range, or ``lstm`` is asked for with separate torsos.
     """
+
+    advantages = staticmethod(gae)
 
     def __init__(
         self,
@@ -186,7 +188,7 @@ class ActorCritic(Agent):
 
     @torch.no_grad()
     def _v_next(self, batch: RolloutBatch, value: Tensor, states: Tensor) -> Tensor:
-        """Return V of the true successors [T, B]: the next row's, the last row's own, a cut episode's final one.
+        """Return V of the true successors [T, B].
 
         Args:
             batch: A rollout.
@@ -197,10 +199,7 @@ class ActorCritic(Agent):
         if self.lstm is not None:
             last = forget(states[:, -value.shape[1] :], batch.done[-1])
             features = self.lstm(features, torch.cat([last, states[:, batch.final_index]], 1))[0]
-        v = self.value(features).squeeze(-1)
-        v_last, v_final = v[: value.shape[1]], v[value.shape[1] :]
-        v_next = torch.cat([value[1:], v_last[None]])
-        return v_next.flatten().index_copy_(0, batch.final_index, v_final).view_as(value)
+        return successors(value, self.value(features).squeeze(-1), batch.final_index)
 
     def _evaluate(self, batch: RolloutBatch) -> tuple[Distribution, Tensor, Tensor]:
         """Return pi(.|s) and V(s) [N] of a rollout's steps, and the advantages [N], which have no gradient."""
@@ -211,7 +210,7 @@ class ActorCritic(Agent):
 
     def _advantage(self, batch: RolloutBatch, policy: Distribution, value: Tensor, v_next: Tensor) -> Tensor:
         """Return the advantages [T, B]."""
-        return gae(batch.reward, value, v_next, batch.terminated, batch.done, self.gamma, self.lam)
+        return self.advantages(batch.reward, value, v_next, batch.terminated, batch.done, self.gamma, self.lam)
 
 
 def forget(state: Tensor, done: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The contract between an algorithm and everything that runs it.  N: batch, P: parameters."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class Agent(ABC):
         targets: Target networks.
         own: Parameters that are no part of theta: the agent itself steps them, in ``on_update``.
         deterministic: Whether it is to be judged by its best actions, unless somebody asks for sampled ones.
+        advantages: As ``returns.gae`` estimates them, for the agent and for the doctor; None if it needs none.
         device: Where they are.
     """
 
@@ -34,6 +35,7 @@ class Agent(ABC):
     targets: Sequence[Target] = ()
     own: Sequence[nn.Parameter] = ()
     deterministic: bool = False
+    advantages: Callable[..., Tensor] | None = None
     device = torch.device("cpu")
 
     def bind(self, weights: flat.Vector, grad: flat.Vector, target: Tensor | None = None) -> None:

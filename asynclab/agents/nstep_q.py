@@ -14,7 +14,7 @@ from torch import Tensor
 from asynclab import check, layout
 from asynclab.agents.base import ActionSpace
 from asynclab.agents.q_learning import DuelingQNetwork, QLearning, QNetwork
-from asynclab.agents.returns import gae
+from asynclab.agents.returns import gae, successors
 from asynclab.memory import RolloutBatch
 from asynclab.nets import Torso
 
@@ -49,6 +49,7 @@ class NStepQ(QLearning):
     """
 
     name = "nstep_q"
+    advantages = staticmethod(gae)
 
     def __init__(
         self,
@@ -128,7 +129,6 @@ class NStepQ(QLearning):
             assert q is not None
             value = q.amax(-1).view_as(batch.reward)
         # With lam = 1 only the value where the rollout or an episode ends is not multiplied by zero.
-        v_next = torch.cat([value[1:], ends[None, : value.shape[1]]])
-        v_next.view(-1).index_copy_(0, batch.final_index, ends[value.shape[1] :])
-        advantage = gae(batch.reward, value, v_next, batch.terminated, batch.done, self.gamma, self.lam)
+        v_next = successors(value, ends, batch.final_index)
+        advantage = self.advantages(batch.reward, value, v_next, batch.terminated, batch.done, self.gamma, self.lam)
         return (advantage + value).flatten()

@@ -36,6 +36,18 @@ def gae(
     return advantage
 
 
+def successors(value: Tensor, ends: Tensor, final_index: Tensor) -> Tensor:
+    """Return V of each transition's true successor [T, B]: of the next row, but where an episode or the rollout ends.
+
+    Args:
+        value: [T, B] V(s_t).
+        ends: [B + K] V of what nobody has acted on: ``cat([batch.obs[-1], batch.final_obs])``.
+        final_index: [K] places t B + b of the truncated steps.
+    """
+    v_last, v_final = ends.split([value.shape[1], len(final_index)])
+    return torch.cat([value[1:], v_last[None]]).flatten().index_copy_(0, final_index, v_final).view_as(value)
+
+
 def vtrace(
     reward: Tensor,
     value: Tensor,

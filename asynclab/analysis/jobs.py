@@ -46,8 +46,9 @@ class Job(NamedTuple):
         """What makes the run again, for a shell; on a machine with another number of cores, too."""
         typed = self.typed
         mode = _part(_read_yaml(self.run.folder / CONFIG), "distributed") or {}
-        if mode.get("max_session", 0) is None and "max_session" in self.run.made:  # null: one for each core
-            typed.append(f"distributed.max_session={self.run.made['max_session']}")
+        for key in ("max_session", "num_threads"):
+            if mode.get(key, 0) is None and key in self.run.made:  # null: by the cores
+                typed.append(f"distributed.{key}={self.run.made[key]}")
         return shlex.join([*program(self.run), *typed])
 
 

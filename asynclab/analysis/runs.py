@@ -90,7 +90,7 @@ def read_settings(folder: Path, made: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         folder: Its output folder.
-        made: ``run.json``: how many sessions there were, if the config left that to the machine.
+        made: ``run.json``: how many sessions and threads there were, if the config left that to the machine.
 
     Raises:
         ValueError: ``config.yaml`` is missing or damaged.
@@ -101,7 +101,8 @@ def read_settings(folder: Path, made: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("config.yaml is missing") from None
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"config.yaml is damaged ({str(error).splitlines()[0]})") from None
-    return found | ({"distributed.max_session": made["max_session"]} if "max_session" in made else {})
+    decided = {key: made[key] for key in ("max_session", "num_threads") if key in made}
+    return found | {f"distributed.{key}": value for key, value in decided.items()}
 
 
 def find(folder: Path) -> list[Path]:

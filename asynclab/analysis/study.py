@@ -18,6 +18,7 @@ from asynclab.analysis.curves import step
 from asynclab.analysis.estimates import CONFIDENCE, Estimate, band, estimate, iqm
 from asynclab.analysis.runs import Run, group, read_json, read_settings, relevant
 from asynclab.storage.names import RUN, SUMMARY
+from asynclab.text import markdown
 
 
 class Arm(NamedTuple):
@@ -232,8 +233,7 @@ def table(study: Study) -> str:
             ]
         row += [f"{arm.fps:,.0f}", f"{arm.fps / arm.cores:,.0f}", _number(arm.staleness, ".2f")]
         rows.append(row + [_number(arm.lost, ".2%")] * measured + [_number(arm.agreement, ".2f")] * compared)
-    lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] + ["---:"] * (len(head) - 1), *rows]]
-    return "\n".join([*lines, "", *_explain(study)]) + "\n"
+    return "\n".join([markdown(head, rows, numbers=True), "", *_explain(study)]) + "\n"
 
 
 def _interval(value: Estimate) -> str:

@@ -8,11 +8,10 @@ simulated  one for all       as in synced or shared, all sessions in one process
 """
 
 import math
-import os
 
 from torch import Tensor
 
-from asynclab import check
+from asynclab import check, machine
 from asynclab.distributed.store import Store
 from asynclab.distributed.timing import Constant
 from asynclab.flat import Vector
@@ -25,7 +24,7 @@ class Mode:
 
     Args:
         max_session: Number of sessions (processes); None for one per available core.
-        num_threads: Torch threads of each session.
+        num_threads: Of torch and of the emulator in each session; None leaves it to the trial.
         max_restarts: Of each session, before its next failure ends the trial.
         hang_after: Seconds without a step after which a session counts as hung.
         lock: ``none`` is Hogwild!; ``update`` lets sessions step the global optimizer one after the other.
@@ -45,7 +44,7 @@ class Mode:
     def __init__(
         self,
         max_session: int | None = None,
-        num_threads: int = 1,
+        num_threads: int | None = None,
         max_restarts: int = 3,
         hang_after: float = 60.0,
         lock: str = "none",
@@ -55,9 +54,9 @@ class Mode:
         record: bool = False,
     ) -> None:
         if max_session is None:
-            max_session = len(os.sched_getaffinity(0))
+            max_session = machine.cores()
         self.max_session = check.count("distributed.max_session", max_session)
-        self.num_threads = check.count("distributed.num_threads", num_threads)
+        self.num_threads = None if num_threads is None else check.count("distributed.num_threads", num_threads)
         self.max_restarts = check.whole("distributed.max_restarts", max_restarts)
         self.hang_after = check.positive("distributed.hang_after", hang_after)
         if lock not in LOCKS:

@@ -6,7 +6,6 @@ are for.
 """
 
 import copy
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from asynclab import build
 from asynclab.distributed import Store
@@ -154,7 +152,7 @@ class Subject:
         self.fault = fault
         self._folder = folder
         self.real = build.make_trial(cfg, folder)
-        torch.set_num_threads(self.real.mode.num_threads)  # as a session would
+        torch.set_num_threads(self.real.probe.num_threads)  # as a session would
         self.sessions = min(2, self.real.mode.max_session)
         self._cfg = copy.deepcopy(cfg)
         OmegaConf.update(self._cfg, "distributed.max_session", self.sessions)
@@ -182,7 +180,7 @@ class Subject:
         events = []
         threads = torch.get_num_threads()
         try:
-            for event in launch([Planted(self.fault, run) for run in runs], self.real.mode.num_threads, control):
+            for event in launch([Planted(self.fault, run) for run in runs], self.real.probe.num_threads, control):
                 events.append(event)
         except SessionError as error:
             return events, str(error)
@@ -285,18 +283,9 @@ def _temperature(subject: Subject) -> str:
     )
 
 
-def _gae(subject: Subject) -> str:
-    return (
-        ""
-        if _gae_of(subject.agent)
-        else "this agent estimates no advantages; what its replay sums up, transitions tells"
-    )
-
-
-def _gae_of(agent: Any) -> Callable[..., Tensor] | None:
-    """Return the function by which an agent estimates advantages, as its module sees it."""
-    modules = [vars(sys.modules[kind.__module__]) for kind in type(agent).__mro__ if kind.__module__ in sys.modules]
-    return next((names["gae"] for names in modules if "gae" in names), None)
+def _estimates(subject: Subject) -> str:
+    none = "this agent estimates no advantages; what its replay sums up, transitions tells"
+    return none if subject.agent.advantages is None else ""
 
 
 def _float_replay(subject: Subject) -> str:
@@ -384,12 +373,10 @@ def _shared_bytes(store: Store) -> int:
 @_check("Sessions that all use all cores hinder each other and are several times slower together than one thread each.")
 def threads(subject: Subject) -> str:
     """Give every session its share of threads."""
-    wanted = subject.real.mode.num_threads
+    wanted = subject.real.probe.num_threads
     for report in subject.reports:
         if report.threads != wanted:
-            raise Wrong(
-                f"session {report.rank} computes with {report.threads} threads, and distributed.num_threads={wanted}"
-            )
+            raise Wrong(f"session {report.rank} computes with {report.threads} threads, and should with {wanted}")
     return f"{wanted} per session"
 
 
@@ -601,16 +588,15 @@ def fresh_gradient(subject: Subject) -> str:
 @_check(
     "Rewards of an episode would be credited to actions of the one before it, or what was cut short would count as"
     " lost.",
-    _gae,
+    _estimates,
 )
 def episode_ends(subject: Subject) -> str:
     """Leak no advantage across episode ends: a case small enough to be worked out by hand."""
-    gae = _gae_of(subject.agent)
-    assert gae is not None
+    assert subject.agent.advantages is not None
     reward, zero, v_next = (torch.tensor(x)[:, None] for x in ([0.0, 0.0, 1.0], [0.0] * 3, [0.0, 9.0, 0.0]))
     done = torch.tensor([False, True, False])[:, None]
     for terminated, expected in ((done, [0.0, 0.0, 1.0]), (torch.zeros_like(done), [9.0, 9.0, 1.0])):
-        advantage = gae(reward, zero, v_next, terminated, done, 1.0, 1.0).flatten().tolist()
+        advantage = subject.agent.advantages(reward, zero, v_next, terminated, done, 1.0, 1.0).flatten().tolist()
         if advantage != expected:
             how = "terminates" if terminated.any() else "is truncated"
             raise Wrong(f"where an episode {how}, the advantages are {advantage} and should be {expected}")

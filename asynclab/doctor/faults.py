@@ -4,13 +4,11 @@ A fault is a handful of replacements, in force while ``planted`` is entered; ``P
 sessions' processes.  What is planted is the mistake itself; nothing tells the doctor's checks that it is there.
 """
 
-import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -23,8 +21,8 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import nn
 
-from asynclab import flat, optim
-from asynclab.agents import SAC, Agent, QLearning, returns
+from asynclab import flat, machine, optim
+from asynclab.agents import SAC, Agent, QLearning
 from asynclab.distributed import Mode, Off, Shared, Store
 from asynclab.distributed.timing import Constant, Lognormal
 from asynclab.envs import Envs, is_atari, make, native
@@ -299,12 +297,12 @@ def ignored_death() -> Replacements:
 
 
 def _cores() -> int:
-    return max(2, os.cpu_count() or 1)
+    return max(2, machine.cores())
 
 
 @_fault(
     "threads",
-    lambda trial, _: f"distributed.num_threads is {_cores()} here anyway" * (trial.mode.num_threads == _cores()),
+    lambda trial, _: f"distributed.num_threads is {_cores()} here anyway" * (trial.probe.num_threads == _cores()),
 )
 def all_cores() -> Replacements:
     """Let torch use all cores in every session."""
@@ -434,14 +432,15 @@ def _n_step(trial: Trial) -> int:
 @_fault("episode_ends")
 def gae_leak() -> Replacements:
     """Let the traces of advantages run on over episode ends."""
-    gae = returns.gae
 
-    def faulty(reward: Any, value: Any, v_next: Any, terminated: Any, done: Any, *rest: Any, **named: Any) -> Any:
-        return gae(reward, value, v_next, terminated, torch.zeros_like(done), *rest, **named)
+    def faulty(right: Any, reward: Any, value: Any, v_next: Any, terminated: Any, done: Any, *rest: Any) -> Any:
+        return right(reward, value, v_next, terminated, torch.zeros_like(done), *rest)
 
-    for name, module in list(sys.modules.items()):
-        if name.startswith("asynclab.") and getattr(module, "gae", None) is gae:
-            yield module, "gae", faulty
+    kinds = [Agent]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        if estimate := vars(kind).get("advantages"):
+            yield kind, "advantages", staticmethod(partial(faulty, estimate))
 
 
 @_fault(

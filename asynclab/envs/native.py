@@ -5,6 +5,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
@@ -43,8 +44,8 @@ def make(spec: EnvSpec, num_envs: int, **kwargs: Any) -> VectorEnv:
     """
     if spec.vector_entry_point == ATARI:
         # The emulator would clip the reward before anybody could count it, and use every core.
-        ours: dict[str, Any] = {"reward_clipping": False, "num_threads": 1, "autoreset_mode": AutoresetMode.SAME_STEP}
-        return gym.make_vec(spec.id, num_envs=num_envs, **(ours | kwargs))
+        ours = {"reward_clipping": False, "num_threads": min(num_envs, torch.get_num_threads())}
+        return gym.make_vec(spec.id, num_envs=num_envs, autoreset_mode=AutoresetMode.SAME_STEP, **(ours | kwargs))
     if spec.vector_entry_point is None:
         raise ValueError("it has no vector_entry_point; set env.make.vectorization_mode to sync or async")
     entry: Any = spec.vector_entry_point

@@ -9,8 +9,7 @@ import signal
 from multiprocessing import forkserver, resource_tracker
 
 # Importing these runs no torch operator: a process forked after one can hang in its first parallel region.
-# torch._dynamo takes seconds and an optimizer imports it at its first step.
-MODULES = ["torch", "torch._dynamo", "hydra", "gymnasium.wrappers.vector", "ale_py", "asynclab.training.session"]
+MODULES = ["torch", "hydra", "gymnasium.wrappers.vector", "ale_py", "asynclab.training.session"]
 
 # that ask a run to end; SIGUSR2 is submitit's, before a job's time is over
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)

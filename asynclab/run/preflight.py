@@ -37,6 +37,7 @@ class Probe(NamedTuple):
         refill: Transitions that a memory which was lost collects before it is learned from, at most.
         devices: That sessions take in turn.
         precision: Of the torsos, fp32 or bf16.
+        num_threads: Of each session.
     """
 
     envs: Envs
@@ -47,6 +48,7 @@ class Probe(NamedTuple):
     refill: int
     devices: list[str]
     precision: str
+    num_threads: int
 
 
 def check_run(cfg: Config, folder: Path, schedule: Schedule, checkpoint: Checkpoint | None) -> Probe:
@@ -91,7 +93,8 @@ def check_run(cfg: Config, folder: Path, schedule: Schedule, checkpoint: Checkpo
         _check_repeatable(envs, agent, devices)
     on_disk, save_memory = _check_room(cfg, folder, agent, memory.nbytes())
     precision = _choose_precision(cfg.algo.precision, agent, devices, checkpoint)
-    return Probe(envs, agent, memory.nbytes(), on_disk, save_memory, refill, devices, precision)
+    threads = resources.choose_threads(mode.num_threads, mode.max_session, flat.size(agent.nets))
+    return Probe(envs, agent, memory.nbytes(), on_disk, save_memory, refill, devices, precision, threads)
 
 
 def _check_numbers(cfg: Config, is_new: bool) -> None:

@@ -5,11 +5,13 @@ import logging
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from asynclab import machine
 from asynclab.console.table import SessionStatus, Status
 from asynclab.distributed import Mode, Store
 from asynclab.evaluation.evaluator import Evaluated
@@ -25,6 +27,22 @@ from asynclab.text import duration
 from asynclab.training.messages import Record
 
 log = logging.getLogger(__name__)
+
+
+class Moment(NamedTuple):
+    """How far a run was at some time: frames, and for how long cores had run its processes."""
+
+    seconds: float
+    frames: int
+    core_seconds: float
+
+    def fps(self, later: "Moment") -> float:
+        """Return the frames per second from here to a later moment."""
+        return (later.frames - self.frames) / max(later.seconds - self.seconds, 1e-9)
+
+    def cores(self, later: "Moment") -> float:
+        """Return how many cores were busy from here to a later moment."""
+        return (later.core_seconds - self.core_seconds) / max(later.seconds - self.seconds, 1e-9)
 
 
 class Recorder:
@@ -71,7 +89,9 @@ class Recorder:
         self._real_start = time.monotonic() - (state or {}).get("real_seconds", seconds)
         self._stopped: float | None = None
         self._next_time, self._next_warning = now + every, 0.0  # of a progress line, and of little memory
-        self._began = self._last = (now, self.total_frames())  # of this process's training, and of the last line
+        self._began = Moment(now, self.total_frames(), resources.core_seconds())  # of this process's training
+        self._last = self._began  # of the last line
+        self._minute = deque([self._began])
         self._sessions = [(now, int(frames)) for store in stores for frames in store.frames]  # at the last records
         self.stopped_by: str | None = None
         self.statistics = Statistics(mode.max_session, state, self.total_frames(), summary)
@@ -156,33 +176,46 @@ class Recorder:
         )  # fmt: skip
 
     def progress(self, final: bool = False) -> None:
-        """Write the trial's scalars and its progress line; ``final`` gives the speed since the start."""
-        now, frames = self._now(), self.total_frames()
-        fps = _speed(self._began if final else self._last, (now, frames))
-        self._last = (now, frames)
+        """Write the trial's scalars and its progress line, with the speed of the last minute.
+
+        Args:
+            final: Give the speed since the start of this process.
+        """
+        moment = Moment(self._now(), self.total_frames(), resources.core_seconds())
+        now, frames, _ = moment
+        before = self._began if final else self._last
+        since = self._began if final else a_minute_before(now, self._minute)
+        self._last = moment
+        self._minute.append(moment)
         updates = sum(store.total_updates() for store in self.stores)
         dropped = sum(int(store.dropped.sum()) for store in self.stores)
         available = resources.available_memory()
         self._warn(now, available)
         scalars = self.statistics.scalars() | {
-            "perf/fps": fps,
+            "perf/fps": before.fps(moment),
             "perf/updates": float(updates),
             "perf/memory_available_mib": available / 2**20,
             "train/dropped": float(dropped),
         }
+        if not self._is_simulated:  # whose seconds are not those of the cores
+            scalars["perf/cores_busy"] = since.cores(moment) / machine.cores()
         if math.isfinite(lost := self._lost_updates()):
             scalars["hogwild/lost_updates"] = lost
         self._board.trial(scalars, self.statistics, frames)
         self._board.results(self._results(), frames)
         self._log.write(metrics.TRIAL, total_frames=frames, updates=updates, seconds=now - self._start, metrics=scalars)
         budget, evaluation = self.status.budget, self.statistics.evaluation
+        fps, stale = since.fps(moment), scalars.get("hogwild/staleness_mean", math.nan)
         passed = (time.monotonic() - self._real_start) / max(frames, 1) if self._is_simulated else 1 / max(fps, 1e-9)
         left = duration(max(budget - frames, 0) * passed)
         log.info(
-            "frames %s/%s (%.1f%%)  per session %s  fps %s  return %.2f%s  updates %s%s  left %s",
+            "frames %s/%s (%.1f%%)  per session %s  fps %s  return %.2f%s  updates %s%s%s%s  left %s",
             f"{frames:,}", f"{budget:,}", 100 * frames / budget, f"{frames // self.mode.max_session:,}", f"{fps:,.0f}",
             self.statistics.mean_return, f"  evaluation {evaluation['mean_return']:.2f}" if evaluation else "",
-            f"{updates:,}", f"  dropped {dropped:,}" if dropped else "", left, extra={"live": True},
+            f"{updates:,}", f"  dropped {dropped:,}" if dropped else "",
+            "" if math.isnan(stale) else f"  staleness {stale:.2f}",
+            f"  cores {100 * busy:.0f}%" if (busy := scalars.get("perf/cores_busy")) is not None else "", left,
+            extra={"live": True},
         )  # fmt: skip
 
     def stop(self) -> None:
@@ -213,7 +246,7 @@ class Recorder:
             "seconds": round(self._now() - self._start, 3),
             **({"real_seconds": round(time.monotonic() - self._real_start, 3)} if self._is_simulated else {}),
             "theta": [sha256(store.theta.numpy().tobytes()).hexdigest() for store in self.stores],
-            "fps": round(_speed(self._began, (self._now(), self.total_frames())), 1),
+            "fps": round(self._fps(), 1),
             "session_frames": [int(n) for store in self.stores for n in store.frames],
             "session_updates": updates,
         }
@@ -269,14 +302,13 @@ class Recorder:
 
     def _results(self) -> dict[str, float]:
         """Return by what runs are compared, but for what the board knows; what is not known is not finite."""
-        now, frames = self._now(), self.total_frames()
         return {
             "mean_return": self.statistics.mean_return,
             "best_return": self.statistics.best,
-            "frames": frames,
+            "frames": self.total_frames(),
             "updates": sum(store.total_updates() for store in self.stores),
-            "seconds": now - self._start,
-            "fps": _speed(self._began, (now, frames)),
+            "seconds": self._now() - self._start,
+            "fps": self._fps(),
             "restarts": self.statistics.restarts,
             "lost_updates": self._lost_updates(),
         }
@@ -285,13 +317,19 @@ class Recorder:
         """Return the mean share of lost updates; nan if it is not measured."""
         return mean_return([lost for store in self.stores if (lost := store.lost_updates()) is not None])
 
+    def _fps(self) -> float:
+        """Return the frames per second since this process began."""
+        return self._began.fps(Moment(self._now(), self.total_frames(), 0.0))
+
     def _now(self) -> float:
         return self._clock() if self._stopped is None else self._stopped
 
 
-def _speed(before: tuple[float, int], now: tuple[float, int]) -> float:
-    """Return frames per second between two moments (seconds, frames)."""
-    return (now[1] - before[1]) / max(now[0] - before[0], 1e-9)
+def a_minute_before(now: float, moments: deque[Moment]) -> Moment:
+    """Return the last moment that is a minute ago, or the first of all; those before it are removed."""
+    while len(moments) > 1 and moments[1].seconds <= now - 60.0:
+        moments.popleft()
+    return moments[0]
 
 
 def _cut(folder: Path, lengths: Mapping[str, int], ended: bool) -> None:

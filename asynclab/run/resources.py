@@ -1,36 +1,54 @@
 """What a run will take of the machine, compared with what there is, before it starts."""
 
+import os
 import resource
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
+from asynclab import machine
+
 PROCESS_BYTES = 150 * 10**6  # of a session besides its memory; measured with 16 sessions on Pong: 128 MiB
 SESSION_BYTES = 10**6  # of one more session in a process; measured with 1,024 on CartPole: 0.35 MiB
 OWN_DESCRIPTORS, SESSION_DESCRIPTORS, STORE_DESCRIPTORS = 38, 5, 10  # of the parent
-CGROUP = Path("/sys/fs/cgroup")
+WEIGHTS_PER_THREAD = 100_000  # with fewer, threads of an update wait for each other for longer than they gain
 
 
 def available_memory() -> int:
     """Return the bytes that can be had: of the machine, or of the container if it has a limit."""
-    return _memory()[0]
+    return machine.memory().available
 
 
-def _memory() -> tuple[int, int]:
-    """Return the bytes that can be had, and those that there are at all."""
-    available, total = psutil.virtual_memory().available, psutil.virtual_memory().total
-    v1 = ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat")
-    for limit, usage, stat in (("memory.max", "memory.current", "memory.stat"), v1):
-        try:
-            maximum = int((CGROUP / limit).read_text())
-            left = maximum - int((CGROUP / usage).read_text())
-            numbers = dict(line.split() for line in (CGROUP / stat).read_text().splitlines())
-        except (OSError, ValueError):  # no such limit, or "max"
-            continue
-        available = min(available, max(0, left + int(numbers.get("inactive_file", 0))))  # files that it can forget
-        total = min(total, maximum)
-    return available, total
+def choose_threads(asked: int | None, sessions: int, weights: int) -> int:
+    """Return the threads of each session.
+
+    Args:
+        asked: As configured; None for the session's share of the cores, as far as the network is large enough to gain.
+        sessions: Their number.
+        weights: Of a session's networks.
+    """
+    if asked is not None:
+        return asked
+    cores = min(machine.cores(), thread_limit() or machine.cores())
+    return max(1, min(cores // sessions, weights // WEIGHTS_PER_THREAD))
+
+
+def thread_limit() -> int | None:
+    """Return what OMP_NUM_THREADS says, which joblib sets for jobs that run side by side; None if it says nothing."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) else None
+
+
+def core_seconds() -> float:
+    """Return for how long cores have run this process and all that it has started, also what has ended."""
+    total, here = 0.0, psutil.Process()
+    for process in (here, *here.children(recursive=True)):
+        with suppress(psutil.Error):
+            times = process.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
 
 
 def check_memory(sessions: int, each: int, processes: int) -> None:
@@ -108,4 +126,4 @@ def size(nbytes: float) -> str:
 
 def is_low(available: int) -> bool:
     """Return whether so little memory is left that the kernel may soon kill a session."""
-    return available < 0.03 * _memory()[1]
+    return available < 0.03 * machine.memory().total

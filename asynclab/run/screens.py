@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from asynclab import machine
 from asynclab.analysis.curves import WINDOW
 from asynclab.console.handler import row
 from asynclab.run import resources
@@ -39,9 +40,11 @@ def first(trial: Trial, cfg: Any, choices: Mapping[str, str]) -> None:
     log.info("%s on %s, distributed=%s", algo, cfg.env.id, mode.name, extra={"title": "bold"})
     _row(
         "sessions",
-        f"{sessions} with {count(trial.probe.envs.num_envs, 'environment')} and {count(mode.num_threads, 'thread')}"
-        f"{each}, on {', '.join(trial.probe.devices)}",
+        f"{sessions} with {count(trial.probe.envs.num_envs, 'environment')} and"
+        f" {count(trial.probe.num_threads, 'thread')}{each}, on {', '.join(trial.probe.devices)}",
     )
+    if idle := _idle_cores(trial):
+        _row("cores", idle)
     parameters = f"{len(stores[0].theta):,} parameters{' each' * (len(stores) > 1)}"
     _row("network", f"{parameters}, {trial.probe.precision}, seed {session.seed}")
     if trial.initial is not None:
@@ -60,6 +63,22 @@ def first(trial: Trial, cfg: Any, choices: Mapping[str, str]) -> None:
     _row("TensorBoard", tensorboard(trial.folder), whole=True)
     _row("to stop", "Ctrl-C saves a checkpoint and ends")
     _warn_of_lost_memories(trial)
+
+
+def _idle_cores(trial: Trial) -> str:
+    """Return how many cores the sessions leave idle, and what would use them; empty if none."""
+    mode, cores, threads = trial.mode, machine.cores(), trial.probe.num_threads
+    used = f"{mode.max_session * threads} of {cores} in use"
+    limit = resources.thread_limit()
+    has_processes = getattr(trial.session.make_envs, "keywords", {}).get("vectorization_mode") == "async"
+    if mode.max_session * threads >= cores or has_processes:
+        return ""
+    if threads < resources.choose_threads(None, mode.max_session, len(trial.stores[0].theta)):
+        return f"{used}; distributed.num_threads=null would use more"
+    if limit and limit <= mode.max_session * threads:
+        return f"{used}, as OMP_NUM_THREADS={limit} says"
+    synced = "" if mode.one_store or mode.max_session > 1 else "distributed=synced "
+    return f"{used}; {synced}distributed.max_session={cores} would use all"
 
 
 def _warn_of_lost_memories(trial: Trial) -> None:

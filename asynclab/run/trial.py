@@ -108,6 +108,7 @@ class Trial:
         asked = self.schedule.deterministic
         return {
             "max_session": self.mode.max_session,
+            "num_threads": self.probe.num_threads,
             "networks": self.mode.num_stores,
             "devices": self.probe.devices,
             "precision": self.probe.precision,
@@ -226,7 +227,7 @@ class Trial:
     def _train(self, start: Start, recorder: Recorder, snapshots: Snapshots, evaluator: Evaluator | None) -> None:
         """Let the sessions train until they end."""
         snapshots.begin()
-        with closing(launch(self._runs(start), self.mode.num_threads, self.control)) as events:
+        with closing(launch(self._runs(start), self.probe.num_threads, self.control)) as events:
             for event in events:
                 self.handle(event, recorder, snapshots)
                 _take_evaluations(evaluator, recorder)

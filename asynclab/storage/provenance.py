@@ -1,7 +1,6 @@
 """What a run was made of, kept in its output folder so that it can be repeated."""
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -11,11 +10,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from asynclab import __version__
+from asynclab import __version__, machine
 from asynclab.precision import has_native_bf16
 from asynclab.storage.folder import whole
 from asynclab.storage.names import CONFIG, RUN
@@ -103,9 +101,9 @@ def _machine() -> dict[str, Any]:
     return {
         "platform": platform.platform(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": machine.cores(),
         "native_bf16": has_native_bf16(torch.device("cpu")),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "memory_gib": round(machine.memory().total / 2**30, 1),
     }
 
 
