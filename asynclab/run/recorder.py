@@ -201,11 +201,12 @@ class Recorder:
         self._warn(now, available)
         scalars = self.statistics.scalars() | {
             "perf/fps": before.fps(moment),
-            "perf/cores_busy": since.cores(moment) / machine.cores(),
             "perf/updates": float(updates),
             "perf/memory_available_mib": available / 2**20,
             "train/dropped": float(dropped),
         }
+        if not self._is_simulated:  # whose seconds are not those of the cores
+            scalars["perf/cores_busy"] = since.cores(moment) / machine.cores()
         if math.isfinite(lost := self._lost_updates()):
             scalars["hogwild/lost_updates"] = lost
         self._board.trial(scalars, self.statistics, frames)
@@ -216,12 +217,13 @@ class Recorder:
         passed = (time.monotonic() - self._real_start) / max(frames, 1) if self._is_simulated else 1 / max(fps, 1e-9)
         left = duration(max(budget - frames, 0) * passed)
         log.info(
-            "frames %s/%s (%.1f%%)  per session %s  fps %s  return %.2f%s  updates %s%s%s  cores %.0f%%  left %s",
+            "frames %s/%s (%.1f%%)  per session %s  fps %s  return %.2f%s  updates %s%s%s%s  left %s",
             f"{frames:,}", f"{budget:,}", 100 * frames / budget, f"{frames // self.mode.max_session:,}", f"{fps:,.0f}",
             self.statistics.mean_return, f"  evaluation {evaluation['mean_return']:.2f}" if evaluation else "",
             f"{updates:,}", f"  dropped {dropped:,}" if dropped else "",
             "" if math.isnan(stale) else f"  staleness {stale:.2f}",
-            100 * scalars["perf/cores_busy"], left, extra={"live": True},
+            f"  cores {100 * busy:.0f}%" if (busy := scalars.get("perf/cores_busy")) is not None else "", left,
+            extra={"live": True},
         )  # fmt: skip
 
     def stop(self) -> None:
