@@ -136,10 +136,10 @@ def test_the_progress_line_tells_how_old_gradients_are_and_how_busy_the_cores(re
 
 
 def test_speeds_are_those_of_the_last_minute():
-    moments = deque(Moment(10.0 * i, 100 * i**2, 5.0 * i, 10.0 * i) for i in range(10))
+    moments = deque(Moment(10.0 * i, 100 * i**2, 5.0 * i) for i in range(10))
     before = a_minute_before(95.0, moments)
     assert (before.seconds, len(moments)) == (30.0, 7)
-    now = Moment(95.0, 13_900, 145.0, 95.0)
+    now = Moment(95.0, 13_900, 145.0)
     assert (before.fps(now), before.cores(now)) == (200.0, 2.0)
     assert a_minute_before(2_000.0, deque([now])) is now
 

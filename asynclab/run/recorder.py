@@ -30,19 +30,11 @@ log = logging.getLogger(__name__)
 
 
 class Moment(NamedTuple):
-    """How far a run was at some time.
-
-    Attributes:
-        seconds: Of the run's clock, which is virtual in a simulation.
-        frames: Of all sessions.
-        core_seconds: For which cores had run its processes.
-        real_seconds: Of the machine's clock.
-    """
+    """How far a run was at some time: frames, and for how long cores had run its processes."""
 
     seconds: float
     frames: int
     core_seconds: float
-    real_seconds: float
 
     def fps(self, later: "Moment") -> float:
         """Return the frames per second from here to a later moment."""
@@ -50,7 +42,7 @@ class Moment(NamedTuple):
 
     def cores(self, later: "Moment") -> float:
         """Return how many cores were busy from here to a later moment."""
-        return (later.core_seconds - self.core_seconds) / max(later.real_seconds - self.real_seconds, 1e-9)
+        return (later.core_seconds - self.core_seconds) / max(later.seconds - self.seconds, 1e-9)
 
 
 class Recorder:
@@ -330,7 +322,7 @@ class Recorder:
         return self._began.fps(self._moment())
 
     def _moment(self) -> Moment:
-        return Moment(self._now(), self.total_frames(), resources.core_seconds(), time.monotonic())
+        return Moment(self._now(), self.total_frames(), resources.core_seconds())
 
     def _now(self) -> float:
         return self._clock() if self._stopped is None else self._stopped
