@@ -83,7 +83,7 @@ def test_a_checkpoint_without_the_state_of_a_gpus_generator_is_resumed(make_nois
     trial = make_noisy(0)
     parts = trial.session.set_up(0, trial.stores[0], Profile(False))
     memory_files = MemoryFiles(tmp_path, 0)
-    files = save(parts, tmp_path, 0, memory_files)
+    files = save(parts, tmp_path, 0, memory_files, {})
     saved = snapshot.read_tensors(tmp_path / "session_00.pt")
     cpu = saved["torch"]
     snapshot.write_tensors(tmp_path / "session_00.pt", {k: v for k, v in saved.items() if k != "cuda"})

@@ -145,7 +145,7 @@ def test_a_resumed_session_remembers_the_episodes_that_go_on_and_no_others(
         obs = step.obs
         for batch in first.memory.batches(0):
             list(first.learner.learn(batch))
-    files = save(first, tmp_path, 0, MemoryFiles(tmp_path, 0) if with_memory else None)
+    files = save(first, tmp_path, 0, MemoryFiles(tmp_path, 0) if with_memory else None, {})
     if not going_on:
         monkeypatch.setattr(Envs, "retrace", lambda *_: None)
     parts = trial.session.set_up(0, trial.stores[0], Profile(False))
