@@ -323,7 +323,7 @@ def test_what_is_decided_for_all_environments_is_no_setting_of_one(setting, inst
 # Folders and configs
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_folders_may_be_named_after_what_was_typed(train, tmp_path):
     small = ["env=cartpole", "env.max_frame=800", "distributed.max_session=1"]
     name = "hydra.run.dir=runs/${hydra.job.override_dirname}"

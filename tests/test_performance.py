@@ -77,7 +77,7 @@ def test_what_a_session_imports_was_imported_before_it_was_forked(make_trial):
         assert len(imported) < 60
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_nothing_that_a_run_does_imports_torchs_compiler(tmp_path):
     code = "import sys; from asynclab import train; train.main(); print('torch._dynamo' in sys.modules)"
     small = ["env.torso.hidden=[8]", "env.num_envs=1", "plot=false", "log_every=0.2"]
@@ -191,7 +191,7 @@ def test_benchmark_refuses(overrides, message):
     assert "Traceback" not in process.stderr
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_benchmark_says_why_a_command_failed(tmp_path):
     # one session's memory fits, and the benchmark's own parts start; 200 times as much is refused by train.py
     process = benchmark("algo=sac", "env=pendulum", "distributed=shared", "algo.memory.capacity=20_000_000",

@@ -16,7 +16,7 @@ from asynclab.distributed import Off, Shared, Synced
 RECORDED = ["distributed=synced", "distributed.record=true", "distributed.lock=update", "env.make.normalize_obs=false",
             "env.make.scale_reward=null", "algo.precision=fp32", "device=cpu"]  # fmt: skip
 CARTPOLE = ["algo=a3c", "env=cartpole", "distributed.max_session=3", "env.max_frame=3_000", *RECORDED]
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.medium, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,6 @@ def copied(recorded, tmp_path):
     return folder, change
 
 
-@pytest.mark.medium
 def test_a_run_of_three_processes_is_repeated_to_the_bit(recorded):
     done = replay(recorded)
     (theta,) = json.loads((recorded / "summary.json").read_text())["theta"]
@@ -65,7 +64,6 @@ def test_a_run_of_three_processes_is_repeated_to_the_bit(recorded):
     assert ranks == {"0", "1", "2"}
 
 
-@pytest.mark.medium
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
@@ -85,7 +83,6 @@ def test_a_record_with_one_line_changed_is_found_out(copied, edit, words):
     assert words in told
 
 
-@pytest.mark.medium
 def test_a_replay_stops_before_an_update_and_hands_over_what_there_is(recorded):
     done = replay(recorded, "until=7", debugger="replays_debugger.look")
     assert "before update 7" in done.stdout
@@ -94,7 +91,6 @@ def test_a_replay_stops_before_an_update_and_hands_over_what_there_is(recorded):
     assert "until=0 must be a whole number of 1 or more" in refusal(recorded, "until=0")
 
 
-@pytest.mark.medium
 def test_what_cannot_be_replayed_is_refused_in_a_sentence(copied, tmp_path):
     folder, _ = copied
     summary, made = (json.loads((folder / name).read_text()) for name in ("summary.json", "run.json"))

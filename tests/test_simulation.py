@@ -18,6 +18,8 @@ from asynclab.simulation.simulator import simulate
 from asynclab.storage import checkpoint
 from asynclab.training.messages import Record
 
+pytestmark = pytest.mark.medium
+
 SMALL = ["env.torso.hidden=[16,16]", "env.num_envs=2", "algo.precision=fp32", "device=cpu"]
 
 
@@ -150,7 +152,6 @@ CASES = [  # algorithm, frames, turns after which it is stopped
 ]  # fmt: skip
 
 
-@pytest.mark.medium
 @pytest.mark.parametrize("placement", ["synced", "shared"])
 @pytest.mark.parametrize(("algo", "max_frame", "turns"), CASES)
 def test_a_stopped_simulation_goes_on_as_if_it_had_not(make_trial, tmp_path, algo, max_frame, turns, placement):
