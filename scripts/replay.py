@@ -77,7 +77,10 @@ def _of(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ValueError(f"run={run} has no {RECORD}: only runs with distributed.record=true can be replayed")
     if not (run / SUMMARY).is_file():
         raise ValueError(f"run={run} has no {SUMMARY}: it still runs or was killed, so its record has no end")
-    made, summary = read_json(run / RUN), read_json(run / SUMMARY)
+    try:
+        made, summary = read_json(run / RUN), read_json(run / SUMMARY)
+    except ValueError as error:
+        raise ValueError(f"run={run} cannot be replayed: {error}") from None
     wrong = {
         "was resumed, so its record is not whole": bool(made["resumes"]),
         f"had {summary['restarts']} restarts of sessions": summary["restarts"] > 0,

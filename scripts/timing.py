@@ -29,9 +29,16 @@ def main(cfg: DictConfig) -> None:
         timing = measured(Path(str(cfg.run))) | {"spread": check.positive("spread", cfg.spread)}
     out = Path(str(cfg.out))
     path = out / "distributed" / "timing" / "measured.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = f"# Measured by scripts/timing.py in {cfg.run}; the spread is none of it.\n"
-    path.write_text(text + OmegaConf.to_yaml({"_target_": "asynclab.distributed.timing.Lognormal", **timing}))
+    text += OmegaConf.to_yaml({"_target_": "asynclab.distributed.timing.Lognormal", **timing})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x") as file:
+            file.write(text)
+    except OSError as error:
+        if path.is_file():
+            raise CompactHydraException(f"{path} exists; set out to another folder") from None
+        raise CompactHydraException(f"out={out} cannot be written: {error.strerror}") from None
     print(path.read_text() + f"wrote {path}; to simulate with it, say besides algo=, env= and the like:")
     print(f"{program('train')} --config-dir {shlex.quote(str(out))} distributed=simulated distributed/timing=measured")
 

@@ -41,8 +41,30 @@ def test_durations_are_those_of_the_profile(tmp_path):
 def test_a_run_that_tells_no_durations_is_refused(tmp_path, changes, words):
     with pytest.raises(ValueError, match=words):
         measured(write(tmp_path, **changes))
-    with pytest.raises(ValueError, match=r"run\.json is missing|summary\.json is missing"):
+    with pytest.raises(ValueError, match=r"run=\S*nowhere cannot be measured: summary\.json is missing"):
         measured(tmp_path / "nowhere")
+
+
+def test_the_command_overwrites_nothing_and_says_where_it_cannot_write(tmp_path):
+    write(tmp_path)
+
+    def timing(*overrides):
+        command = [sys.executable, ROOT / "scripts" / "timing.py", f"run={tmp_path}", *overrides]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "Traceback" not in process.stderr
+        return process
+
+    assert timing("spread=0.5").returncode == 0
+    file = tmp_path / "timing" / "distributed" / "timing" / "measured.yaml"
+    written = file.read_text()
+    again = timing()
+    assert again.returncode == 1
+    assert f"{file} exists; set out to another folder" in again.stderr
+    assert file.read_text() == written
+    (tmp_path / "file").write_text("")
+    there = timing(f"out={tmp_path}/file")
+    assert there.returncode == 1
+    assert f"out={tmp_path}/file cannot be written" in there.stderr
 
 
 @pytest.mark.slow

@@ -25,8 +25,11 @@ def measured(run: Path) -> dict[str, float]:
     Raises:
         ValueError: It has no summary or no profile, or has learned nothing.
     """
-    summary = read_json(run / SUMMARY)
-    num_envs = read_settings(run, read_json(run / RUN))["env.num_envs"]
+    try:
+        summary = read_json(run / SUMMARY)
+        num_envs = read_settings(run, read_json(run / RUN))["env.num_envs"]
+    except ValueError as error:
+        raise ValueError(f"run={run} cannot be measured: {error}") from None
     if "profile" not in summary:
         raise ValueError(f"run={run} has no profile; run it with profile=true")
     sessions = []
