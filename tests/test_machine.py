@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from asynclab import machine
-from asynclab.distributed import Off, Synced
+from asynclab.distributed import Off, Shared, Synced
 from asynclab.envs import make_envs
 from asynclab.nets import MLPTorso
-from asynclab.run import resources, screens
+from asynclab.run import preflight, resources, screens
 
 MIB = 2**20
 
@@ -159,3 +159,36 @@ def test_the_first_screen_says_what_would_use_idle_cores(make_trial, monkeypatch
     monkeypatch.setenv("OMP_NUM_THREADS", limit)
     trial = make_trial(mode=mode, torso=lambda obs, action_dim=0: MLPTorso(obs, action_dim, hidden=hidden))
     assert screens._idle_cores(trial) == row
+
+
+@pytest.mark.parametrize(
+    ("device", "mode", "weights", "devices"),
+    [
+        ("auto", Synced(max_session=2), 866_000, ["cuda:0", "cuda:1"]),
+        ("auto", Off(max_session=1), 9_155, ["cpu"]),  # CartPole: a GPU has half of one core's speed
+        ("auto", Shared(max_session=2), 866_000, ["cpu"]),
+        ("cuda:1", Off(max_session=1), 9_155, ["cuda:1"]),
+        ("cpu", Off(max_session=1), 866_000, ["cpu"]),
+    ],
+)
+def test_a_gpu_is_taken_by_itself_where_it_pays(monkeypatch, device, mode, weights, devices):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    preflight.check_device(device, mode)
+    assert preflight.choose_devices(device, mode, weights) == devices
+
+
+@pytest.mark.parametrize(
+    ("device", "mode", "message"),
+    [
+        ("cuda:2", Off(max_session=1), r"device=cuda:2, but there are 2 GPUs, counted from cuda:0"),
+        ("cuda", Shared(max_session=2), r"device=cuda cannot hold the weights in distributed=shared"),
+        ("tpu", Off(max_session=1), r"device=tpu is not a torch device; use auto, cpu, cuda or cuda:0"),
+        ("mps", Off(max_session=1), r"device=mps is not supported; use auto, cpu, cuda or cuda:0"),
+    ],
+)
+def test_a_device_that_cannot_be_had_is_refused(monkeypatch, device, mode, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=message):
+        preflight.check_device(device, mode)

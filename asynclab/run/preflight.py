@@ -23,6 +23,7 @@ from asynclab.text import override
 log = logging.getLogger(__name__)
 
 CHECKPOINT_MEMORY = 10.0  # GB, unless checkpoint_memory says something else
+WEIGHTS_ON_GPU = 300_000  # with fewer, a GPU takes longer to be told what to do than a core to do it
 
 
 class Probe(NamedTuple):
@@ -75,7 +76,7 @@ def check_run(cfg: Config, folder: Path, schedule: Schedule, checkpoint: Checkpo
             f"profile=true measures real time, which distributed={mode.name} has none of; set profile=false, or measure"
             " a run of distributed=synced or shared"
         )
-    devices = choose_devices(cfg.device, mode)
+    check_device(cfg.device, mode)
     envs = cfg.env.make()
     envs.close()
     if schedule.every is not None and schedule.changes:
@@ -89,6 +90,7 @@ def check_run(cfg: Config, folder: Path, schedule: Schedule, checkpoint: Checkpo
     refill = memory.refill(cfg.env.max_frame // mode.writers)
     resources.check_descriptors(mode.processes, mode.num_stores)
     agent = cfg.algo.agent(envs.obs_space, envs.action_space)
+    devices = choose_devices(cfg.device, mode, flat.size(agent.nets))
     if mode.record:
         _check_repeatable(envs, agent, devices)
     on_disk, save_memory = _check_room(cfg, folder, agent, memory.nbytes())
@@ -162,13 +164,14 @@ def _choose_precision(precision: str, agent: Agent, devices: list[str], checkpoi
     return begun
 
 
-def choose_devices(device: str, mode: Mode) -> list[str]:
-    """Return the devices that sessions take in turn."""
-    cuda = torch.cuda.is_available()
+def check_device(device: str, mode: Mode) -> None:
+    """Refuse a device that sessions cannot have their weights on.
+
+    Raises:
+        ValueError: There is no such device here, or the mode does not allow it.
+    """
     if device == "auto":
-        if not (cuda and mode.on_gpu):
-            return ["cpu"]
-        return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        return
     try:
         kind = torch.device(device).type
     except RuntimeError:
@@ -176,14 +179,28 @@ def choose_devices(device: str, mode: Mode) -> list[str]:
     if kind not in ("cpu", "cuda"):
         raise ValueError(f"device={device} is not supported; use auto, cpu, cuda or cuda:0")
     if kind == "cpu":
-        return ["cpu"]
+        return
     if not mode.on_gpu:
         raise ValueError(
             f"device={device} cannot hold the weights in distributed={mode.name}, where they are in the CPU's memory;"
             " set device=cpu or distributed=synced"
         )
-    if not cuda:
+    if not torch.cuda.is_available():
         raise ValueError(f"device={device}, but torch finds no CUDA GPU here; set device=cpu or device=auto")
     if (torch.device(device).index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device={device}, but there are {torch.cuda.device_count()} GPUs, counted from cuda:0")
-    return [device]  # all sessions on the one that was named; auto spreads them
+
+
+def choose_devices(device: str, mode: Mode, weights: int) -> list[str]:
+    """Return the devices that sessions take in turn; ``auto`` takes GPUs for networks that are large enough to gain.
+
+    Args:
+        device: As configured, and checked.
+        mode: Which may need the weights in the CPU's memory.
+        weights: Of a session's networks.
+    """
+    if device != "auto":
+        return [device]  # all sessions on the one that was named; auto spreads them
+    if mode.on_gpu and weights >= WEIGHTS_ON_GPU and torch.cuda.is_available():
+        return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    return ["cpu"]
