@@ -108,7 +108,7 @@ def program(run: Run) -> list[str]:
     """Return what is typed before the settings of a run."""
     command = run.made.get("command")
     for word in map(str, command if isinstance(command, list) else []):
-        if (called := text.program(word)) in (["asynclab-train"], ["python", "-m", "asynclab.train"]):
+        if (called := text.program(word)) in (["asynclab", "train"], ["python", "-m", "asynclab", "train"]):
             return called
     return text.program("train.py")
 

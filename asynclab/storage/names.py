@@ -5,6 +5,7 @@ RUN = "run.json"  # what made it: command, overrides, revision, packages, machin
 RECORD = "record.csv"  # of its updates, with distributed.record (distributed/tape.py)
 METRICS = "metrics.jsonl"  # everything that was logged (metrics.py)
 SUMMARY = "summary.json"  # what it ended with
+TRAIN_LOG = "train.log"  # what the console was told, but for its table
 FAILURE = "failure.json"  # why it failed
 HYDRA = ".hydra"  # of the last command, and in folders of those before
 LOCK = ".lock"  # held while it is written

@@ -1,23 +1,35 @@
-"""Train: compose -> make the trial -> run it.  ``asynclab.build`` shows how everything is wired."""
+"""One run: settings -> trial -> trained.  ``asynclab.build`` shows how everything is wired."""
 
-import signal
-
-if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends us without a traceback until there is something to save
-
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from asynclab import config, sweeps
+from asynclab import config
 
 config.register()
 
 
-@hydra.main(version_base="1.3", config_path=config.CONF, config_name="config")
-def train(cfg: DictConfig) -> float:
-    """Run one trial and return its final mean return, for sweepers to maximise."""
+def run(
+    cfg: DictConfig,
+    listen: Callable[[dict[str, Any]], object] | None = None,
+    command: Sequence[str] | None = None,
+) -> float:
+    """Run one trial in the output folder that Hydra has chosen.
+
+    Args:
+        cfg: As Hydra has composed it.
+        listen: Told every line of ``metrics.jsonl`` as it is written.
+        command: That does the same, if this process was not started by it.
+
+    Returns:
+        The final mean return.
+
+    Raises:
+        CompactHydraException: It cannot run, or failed; Hydra prints the message without a traceback.
+        SystemExit: A signal ended it (``Trial.run``).
+    """
     from asynclab.processes.server import start_server
 
     is_async = OmegaConf.select(cfg, "env.make.vectorization_mode") == "async"  # gymnasium would start one unprotected
@@ -36,35 +48,25 @@ def train(cfg: DictConfig) -> float:
     from asynclab.storage import folder, provenance
 
     text.set_here(Path(HydraConfig.get().runtime.cwd))
-    run = text.located(Path(HydraConfig.get().runtime.output_dir if cfg.resume in (None, config.AUTO) else cfg.resume))
+    out = text.located(Path(HydraConfig.get().runtime.output_dir if cfg.resume in (None, config.AUTO) else cfg.resume))
     try:
-        folder.lock(run)
-        plan = resume.plan(cfg, run)
-        trial = build.make_trial(plan.cfg, run, plan.checkpoint)
+        folder.lock(out)
+        plan = resume.plan(cfg, out)
+        trial = build.make_trial(plan.cfg, out, plan.checkpoint)
         if trial.is_complete():
             return trial.report()
-        provenance.write(run, plan.cfg, plan.overrides, trial.decided(), plan.resumed)
+        provenance.write(out, plan.cfg, plan.overrides, trial.decided(), plan.resumed, command)
         # a run that goes on was made by other choices than those of this command
         choices = HydraConfig.get().runtime.choices if plan.cfg is cfg else {}
         screens.first(trial, plan.cfg, choices)
         try:
-            return trial.run()
+            return trial.run(listen)
         finally:
             if plan.cfg.plot:
-                plots.write_at_end(run)
-                report.write_at_end(run)
-            screens.last(run, plan.cfg.env.max_frame)
+                plots.write_at_end(out)
+                report.write_at_end(out)
+            screens.last(out, plan.cfg.env.max_frame)
     except (ValueError, OSError, SessionError, TrialError) as error:
         raise CompactHydraException(str(error)) from error
     finally:
-        folder.unlock(run)
-
-
-def main() -> None:
-    """Train; a sweep that is cut short says why, and how its jobs ended."""
-    with sweeps.in_words():
-        train()
-
-
-if __name__ == "__main__":
-    main()
+        folder.unlock(out)
