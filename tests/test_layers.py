@@ -30,7 +30,7 @@ MAY_IMPORT = {  # besides the small modules that anybody may
     "console": {"processes"},
     "sweeps": {"config", "processes", "storage"},
     "analysis": {"config", "storage", "sweeps"},
-    "evaluation": {"agents", "analysis", "config", "distributed", "envs", "processes", "storage"},
+    "evaluation": {"agents", "analysis", "config", "distributed", "envs", "nets", "processes", "storage"},
     "run": {"agents", "analysis", "config", "console", "distributed", "envs", "evaluation", "memory", "nets",
             "processes", "simulation", "storage", "training"},
     "build": {"config", "evaluation", "run", "storage"},
