@@ -1,6 +1,7 @@
 """One run: settings -> trial -> trained.  ``asynclab.build`` shows how everything is wired."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def run(
     from asynclab import build, text
     from asynclab.analysis import plots, report
     from asynclab.processes.launch import SessionError
-    from asynclab.run import resume, screens
+    from asynclab.run import resume, screens, viewer
     from asynclab.run.trial import TrialError
     from asynclab.storage import folder, provenance
 
@@ -60,7 +61,8 @@ def run(
         choices = HydraConfig.get().runtime.choices if plan.cfg is cfg else {}
         screens.first(trial, plan.cfg, choices)
         try:
-            return trial.run(listen)
+            with viewer.viewing(out) if plan.cfg.tensorboard else nullcontext():
+                return trial.run(listen)
         finally:
             if plan.cfg.plot:
                 plots.write_at_end(out)

@@ -19,6 +19,7 @@ from asynclab.processes.launch import Failure
 from asynclab.run import resources
 from asynclab.run.statistics import Statistics, mean_return, number, profile_table
 from asynclab.run.tensorboard import Board
+from asynclab.run.trackers import Tracker
 from asynclab.storage import metrics
 from asynclab.storage.folder import whole
 from asynclab.storage.metrics import finite
@@ -58,6 +59,7 @@ class Recorder:
         status: What a terminal shows.
         stopped_by: The setting that has ended the run before its budget was used up; None for none.
         listen: Told every line of ``metrics.jsonl`` when it has been written; None for nobody.
+        tracker: That is told them, too; None for none.
         raised: By ``listen``, which is told no more then.
 
     Args:
@@ -99,6 +101,7 @@ class Recorder:
         self._sessions = [(now, int(frames)) for store in stores for frames in store.frames]  # at the last records
         self.stopped_by: str | None = None
         self.listen: Listener | None = None
+        self.tracker: Tracker | None = None
         self.raised: Exception | None = None
         self.statistics = Statistics(mode.max_session, state, self.total_frames(), summary)
         self.status = self._status()
@@ -260,6 +263,8 @@ class Recorder:
             file.write_text(json.dumps(finite(summary), indent=2, allow_nan=False) + "\n")
         self._log.close()
         self._board.close(status)
+        if self.tracker is not None:
+            self.tracker.close(status)
         self.status.end()
         for line in profile_table(summary.get("profile", [])):
             log.info(line)
@@ -268,6 +273,8 @@ class Recorder:
     def _line(self, kind: str, **content: Any) -> None:
         """Write a line of the metrics file, and tell of it."""
         line = self._log.write(kind, **content)
+        if self.tracker is not None:
+            self.tracker.write(line)
         if self.listen is not None and self.raised is None:
             try:
                 self.listen(line)

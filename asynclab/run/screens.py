@@ -11,7 +11,7 @@ from typing import Any
 from asynclab import machine
 from asynclab.analysis.curves import WINDOW
 from asynclab.console.handler import row
-from asynclab.run import resources
+from asynclab.run import resources, viewer
 from asynclab.run.trial import Trial
 from asynclab.storage.names import CHECKPOINTS, CURVE_IMAGE, REPORT, SESSIONS_IMAGE, SUMMARY
 from asynclab.text import command, count, duration, installed, number, override, short
@@ -140,6 +140,7 @@ def last(run: Path, budget: int) -> None:
     if (run / CURVE_IMAGE).exists():
         _row("picture", short(run / CURVE_IMAGE), whole=True)
     _row("TensorBoard", tensorboard(run), whole=True)
+    _row("", viewer.ADDRESS, whole=True)
     if (run / CHECKPOINTS / "latest").exists():
         evaluate = f"{command('evaluate')} {override('run', run)}"
         _row("to evaluate", evaluate, whole=True)

@@ -21,12 +21,15 @@ from asynclab.envs import spaces
 from asynclab.evaluation.evaluator import Evaluator, Schedule
 from asynclab.processes.control import Control
 from asynclab.processes.launch import Failure, SessionError, Started, end_helpers, launch
+from asynclab.run import trackers
 from asynclab.run.ending import Ending, Stop, end_on_signals, hand_on
 from asynclab.run.initial import Initial
 from asynclab.run.preflight import check_run
 from asynclab.run.recorder import Listener, Recorder
 from asynclab.run.snapshots import Snapshot, Snapshots
 from asynclab.run.stores import make_stores, restore
+from asynclab.run.tensorboard import hparams
+from asynclab.run.trackers import Tracker
 from asynclab.simulation.clock import Clock
 from asynclab.simulation.simulator import simulate
 from asynclab.storage.checkpoint import Checkpoint, Checkpoints
@@ -76,6 +79,7 @@ class Trial:
         self.config = config
         self.schedule = Schedule(**vars(cfg.eval))
         self.stop = Stop(cfg.stop_at, cfg.patience)
+        trackers.check(cfg.track)
         self.probe = check_run(cfg, folder, self.schedule, checkpoint)
         self.spaces = spaces(self.probe.envs)
         self._layout = flat.signature(self.probe.agent.nets)
@@ -178,6 +182,8 @@ class Trial:
             self.clock,
         )  # fmt: skip
         recorder.listen = listen
+        if self.cfg.track is not None:
+            recorder.tracker = Tracker(self.cfg.track, self.folder, hparams(self.config or {}, self.mode.max_session))
         snapshots = self.snapshots(checkpoints, recorder)
         if self.checkpoint is None:
             if isinstance(self.session.tape, Tape):

@@ -6,6 +6,7 @@ RECORD = "record.csv"  # of its updates, with distributed.record (distributed/ta
 METRICS = "metrics.jsonl"  # everything that was logged (metrics.py)
 SUMMARY = "summary.json"  # what it ended with
 TRAIN_LOG = "train.log"  # what the console was told, but for its table
+TRACKED = "tracked.json"  # which runs of Weights & Biases and MLflow are this one (run/trackers.py)
 FAILURE = "failure.json"  # why it failed
 HYDRA = ".hydra"  # of the last command, and in folders of those before
 LOCK = ".lock"  # held while it is written
