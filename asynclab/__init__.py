@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from asynclab.evaluation.policy import Policy
     from asynclab.library import Run
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 
 def load(folder: str | Path, checkpoint: str | int = "latest", session: int = 0) -> "Policy":
