@@ -81,7 +81,9 @@ def program(script: str, python: str = "python") -> list[str]:
     path = Path(script)
     if path.parts[-2:] == ("asynclab", "train.py"):  # as it was called before
         return [python, "-m", "asynclab", "train"]
-    return [python, script] if path.suffix == ".py" else re.sub("^asynclab-", "asynclab ", path.name).split()
+    if path.suffix == ".py":
+        return [python, script]
+    return ["asynclab", name] if (name := path.name.removeprefix("asynclab-")) != path.name else [path.name]
 
 
 def command(name: str) -> str:
