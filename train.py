@@ -3,7 +3,7 @@
 Example: ``python train.py algo=a3c env=pong distributed=synced distributed.max_session=16``
 """
 
-from asynclab.train import main
+from asynclab.main import main
 
 if __name__ == "__main__":
     main()

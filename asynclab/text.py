@@ -4,8 +4,12 @@ import math
 import os
 import re
 import shlex
+import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+ROOT = Path(__file__).parents[1]  # of a checkout
 
 
 def count(n: int, noun: str) -> str:
@@ -46,8 +50,8 @@ def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool
 _here: Path | None = None  # where people type, if it is not the current folder
 
 
-def set_here(folder: Path) -> None:
-    """Take this for the folder in which people type: Hydra may have changed the current one."""
+def set_here(folder: Path | None) -> None:
+    """Take this for the folder in which people type: Hydra may have changed the current one.  None if it has not."""
     global _here
     _here = folder
 
@@ -73,8 +77,23 @@ def override(key: str, path: Path) -> str:
 
 
 def program(script: str, python: str = "python") -> list[str]:
-    """Return what is typed to call a script: ``python train.py`` of a checkout, ``asynclab-train`` of a wheel."""
+    """Return what is typed to call a script: ``python train.py`` of a checkout, ``asynclab train`` of a wheel."""
     path = Path(script)
-    if path.parts[-2:] == ("asynclab", "train.py"):
-        return [python, "-m", "asynclab.train"]
-    return [python, script] if path.suffix == ".py" else [path.name]
+    if path.parts[-2:] == ("asynclab", "train.py"):  # as it was called before
+        return [python, "-m", "asynclab", "train"]
+    if path.suffix == ".py":
+        return [python, script]
+    return ["asynclab", name] if (name := path.name.removeprefix("asynclab-")) != path.name else [path.name]
+
+
+def command(name: str) -> str:
+    """Return how to call one of our commands in a shell: as its script lies in a checkout, or as it is installed."""
+    path = ROOT / ("train.py" if name == "train" else f"scripts/{name}.py")
+    caller, *rest = program(short(path) if path.is_file() else f"asynclab-{name}", Path(sys.executable).name)
+    return " ".join([installed(caller), *map(shlex.quote, rest)])
+
+
+def installed(name: str) -> str:
+    """Return the name of a program of our Python environment, or its path if the shell would find another one."""
+    path = Path(sys.executable).parent / name
+    return shlex.quote(short(path)) if path.exists() and shutil.which(name) != str(path) else name

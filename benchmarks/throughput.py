@@ -22,8 +22,16 @@ ROOT = Path(__file__).resolve().parent.parent
 OWN = ("sessions", "repeats", "seconds", "sb3", "out")  # settings that train.py does not have
 
 
+def main() -> None:
+    """Measure, until Ctrl-C."""
+    try:
+        benchmark()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
 @hydra.main(version_base="1.3", config_path=config.CONF, config_name="throughput")
-def main(cfg: DictConfig) -> None:
+def benchmark(cfg: DictConfig) -> None:
     """Measure, print a table and write every measurement to a file."""
     import measure
     from hydra.core.hydra_config import HydraConfig
@@ -110,7 +118,4 @@ def _sb3(cfg: DictConfig, device: str, cores: int, seconds: float) -> dict[str, 
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    main()

@@ -19,8 +19,14 @@ from asynclab import config
 config.register()
 
 
+def main() -> None:
+    """Check what was typed; this command's own settings may have dashes in front of them."""
+    sys.argv[1:] = [re.sub(r"^--(?=(inject|frames|checks)=)", "", argument) for argument in sys.argv[1:]]
+    doctor()
+
+
 @hydra.main(version_base="1.3", config_path=config.CONF, config_name="doctor")
-def main(cfg: DictConfig) -> None:
+def doctor(cfg: DictConfig) -> None:
     """Print one line per check, and a summary."""
     from asynclab.processes.server import start_server
 
@@ -53,5 +59,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = [re.sub(r"^--(?=(inject|frames|checks)=)", "", argument) for argument in sys.argv[1:]]
     main()

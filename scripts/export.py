@@ -1,6 +1,7 @@
-"""Make a folder of a finished run that is worth keeping, such as those in zoo/: weights, curve, worth, origin.
+"""Keep an agent: as a folder such as those in zoo/ (weights, curve, worth, origin), or as a file for other programs.
 
 Example: ``python scripts/export.py run=outputs/a3c_pong_synced/2026-11-22_12-00-00 out=zoo/a3c_pong``
+or ``format=onnx out=a3c_pong.onnx``
 """
 
 import sys
@@ -20,12 +21,20 @@ def main(cfg: DictConfig) -> None:
     from hydra.errors import CompactHydraException
 
     from asynclab import check
+    from asynclab.evaluation import graph
     from asynclab.evaluation.export import export
 
     for key, example in (("run", "<output folder>"), ("out", "zoo/<name>")):
         if OmegaConf.is_missing(cfg, key):
             raise CompactHydraException(f"{key} is missing: set {key}={example}")
     out = Path(str(cfg.out))
+    if cfg.format != "folder":
+        with user_errors("onnx"):
+            told = graph.export(
+                Path(str(cfg.run)), out, str(cfg.format), str(cfg.checkpoint), check.whole("session", cfg.session)
+            )
+        print(f"wrote {out} ({out.stat().st_size / 1e6:.2f} MB): {told}")
+        return
     try:
         with user_errors():
             played = export(

@@ -12,7 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "architecture.md"
 BLOCK = re.compile(r"```mermaid\n.*?```\n", re.DOTALL)
-BASE = {"check", "flat", "layout", "machine", "precision", "schedules", "text"}  # which anybody may import: not drawn
+# which anybody may import: not drawn
+BASE = {"check", "flat", "layout", "machine", "precision", "progress", "schedules", "script", "text"}
 
 
 def part(path: Path) -> str:

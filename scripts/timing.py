@@ -21,7 +21,7 @@ def main(cfg: DictConfig) -> None:
 
     from asynclab import check
     from asynclab.analysis.timing import measured
-    from asynclab.text import program
+    from asynclab.text import command
 
     if OmegaConf.is_missing(cfg, "run"):
         raise CompactHydraException("run is missing: set run=<output folder>")
@@ -40,7 +40,7 @@ def main(cfg: DictConfig) -> None:
             raise CompactHydraException(f"{path} exists; set out to another folder") from None
         raise CompactHydraException(f"out={out} cannot be written: {error.strerror}") from None
     print(path.read_text() + f"wrote {path}; to simulate with it, say besides algo=, env= and the like:")
-    print(f"{program('train')} --config-dir {shlex.quote(str(out))} distributed=simulated distributed/timing=measured")
+    print(f"{command('train')} --config-dir {shlex.quote(str(out))} distributed=simulated distributed/timing=measured")
 
 
 if __name__ == "__main__":

@@ -30,11 +30,13 @@ MAY_IMPORT = {  # besides the small modules that anybody may
     "console": {"processes"},
     "sweeps": {"config", "processes", "storage"},
     "analysis": {"config", "storage", "sweeps"},
-    "evaluation": {"agents", "analysis", "config", "distributed", "envs", "processes", "storage"},
+    "evaluation": {"agents", "analysis", "config", "distributed", "envs", "nets", "processes", "storage"},
     "run": {"agents", "analysis", "config", "console", "distributed", "envs", "evaluation", "memory", "nets",
             "processes", "simulation", "storage", "training"},
     "build": {"config", "evaluation", "run", "storage"},
-    "train": {"analysis", "build", "config", "processes", "run", "storage", "sweeps"},
+    "job": {"analysis", "build", "config", "processes", "run", "storage"},
+    "main": {"config", "job", "sweeps"},
+    "library": {"analysis", "config", "console", "evaluation", "job", "processes", "run", "storage", "sweeps"},
     "doctor": {"agents", "build", "distributed", "envs", "memory", "optim", "processes", "run", "simulation",
                "training"},
 }  # fmt: skip
@@ -44,7 +46,7 @@ FORBIDDEN = {
     "analysis": {"torch"},
     **{base: {"hydra", "gymnasium.vector", "multiprocessing"} for base in SCRIPT["BASE"]},
 }
-HYDRA = {"train", "build", "config", "doctor", "evaluation", "run", "storage", "sweeps", "analysis"}
+HYDRA = {"job", "library", "main", "build", "config", "doctor", "evaluation", "run", "storage", "sweeps", "analysis"}
 FILES = [*ROOT.glob("asynclab/**/*.py")]
 
 
@@ -88,7 +90,7 @@ def test_plots_and_reports_need_no_torch():
 
 
 def test_the_fork_server_is_started_before_anything_large_is_imported():
-    assert large("asynclab.train", "asynclab.processes.server") == "[]"
+    assert large("asynclab.main", "asynclab.processes.server") == "[]"
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -144,7 +144,7 @@ def test_a_command_can_be_pasted_into_a_shell(tmp_path):
     made = json.loads((folder / "run.json").read_text()) | {"command": ["/bin/python", "/venv/bin/asynclab-train"]}
     (folder / "run.json").write_text(json.dumps(made))
     ((found,), _) = jobs.find([folder])
-    assert shlex.split(found.command) == ["asynclab-train", *typed, "distributed.max_session=7"]
+    assert shlex.split(found.command) == ["asynclab", "train", *typed, "distributed.max_session=7"]
 
 
 @pytest.mark.parametrize("revision", ["x; rm -rf ~", "--help", 3])

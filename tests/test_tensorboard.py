@@ -270,4 +270,4 @@ def test_a_copy_is_left_out_unless_it_differs():
 def test_the_command_of_a_wheel_is_shown_as_it_was_typed(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/venv/bin/asynclab-train", "seed=1"])
     made = circumstances() | {"overrides": ["seed=1"], "resumes": [], "max_session": 1, "devices": ["cpu"]}
-    assert "- **command**: `asynclab-train seed=1`" in describe(made).splitlines()
+    assert "- **command**: `asynclab train seed=1`" in describe(made).splitlines()

@@ -15,8 +15,8 @@ def test_numbers_are_written_as_people_read_them():
     ("script", "typed"),
     [
         ("train.py", ["python", "train.py"]),
-        ("/venv/bin/asynclab-train", ["asynclab-train"]),
-        ("/venv/lib/asynclab/train.py", ["python", "-m", "asynclab.train"]),
+        ("/venv/bin/asynclab-train", ["asynclab", "train"]),
+        ("/venv/lib/asynclab/train.py", ["python", "-m", "asynclab", "train"]),
     ],
 )
 def test_a_script_is_called_as_it_is_installed(script, typed):

@@ -23,9 +23,10 @@ def multi_categorical(logits: Tensor, sizes: Sequence[int]) -> Independent:
     """
     most = max(sizes)
     places = [a * most + i for a, size in enumerate(sizes) for i in range(size)]
-    padded = logits.new_full((len(logits), len(sizes) * most), -inf)  # what a number does not have is impossible
+    batch = logits.shape[0]  # its len() would be a constant of an exported policy
+    padded = logits.new_full((batch, len(sizes) * most), -inf)  # what a number does not have is impossible
     padded = padded.index_copy(1, torch.tensor(places, device=logits.device), logits)
-    return Independent(categorical(padded.view(len(logits), len(sizes), most)), 1, validate_args=False)
+    return Independent(categorical(padded.view(batch, len(sizes), most)), 1, validate_args=False)
 
 
 def diagonal_normal(mean: Tensor, log_std: Tensor) -> Independent:

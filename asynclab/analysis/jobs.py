@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from asynclab import text
+from asynclab import progress, text
 from asynclab.analysis import runs
 from asynclab.analysis.runs import Run
 from asynclab.storage.folder import is_locked
@@ -79,7 +79,7 @@ def find(folders: Sequence[Path]) -> tuple[list[Job], list[str]]:
     """
     paths, notes = runs.find_all(folders)
     jobs = []
-    for name, path in paths.items():
+    for name, path in progress.counted(paths.items(), "runs read"):
         run, problems = runs.look(path)
         jobs.append(Job(name, run, problems, _status(run)))
     if not jobs:
@@ -108,7 +108,7 @@ def program(run: Run) -> list[str]:
     """Return what is typed before the settings of a run."""
     command = run.made.get("command")
     for word in map(str, command if isinstance(command, list) else []):
-        if (called := text.program(word)) in (["asynclab-train"], ["python", "-m", "asynclab.train"]):
+        if (called := text.program(word)) in (["asynclab", "train"], ["python", "-m", "asynclab", "train"]):
             return called
     return text.program("train.py")
 

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from asynclab import progress
 from asynclab.analysis import curves
 from asynclab.analysis.curves import Curve, Curves
 from asynclab.config.settings import CHANGEABLE, key_of, settings
@@ -135,7 +136,7 @@ def load(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     """
     paths, notes = find_all(folders)
     found: list[Run] = []
-    for name, path in paths.items():
+    for name, path in progress.counted(paths.items(), "runs read"):
         try:
             run, problems = read(path)
         except (ValueError, OSError) as error:

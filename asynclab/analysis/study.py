@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from asynclab import check
+from asynclab import check, progress
 from asynclab.analysis import curves, plots
 from asynclab.analysis.curves import step
 from asynclab.analysis.estimates import CONFIDENCE, Estimate, band, estimate, iqm
@@ -92,7 +92,7 @@ def load(sweep: Path) -> tuple[list[Run], list[str]]:
         raise ValueError(f"sweep={sweep} is a run; set sweep to the folder of a sweep, hydra.sweep.dir")
     folders = sorted(path for path in sweep.iterdir() if path.is_dir() and not path.name.startswith("."))
     runs, notes = [], []
-    for folder in folders:
+    for folder in progress.counted(folders, "runs read"):
         try:
             runs.append(_read(folder))
         except ValueError as error:
@@ -172,7 +172,8 @@ def analyse(sweep: Path, threshold: float | None = None, seconds: float | None =
     if seconds is None:
         seconds = min(run.curve.seconds[-1] for run in runs)
     env, budget = runs[0].budget
-    rows = [_arm(label, members, seconds, threshold) for label, members in arms.items()]
+    counted = progress.counted(arms.items(), "arms")
+    rows = [_arm(label, members, seconds, threshold) for label, members in counted]
     return Study(rows, env, budget, float(seconds), threshold, notes + more)
 
 

@@ -64,6 +64,8 @@ class Config:
     stop_at: float | None = None  # mean return of the last 100 episodes that ends the run as finished
     patience: int | None = None  # frames without a better mean return that end it
     resume: str | None = None  # output folder of a run to go on with, or auto
+    track: str | None = None  # wandb or mlflow beside TensorBoard
+    tensorboard: bool = False  # start TensorBoard with the run
     plot: bool = True  # draw the curves and write the report at the end
     profile: bool = False  # measure where the sessions' time goes
 

@@ -35,6 +35,8 @@ CHANGEABLE = {
     "profile",
     "resume",
     "stop_at",
+    "tensorboard",
+    "track",
 }
 
 

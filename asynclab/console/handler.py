@@ -120,8 +120,8 @@ class ConsoleHandler(logging.StreamHandler):
 
 @contextmanager
 def show(status: Status) -> Iterator[None]:
-    """Show a run live if there is a terminal and Hydra has set up logging to it."""
-    for handler in logging.getLogger().handlers:
+    """Show a run live if there is a terminal and somebody has set up logging to it."""
+    for handler in (*logging.getLogger().handlers, *logging.getLogger("asynclab").handlers):
         if isinstance(handler, ConsoleHandler):
             with handler.live(status):
                 yield

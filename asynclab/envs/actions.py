@@ -19,6 +19,7 @@ class Actions:
     """A space of an environment, and the agent's.
 
     Attributes:
+        plain: The environment's.
         space: The agent's: a Discrete from 0, a MultiDiscrete [A] from 0, or a Box [A] that is [-1, 1] where the
             environment's is bounded, [0, inf) or (-inf, 0] where it has a bound on one side, and all numbers elsewhere.
 
@@ -30,7 +31,7 @@ class Actions:
     """
 
     def __init__(self, space: Space) -> None:
-        self._plain: Any = space
+        self.plain: Any = space
         self.space: Box | Discrete | MultiDiscrete
         if isinstance(space, Discrete):
             self._start: Any = int(space.start)
@@ -69,7 +70,7 @@ class Actions:
         Args:
             action: [B] int64, [B, A] int64 or [B, A] float32.  What is not finite is in the middle of its bounds.
         """
-        space = self._plain
+        space = self.plain
         if isinstance(space, Discrete):
             return action + self._start
         if not isinstance(space, Box):
@@ -84,7 +85,15 @@ class Actions:
             scaled = np.rint(scaled)
         return scaled.reshape(-1, *space.shape).astype(space.dtype, copy=False)
 
+    def numbers(self) -> dict[str, Any]:
+        """Return what actions are mapped by: ``start`` of whole numbers; of a Box what ``__call__`` computes with."""
+        if not isinstance(self.plain, Box):
+            return {"start": self._start}
+        assert isinstance(self.space, Box)
+        own = {"middle": self._middle, "half": self._half, "low": self._low, "high": self._high}
+        return own | {"unit_low": self.space.low, "unit_high": self.space.high}
+
     def one(self, action: NDArray[Any]) -> Any:
         """Return one action, [] int64, [A] int64 or [A] float32, as the plain environment takes it."""
         mapped = self(action[None])[0]
-        return int(mapped) if isinstance(self._plain, Discrete) else np.asarray(mapped)
+        return int(mapped) if isinstance(self.plain, Discrete) else np.asarray(mapped)

@@ -5,6 +5,7 @@ import multiprocessing as mp
 import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
-from asynclab import check, layout
+from asynclab import check, layout, script
 from asynclab.envs import atari, native, video
 from asynclab.envs.actions import Actions
 from asynclab.envs.plain import UnfitSpace, box_observation, observations
@@ -91,7 +92,8 @@ def make_envs(
             env = native.make(spec, num_envs, **kwargs)
         else:
             mode = "async" if vectorization_mode == "async" and num_envs > 1 else "sync"
-            env = _vectorized(spec, num_envs, wrappers, mode, kwargs)
+            with script.starting() if mode == "async" else nullcontext():
+                env = _vectorized(spec, num_envs, wrappers, mode, kwargs)
         actions = Actions(env.single_action_space)
         # of single environments, box_observation has made them what the agent sees
         is_plain = is_native and record is None

@@ -120,6 +120,7 @@ class Envs:
         num_envs: B.
         complaint: What was first seen that is not finite; whoever tells of it makes it empty.
         raw: [B, ...] the present observations before they are normalised; the same array every time.
+        actions: What becomes of the agent's actions.
         moments: How many numbers there are to each estimate of mean and variance that it needs, by name.
 
     Args:
@@ -131,7 +132,7 @@ class Envs:
         env, space = vector.env, vector.obs_space
         self.id = vector.id
         self._env = env
-        self._actions = vector.actions
+        self.actions = vector.actions
         self.plain_action_space = env.single_action_space
         self.action_space = vector.actions.space
         self._convert = vector.convert
@@ -212,7 +213,7 @@ class Envs:
         """
         self._steps += 1
         try:
-            obs, reward, terminated, truncated, info = self._env.step(self._actions(action))
+            obs, reward, terminated, truncated, info = self._env.step(self.actions(action))
             self._take(obs)
         except Exception as error:
             error.add_note(f"raised by env.id={self.id} in step {self._steps}, or on what it returned")
@@ -297,8 +298,13 @@ class Envs:
         """Return raw observations [..., *shape] as the agent sees them now: with mean 0 and variance 1, if so made."""
         if "obs" not in self._moments:
             return obs
-        mean, var = (x.reshape(self.obs_space.shape) for x in self._moments["obs"].mean_var())
+        mean, var = self.mean_var()
         return np.clip((obs - mean) / np.sqrt(var + EPSILON), -CLIP, CLIP).astype(obs.dtype)
+
+    def mean_var(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return mean and variance [*shape] by which observations are normalised, if so made."""
+        mean, var = (x.reshape(self.obs_space.shape) for x in self._moments["obs"].mean_var())
+        return mean, var
 
     def scale(self, reward: NDArray[Any]) -> NDArray[np.float32]:
         """Return raw rewards [...] as the agent is paid now.
@@ -390,7 +396,7 @@ class Envs:
 
     def perform(self, action: NDArray[Any]) -> Any:
         """Return one action of the agent, [] int64, [A] int64 or [A] float32, as the plain environment takes it."""
-        return self._actions.one(action)
+        return self.actions.one(action)
 
     def so_far(self, env: int) -> tuple[float, int]:
         """Return the raw return and the length of an environment's present episode."""

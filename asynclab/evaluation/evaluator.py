@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from asynclab import check
+from asynclab import check, script
 from asynclab.agents import Agent
 from asynclab.distributed import Store
 from asynclab.envs import Envs
@@ -268,7 +268,8 @@ class Evaluator:
             process = context.Process(
                 target=_child, args=(self._match, self._last, sender), name="evaluator", daemon=True
             )
-            process.start()
+            with script.starting():
+                process.start()
         except (OSError, EOFError) as error:  # no memory, no descriptors, a fork server that has just died
             return f"could not be started ({error or type(error).__name__})"
         sender.close()  # only the process holds it now, so its death is an end of file

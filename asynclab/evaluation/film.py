@@ -4,7 +4,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from asynclab import check
+from asynclab import check, progress
 from asynclab.storage.folder import whole
 
 SMALLEST = 60  # pixels high; below, nobody sees what happens
@@ -43,7 +43,7 @@ def make(
     tall = height
     inputs = [word for video in videos for word in ("-ss", str(start), "-i", str(video))]
     try:
-        with whole(out) as new:
+        with whole(out) as new, progress.shown("making the film"):
             while True:
                 command = [get_ffmpeg_exe(), "-v", "error", "-y", *inputs, "-filter_complex"]
                 command += [_graph(len(videos), seconds, fps, tall), "-f", "gif", str(new)]

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from yaml import YAMLError
 
-from asynclab import __version__, check, flat
+from asynclab import __version__, check, flat, progress
 from asynclab.agents import Agent
 from asynclab.config import targets
 from asynclab.envs import Envs, video
@@ -392,11 +392,13 @@ def evaluate(
             deterministic = player.agent.deterministic
         stem = _stem(player.checkpoint, deterministic)
         played = play(player.agent, player.envs, episodes, deterministic, seed, session, max_episode_steps)
+        advance = stack.enter_context(progress.shown("episodes", episodes))
         for game in filter(None, played):
             if videos is not None and scratch is not None:
                 episode = f"episode_{len(games)}_seed_{seed + len(games)}_return_{game.ret:.2f}"
                 files.append(_keep_video(scratch, videos / f"{stem}_{episode}.mp4"))
             games.append(game)
+            advance()
     if player.envs.complaint:
         log.warning("%s", player.envs.complaint.partition(";")[0])
     evaluation = Evaluation(

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import psutil
 import torch
 
+from asynclab import script
 from asynclab.processes import signals
 from asynclab.processes.control import Control
 from asynclab.processes.server import SIGNALS, start_server
@@ -174,7 +175,8 @@ class _Worker:
         self.process = context.Process(
             target=_child, args=(run, num_threads, sender, stacks), name=f"session-{rank}", daemon=True
         )
-        self.process.start()
+        with script.starting():
+            self.process.start()
         sender.close()  # only the session holds it now, so its death, even in the middle of a message, is an EOF
         stacks.close()
         self.begun = False  # whether it has come as far as our own code

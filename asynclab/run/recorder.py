@@ -19,6 +19,7 @@ from asynclab.processes.launch import Failure
 from asynclab.run import resources
 from asynclab.run.statistics import Statistics, mean_return, number, profile_table
 from asynclab.run.tensorboard import Board
+from asynclab.run.trackers import Tracker
 from asynclab.storage import metrics
 from asynclab.storage.folder import whole
 from asynclab.storage.metrics import finite
@@ -27,6 +28,8 @@ from asynclab.text import duration
 from asynclab.training.messages import Record
 
 log = logging.getLogger(__name__)
+
+Listener = Callable[[metrics.Line], object]
 
 
 class Moment(NamedTuple):
@@ -55,6 +58,9 @@ class Recorder:
         statistics: What was reported, in numbers.
         status: What a terminal shows.
         stopped_by: The setting that has ended the run before its budget was used up; None for none.
+        listen: Told every line of ``metrics.jsonl`` when it has been written; None for nobody.
+        tracker: That is told them, too; None for none.
+        raised: By ``listen``, which is told no more then.
 
     Args:
         folder: Output folder of the run.
@@ -94,6 +100,9 @@ class Recorder:
         self._minute = deque([self._began])
         self._sessions = [(now, int(frames)) for store in stores for frames in store.frames]  # at the last records
         self.stopped_by: str | None = None
+        self.listen: Listener | None = None
+        self.tracker: Tracker | None = None
+        self.raised: Exception | None = None
         self.statistics = Statistics(mode.max_session, state, self.total_frames(), summary)
         self.status = self._status()
         if state is not None:
@@ -126,7 +135,7 @@ class Recorder:
             scalars["perf/fps"] = (record.frames - frames) / (now - before)
         self._board.session(record, scalars, total)
         self._show(record, scalars)
-        self._log.write(
+        self._line(
             metrics.SESSION, rank=record.rank, frames=record.frames, total_frames=total, updates=record.updates,
             seconds=now - self._start, metrics=scalars,
             episodes=[e._replace(seconds=e.seconds - self._start)._asdict() for e in record.episodes],
@@ -140,7 +149,7 @@ class Recorder:
         """Note which process a session runs in."""
         session = self.status.sessions[rank]
         session.state = "restarting" if session.state in ("hung", "dead") else "starting"
-        self._log.write(metrics.PROCESS, rank=rank, pid=pid, seconds=self._clock() - self._start)
+        self._line(metrics.PROCESS, rank=rank, pid=pid, seconds=self._clock() - self._start)
 
     def failure(self, failure: Failure) -> None:
         """Take note of a session that failed."""
@@ -156,7 +165,7 @@ class Recorder:
             )  # fmt: skip
         frames = self.total_frames()
         what = self.statistics.fail(failure, frames)
-        self._log.write(metrics.FAILURE, **what, seconds=self._clock() - self._start, details=failure.details)
+        self._line(metrics.FAILURE, **what, seconds=self._clock() - self._start, details=failure.details)
         self._board.add({"perf/restarts": self.statistics.restarts}, frames)
 
     def evaluated(self, result: Evaluated) -> None:
@@ -170,7 +179,7 @@ class Recorder:
         self.status.evaluation = f"{scalars['eval/return']:.2f} at {result.frames:,} frames"
         seconds = self._clock() if self._is_simulated else result.seconds  # it is played in real time
         self._board.add(scalars, result.frames, self._clock() - seconds)
-        self._log.write(
+        self._line(
             metrics.EVALUATION, total_frames=result.frames, updates=result.updates,
             seconds=seconds - self._start, returns=result.returns, lengths=result.lengths,
         )  # fmt: skip
@@ -203,7 +212,7 @@ class Recorder:
             scalars["hogwild/lost_updates"] = lost
         self._board.trial(scalars, self.statistics, frames)
         self._board.results(self._results(), frames)
-        self._log.write(metrics.TRIAL, total_frames=frames, updates=updates, seconds=now - self._start, metrics=scalars)
+        self._line(metrics.TRIAL, total_frames=frames, updates=updates, seconds=now - self._start, metrics=scalars)
         budget, evaluation = self.status.budget, self.statistics.evaluation
         fps, stale = since.fps(moment), scalars.get("hogwild/staleness_mean", math.nan)
         passed = (time.monotonic() - self._real_start) / max(frames, 1) if self._is_simulated else 1 / max(fps, 1e-9)
@@ -254,10 +263,23 @@ class Recorder:
             file.write_text(json.dumps(finite(summary), indent=2, allow_nan=False) + "\n")
         self._log.close()
         self._board.close(status)
+        if self.tracker is not None:
+            self.tracker.close(status)
         self.status.end()
         for line in profile_table(summary.get("profile", [])):
             log.info(line)
         return summary
+
+    def _line(self, kind: str, **content: Any) -> None:
+        """Write a line of the metrics file, and tell of it."""
+        line = self._log.write(kind, **content)
+        if self.tracker is not None:
+            self.tracker.write(line)
+        if self.listen is not None and self.raised is None:
+            try:
+                self.listen(line)
+            except Exception as error:  # whatever it is, the sessions save first
+                self.raised = error
 
     def _status(self) -> Status:
         """Return what the live table shows when the run begins or goes on."""

@@ -4,8 +4,6 @@ import json
 import logging
 import math
 import shlex
-import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,13 @@ from typing import Any
 from asynclab import machine
 from asynclab.analysis.curves import WINDOW
 from asynclab.console.handler import row
-from asynclab.run import resources
+from asynclab.run import resources, viewer
 from asynclab.run.trial import Trial
 from asynclab.storage.names import CHECKPOINTS, CURVE_IMAGE, REPORT, SESSIONS_IMAGE, SUMMARY
-from asynclab.text import count, duration, number, override, program, short
+from asynclab.text import command, count, duration, installed, number, override, short
 
 log = logging.getLogger(__name__)
 
-ROOT = Path(__file__).parents[2]
 STYLES = {"finished": "bold green", "interrupted": "bold yellow", "failed": "bold red"}
 FILES = (SESSIONS_IMAGE, REPORT, SUMMARY, f"{CHECKPOINTS}/latest", f"{CHECKPOINTS}/best")
 
@@ -143,14 +140,15 @@ def last(run: Path, budget: int) -> None:
     if (run / CURVE_IMAGE).exists():
         _row("picture", short(run / CURVE_IMAGE), whole=True)
     _row("TensorBoard", tensorboard(run), whole=True)
+    _row("", viewer.ADDRESS, whole=True)
     if (run / CHECKPOINTS / "latest").exists():
-        evaluate = f"{_command('evaluate')} {override('run', run)}"
+        evaluate = f"{command('evaluate')} {override('run', run)}"
         _row("to evaluate", evaluate, whole=True)
         _row("to watch it", f"{evaluate} episodes=1 video=true", whole=True)
         more = f" env.max_frame={2 * budget:_}" * (status == "finished")
         if stopped:
             more = f" {stopped.partition('=')[0]}=null"
-        _row("to go on", f"{_command('train')} {override('resume', run)}{more}", whole=True)
+        _row("to go on", f"{command('train')} {override('resume', run)}{more}", whole=True)
 
 
 def _virtual(summary: Mapping[str, Any]) -> str:
@@ -165,17 +163,4 @@ def _row(label: str, text: str, whole: bool = False) -> None:
 
 def tensorboard(folder: Path) -> str:
     """Return the command that shows a folder in TensorBoard."""
-    return f"{_program('tensorboard')} --logdir {shlex.quote(short(folder))}"
-
-
-def _command(name: str) -> str:
-    """Return how to call one of our scripts: as it lies in a checkout, or as it is installed."""
-    path = ROOT / ("train.py" if name == "train" else f"scripts/{name}.py")
-    caller, *rest = program(short(path) if path.is_file() else f"asynclab-{name}", Path(sys.executable).name)
-    return " ".join([_program(caller), *map(shlex.quote, rest)])
-
-
-def _program(name: str) -> str:
-    """Return the name of a program of our Python environment, or its path if the shell would find another one."""
-    path = Path(sys.executable).parent / name
-    return shlex.quote(short(path)) if path.exists() and shutil.which(name) != str(path) else name
+    return f"{installed('tensorboard')} --logdir {shlex.quote(short(folder))}"

@@ -21,12 +21,15 @@ from asynclab.envs import spaces
 from asynclab.evaluation.evaluator import Evaluator, Schedule
 from asynclab.processes.control import Control
 from asynclab.processes.launch import Failure, SessionError, Started, end_helpers, launch
+from asynclab.run import trackers
 from asynclab.run.ending import Ending, Stop, end_on_signals, hand_on
 from asynclab.run.initial import Initial
 from asynclab.run.preflight import check_run
-from asynclab.run.recorder import Recorder
+from asynclab.run.recorder import Listener, Recorder
 from asynclab.run.snapshots import Snapshot, Snapshots
 from asynclab.run.stores import make_stores, restore
+from asynclab.run.tensorboard import hparams
+from asynclab.run.trackers import Tracker
 from asynclab.simulation.clock import Clock
 from asynclab.simulation.simulator import simulate
 from asynclab.storage.checkpoint import Checkpoint, Checkpoints
@@ -76,6 +79,7 @@ class Trial:
         self.config = config
         self.schedule = Schedule(**vars(cfg.eval))
         self.stop = Stop(cfg.stop_at, cfg.patience)
+        trackers.check(cfg.track)
         self.probe = check_run(cfg, folder, self.schedule, checkpoint)
         self.spaces = spaces(self.probe.envs)
         self._layout = flat.signature(self.probe.agent.nets)
@@ -145,8 +149,11 @@ class Trial:
         """Return the store that a session trains."""
         return self.stores[self.mode.store_index(rank)]
 
-    def run(self) -> float:
+    def run(self, listen: Listener | None = None) -> float:
         """Train until the budget is used up and return the mean return of the last 100 episodes (nan if none).
+
+        Args:
+            listen: Told every line of ``metrics.jsonl``; what it raises ends the run, with a checkpoint.
 
         Raises:
             SessionError: A session failed for good; there is a checkpoint.
@@ -157,7 +164,7 @@ class Trial:
         """
         others = mp.active_children()
         try:
-            return self._run()
+            return self._run(listen)
         except OSError as error:
             raise TrialError(
                 f"the run had to end: {error} (output folder {self.folder}); its checkpoints are whole, so once that is"
@@ -166,7 +173,7 @@ class Trial:
         finally:
             end_helpers(others)
 
-    def _run(self) -> float:
+    def _run(self, listen: Listener | None) -> float:
         checkpoints = Checkpoints(self.folder, self.cfg.checkpoint_keep)
         checkpoints.clean()
         start, summary = self._start(checkpoints)
@@ -174,6 +181,9 @@ class Trial:
             self.folder, self.mode, self.stores, self.cfg.log_every, self._saved.get("recorder"), self.config, summary,
             self.clock,
         )  # fmt: skip
+        recorder.listen = listen
+        if self.cfg.track is not None:
+            recorder.tracker = Tracker(self.cfg.track, self.folder, hparams(self.config or {}, self.mode.max_session))
         snapshots = self.snapshots(checkpoints, recorder)
         if self.checkpoint is None:
             if isinstance(self.session.tape, Tape):
@@ -204,6 +214,8 @@ class Trial:
                     raise
                 finally:
                     recorder.close(status)
+        if recorder.raised is not None:
+            raise recorder.raised
         self._leave(status, ending.number)
         return recorder.statistics.mean_return
 
@@ -263,6 +275,9 @@ class Trial:
                 self.store_of(rank).give_back(self.mode.slot(rank))
                 recorder.failure(event)
         if self.control.ending():
+            return
+        if recorder.raised is not None:
+            self.control.finish()
             return
         recorder.stopped_by = self._reason(recorder)
         if recorder.stopped_by or self._budget_is_used_up():

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from asynclab import progress
 from asynclab.distributed import Store
 from asynclab.distributed.tape import DiffersError, Line, Playback, read
 from asynclab.simulation.simulator import Actor
@@ -58,7 +59,7 @@ def replay(session: Session, store: Store, lines: Sequence[str], until: int | No
     for rank, line in following.pop(0).items():
         to_pull[line.pulled].append(rank)
     with ExitStack() as stack:
-        for version, line in enumerate(record):
+        for version, line in enumerate(progress.counted(record, "updates")):
             for rank in to_pull.pop(version, ()):
                 if rank in actors:
                     actors[rank].advance(Turn.PULL)

@@ -34,10 +34,12 @@ class Log:
     def __init__(self, run: Path) -> None:
         self._file = (run / METRICS).open("a")
 
-    def write(self, kind: str, **content: Any) -> None:
-        """Add a line."""
-        self._file.write(text({"kind": kind, **content}))
+    def write(self, kind: str, **content: Any) -> Line:
+        """Add a line and return it."""
+        line = {"kind": kind, **content}
+        self._file.write(text(line))
         self._file.flush()
+        return line
 
     def close(self) -> None:
         """Write no more."""

@@ -39,6 +39,7 @@ def write(
     overrides: Sequence[str],
     decided: Mapping[str, Any],
     resumed: Mapping[str, Any] | None = None,
+    command: Sequence[str] | None = None,
 ) -> None:
     """Write ``config.yaml`` (resolved) and ``run.json`` (overrides, seed, revision, versions, machine).
 
@@ -50,8 +51,9 @@ def write(
         overrides: As typed.
         decided: What the config leaves to the machine or the agent, as ``Trial.decided`` returns it.
         resumed: From which frame the run goes on, and which settings have changed; None for a new run.
+        command: That does the same, if this process was not started by it.
     """
-    now = {**decided, **circumstances()}
+    now = {**decided, **circumstances()} | ({} if command is None else {"command": [sys.executable, *command]})
     if resumed is None:
         run = {"seed": cfg.seed, **now, "resumes": []}
     else:
