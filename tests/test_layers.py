@@ -26,12 +26,13 @@ MAY_IMPORT = {  # besides the small modules that anybody may
     "storage": {"distributed"},
     "training": {"agents", "distributed", "envs", "memory", "processes", "storage"},
     "simulation": {"distributed", "processes", "training"},
+    "cluster": {"distributed", "envs", "processes", "storage", "training"},
     "config": {"storage"},
     "console": {"processes"},
     "sweeps": {"config", "processes", "storage"},
     "analysis": {"config", "storage", "sweeps"},
     "evaluation": {"agents", "analysis", "config", "distributed", "envs", "nets", "processes", "storage"},
-    "run": {"agents", "analysis", "config", "console", "distributed", "envs", "evaluation", "memory", "nets",
+    "run": {"agents", "analysis", "cluster", "config", "console", "distributed", "envs", "evaluation", "memory", "nets",
             "processes", "simulation", "storage", "training"},
     "build": {"config", "evaluation", "run", "storage"},
     "job": {"analysis", "build", "config", "processes", "run", "storage"},
@@ -82,6 +83,14 @@ def large(*modules):
     code = f"import sys, {', '.join(modules)}; print([name for name in ('torch', 'gymnasium') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+def test_only_the_cluster_imports_ray():
+    users = {SCRIPT["part"](path) for path in FILES if any(n.split(".")[0] == "ray" for n in SCRIPT["imports"](path))}
+    assert users == {"cluster"}
+    code = "import sys, asynclab.train, asynclab.build, asynclab.cluster.node; print('ray' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_plots_and_reports_need_no_torch():

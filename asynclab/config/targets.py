@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 ALLOWED = (
     "asynclab.agents",
+    "asynclab.distributed.exchange",
     "asynclab.distributed.modes",
     "asynclab.distributed.timing",
     "asynclab.envs.make",

@@ -31,6 +31,7 @@ class SessionStatus:
         episodes: That ended.
         staleness: Mean of its last report.
         restarts: Since the run began.
+        name: What it is called; empty for its rank.
     """
 
     state: str = "starting"
@@ -38,6 +39,7 @@ class SessionStatus:
     episodes: int = 0
     staleness: float = math.nan
     restarts: int = 0
+    name: str = ""
 
 
 @dataclass
@@ -164,7 +166,7 @@ class Table:
         cells = {name: [name] for name in COLUMNS}
         for rank, session in enumerate(sessions):
             values = (
-                str(rank),
+                session.name or str(rank),
                 f"{frames[rank]:,}",
                 f"{fps[rank]:,.0f}",
                 number(session.mean_return),

@@ -5,13 +5,17 @@ off        one per session   a private copy                             store.ap
 synced     one for all       a private copy, possibly on a GPU          store.apply     copy theta
 shared     one for all       theta itself                               store.apply     nothing to do
 simulated  one for all       as in synced or shared, all sessions in one process and in virtual time
+cluster    one per machine   as in synced or shared; machines exchange by how much theirs have changed
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from asynclab import check, machine
+from asynclab.distributed.exchange import Outer
 from asynclab.distributed.store import Store
 from asynclab.distributed.timing import Constant
 from asynclab.flat import Vector
@@ -40,6 +44,7 @@ class Mode:
     on_gpu = True  # the session's weights may lie on a GPU
     is_live = False  # others change the session's weights at any time, not only its pulls
     is_simulated = False  # all sessions are in one process, and time is virtual
+    is_cluster = False  # sessions are on several machines
 
     def __init__(
         self,
@@ -80,8 +85,17 @@ class Mode:
 
     @property
     def processes(self) -> int:
-        """Number of processes in which the sessions are."""
-        return 1 if self.is_simulated else self.max_session
+        """Number of processes in which the sessions of this machine are."""
+        return 1 if self.is_simulated else self.on_this_machine
+
+    @property
+    def on_this_machine(self) -> int:
+        """Number of sessions that this machine must have room for."""
+        return self.max_session
+
+    def label(self, rank: int) -> str:
+        """Return what people call a session."""
+        return str(rank)
 
     @property
     def grace(self) -> float:
@@ -174,49 +188,21 @@ class Shared(Mode):
 PLACEMENTS: dict[str, type[Mode]] = {"synced": Synced, "shared": Shared}
 
 
-class Simulated(Mode):
-    """Sessions of ``synced`` or ``shared`` in one process, whose time is virtual: the same to the bit in every run.
+class Placed(Mode):
+    """A mode whose sessions have their weights where another one's have them.
 
     Args:
-        max_session: Number of sessions.
-        placement: Where their weights lie: ``synced`` or ``shared``.
-        timing: How long what they do takes.
-        num_threads: Torch threads of the process.
-        hang_after: As in ``Mode``, of the process that evaluates the run; a simulation is not watched.
-        diagnostics: As in ``Mode``; no update is ever lost here.
-        staleness_lr: As in ``Mode``.
-        compensate: As in ``Mode``.
+        placement: ``synced`` or ``shared``.
+        mode: Of ``Mode``.
     """
 
     on_gpu = False
-    is_simulated = True
 
-    def __init__(
-        self,
-        max_session: int,
-        placement: str = "synced",
-        timing: Constant = Constant(),
-        num_threads: int = 1,
-        hang_after: float = 60.0,
-        diagnostics: bool = False,
-        staleness_lr: bool = False,
-        compensate: float = 0.0,
-    ) -> None:
-        super().__init__(max_session, num_threads, 0, hang_after, "none", diagnostics, staleness_lr, compensate)
+    def __init__(self, placement: str, *mode: Any, **more: Any) -> None:
+        super().__init__(*mode, **more)
         if placement not in PLACEMENTS:
             raise ValueError(f"distributed.placement={placement} is unknown; use one of {', '.join(PLACEMENTS)}")
-        if not isinstance(timing, Constant):
-            raise ValueError(
-                f"distributed.timing={timing} is unknown; use distributed/timing=constant or lognormal, or what"
-                " scripts/timing.py has measured"
-            )
-        if placement == "shared" and timing.machines > 1:
-            raise ValueError(
-                f"distributed.timing.machines={timing.machines} cannot compute with the same memory; set"
-                " distributed.placement=synced"
-            )
-        self.timing = timing
-        self._placed = PLACEMENTS[placement](max_session)
+        self._placed = PLACEMENTS[placement](1)
         self.is_live = self._placed.is_live
 
     def weights(self, store: Store, device: str, bf16: bool = False) -> Vector:
@@ -230,3 +216,161 @@ class Simulated(Mode):
     def follow(self, weights: Vector) -> None:
         """Do what the placement does."""
         self._placed.follow(weights)
+
+
+class Simulated(Placed):
+    """Sessions of ``synced`` or ``shared`` in one process, whose time is virtual: the same to the bit in every run.
+
+    Args:
+        max_session: Number of sessions.
+        placement: Where their weights lie: ``synced`` or ``shared``.
+        timing: How long what they do takes.
+        num_threads: Torch threads of the process.
+        hang_after: As in ``Mode``, of the process that evaluates the run; a simulation is not watched.
+        diagnostics: As in ``Mode``; no update is ever lost here.
+        staleness_lr: As in ``Mode``.
+        compensate: As in ``Mode``.
+    """
+
+    is_simulated = True
+
+    def __init__(
+        self,
+        max_session: int,
+        placement: str = "synced",
+        timing: Constant = Constant(),
+        num_threads: int = 1,
+        hang_after: float = 60.0,
+        diagnostics: bool = False,
+        staleness_lr: bool = False,
+        compensate: float = 0.0,
+    ) -> None:
+        super().__init__(
+            placement, max_session, num_threads, 0, hang_after, "none", diagnostics, staleness_lr, compensate
+        )
+        if not isinstance(timing, Constant):
+            raise ValueError(
+                f"distributed.timing={timing} is unknown; use distributed/timing=constant or lognormal, or what"
+                " scripts/timing.py has measured"
+            )
+        if placement == "shared" and timing.machines > 1:
+            raise ValueError(
+                f"distributed.timing.machines={timing.machines} cannot compute with the same memory; set"
+                " distributed.placement=synced"
+            )
+        self.timing = timing
+
+
+class Cluster(Placed):
+    """Sessions on many machines: Hogwild! inside each (a node), exchange of changes between them (``exchange``).
+
+    Args:
+        max_session: Sessions of all nodes together; None for one per core of the cluster.
+        placement: Where a node's sessions have their weights: ``synced`` or ``shared``.
+        nodes: How many groups sessions are in, each on one machine; None for one per machine of the cluster.
+        address: Of the Ray cluster to join, such as auto; None to start Ray on this machine.
+        elastic: Begin although there is not room for all nodes yet; the others begin where machines join.
+        exchange_every: Updates of a node between two exchanges with the server.
+        outer: Applies nodes' changes to the server's theta.
+        num_threads: Torch threads of each session; as many cores are taken for it.
+        max_restarts: As in ``Mode``; nodes that are lost do not count.
+        hang_after: As in ``Mode``, and of a node without a word.
+        lock: ``none``; nothing else reaches beyond a machine.
+        diagnostics: False, likewise.
+        staleness_lr: As in ``Mode``.
+        compensate: As in ``Mode``.
+        record: False.
+    """
+
+    is_cluster = True
+
+    def __init__(
+        self,
+        max_session: int | None = None,
+        placement: str = "synced",
+        nodes: int | None = None,
+        address: str | None = None,
+        elastic: bool = False,
+        exchange_every: int = 20,
+        outer: Outer = Outer(),
+        num_threads: int = 1,
+        max_restarts: int = 3,
+        hang_after: float = 60.0,
+        lock: str = "none",
+        diagnostics: bool = False,
+        staleness_lr: bool = False,
+        compensate: float = 0.0,
+        record: bool = False,
+    ) -> None:
+        for key, value, off in (("lock", lock, "none"), ("diagnostics", diagnostics, False), ("record", record, False)):
+            if value != off:
+                raise ValueError(
+                    f"distributed.{key}={str(value).lower()} needs memory that all sessions share, and those of"
+                    f" distributed=cluster are on several machines; set distributed.{key}={str(off).lower()}, or"
+                    " distributed=synced"
+                )
+        super().__init__(
+            placement, max_session, num_threads, max_restarts, hang_after, "none", False, staleness_lr, compensate
+        )
+        if nodes is not None:
+            check.count("distributed.nodes", nodes)
+        if address is not None and (not isinstance(address, str) or not address):
+            raise ValueError(f"distributed.address={address} must be auto, <host>:<port>, or null to start Ray here")
+        if not isinstance(outer, Outer):
+            raise ValueError(f"distributed.outer={outer} must have lr and momentum")
+        self.address = address
+        self.elastic = check.flag("distributed.elastic", elastic)
+        self.exchange_every = check.count("distributed.exchange_every", exchange_every)
+        self.outer = outer
+        self._asked = max_session, nodes
+        self.nodes = nodes or 1
+        if address is None:
+            self.settle([machine.cores()])
+
+    def settle(self, cores: Sequence[int]) -> None:
+        """Decide how many sessions there are, and in how many nodes.
+
+        Args:
+            cores: Of every machine.
+
+        Raises:
+            ValueError: There is no room for them.
+        """
+        threads = self.num_threads or 1
+        sessions, nodes = self._asked
+        self.nodes = nodes or sum(n >= threads for n in cores) or 1
+        if sessions is None:
+            sessions = max(1, sum(cores) // threads // self.nodes) * self.nodes
+        self.max_session = sessions
+        each = sessions // self.nodes
+        if sessions % self.nodes:
+            raise ValueError(
+                f"distributed.max_session={sessions} sessions cannot be spread evenly over {self.nodes} nodes; set it"
+                f" to {max(1, each) * self.nodes} or {(each + 1) * self.nodes}, or distributed.nodes otherwise"
+            )
+        room = sum(n // (each * threads) for n in cores)
+        if room < (1 if self.elastic else self.nodes):
+            of = f"{each} sessions" + f" with {threads} threads each" * (threads > 1)
+            raise ValueError(
+                f"distributed.max_session={sessions} needs {self.nodes} x {each * threads} cores ({of} on each node),"
+                f" and the cluster has {', '.join(map(str, cores))}; lower distributed.max_session, set"
+                " distributed.nodes otherwise, or let more machines join"
+            )
+
+    @property
+    def sessions(self) -> int:
+        """Number of sessions of each node."""
+        return self.max_session // self.nodes
+
+    @property
+    def on_this_machine(self) -> int:
+        """Number of sessions that this machine must have room for, or the one that is as large as it."""
+        return self.max_session if self.address is None else self.sessions
+
+    def slot(self, rank: int) -> int:
+        """Return the session's place among the writers of its node's store."""
+        return rank % self.sessions
+
+    def label(self, rank: int) -> str:
+        """Return node:session."""
+        return f"{rank // self.sessions}:{rank % self.sessions}"

@@ -47,6 +47,7 @@ class Store:
         target: A lagging copy of a part of theta, shared; the sessions move it.  None for none.
         moments: By name what the sessions have seen of observations and returns, shared.
         tape: Of the session whose copy this is; None if nothing is recorded.
+        velocity: [P] of the optimizer that applies whole nodes' changes (``exchange.Outer``); None for none.
 
     Args:
         network: What is trained.
@@ -81,6 +82,7 @@ class Store:
         self._probe = torch.zeros_like(self.theta, dtype=torch.int32).share_memory_() if diagnostics else None
         self._first_update = 0
         self.tape: Tape | Playback | None = None
+        self.velocity: Tensor | None = None
         part = network.target_part
         self.target = None if part is None else self.theta[part].clone().share_memory_()
         self.moments = dict(moments or {})
@@ -164,6 +166,19 @@ class Store:
         """Return what a writer that has died claimed and did not step."""
         self._claimed[slot] = self.frames[slot]
 
+    def unclaimed(self) -> int:
+        """Return how many frames of the budget are left to be claimed."""
+        return self.max_frame - int(self._claimed.sum())
+
+    def lease(self, granted: int) -> None:
+        """Let all writers but the last, which stands for those of other machines, claim so many frames together."""
+        self._claimed[-1] = self.max_frame - granted
+
+    def take_over(self, counts: Tensor) -> None:
+        """Let all writers but the last go on with frames, updates and dropped updates of others [3, W - 1]."""
+        self.frames[:-1], self.updates[:-1], self.dropped[:-1] = counts
+        self._claimed[:-1] = self.frames[:-1]
+
     def is_complete(self) -> bool:
         """Return whether the budget is used up."""
         return self.total_frames() >= self.max_frame
@@ -226,6 +241,7 @@ class Store:
             "updates": self.updates.tolist(),
             "dropped": self.dropped.tolist(),
             "target": None if self.target is None else self.target.clone(),
+            "velocity": None if self.velocity is None else self.velocity.clone(),
             "moments": {name: moments.slots.clone() for name, moments in self.moments.items()},
         }
 
@@ -249,6 +265,8 @@ class Store:
             getattr(self, name).copy_(torch.tensor(state[name]))
         if self.target is not None:
             self.target.copy_(state["target"])
+        velocity = state.get("velocity")  # older versions had none
+        self.velocity = None if velocity is None else velocity.clone()
         for name, moments in self.moments.items():
             moments.slots.copy_(state["moments"][name])
         self._claimed.copy_(self.frames)

@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from asynclab.moments import merge
+
 
 class Moments:
     """Every writer adds to a slot of its own in shared memory; what is read is the estimate of all.
@@ -32,7 +34,7 @@ class Moments:
             return
         mine = self.slots[slot : slot + 1].numpy()
         new = np.concatenate([[len(samples)], samples.mean(0), samples.var(0) * len(samples)])
-        mine[0] = _merge(np.stack([mine[0], new]))
+        mine[0] = merge(np.stack([mine[0], new]))
 
     def begin(self, slots: torch.Tensor) -> None:
         """Go on from an estimate of others, of any number of writers: [W, 1 + 2 D]."""
@@ -41,19 +43,10 @@ class Moments:
                 f"these are estimates of {slots.shape[1] // 2} numbers, and there are {self.slots.shape[1] // 2} here"
             )
         self.slots.zero_()
-        self.slots[0] = torch.from_numpy(_merge(slots.numpy()))
+        self.slots[0] = torch.from_numpy(merge(slots.numpy()))
 
     def mean_var(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return mean and variance [D] of all samples; 0 and 1 before there are any."""
-        merged = _merge(self.slots.numpy())
+        merged = merge(self.slots.numpy())
         mean, squares = np.split(merged[1:], 2)
         return mean, squares / merged[0] if merged[0] else np.ones_like(mean)
-
-
-def _merge(slots: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return one slot for several (Chan et al., 1979): it has what all their samples together would have given."""
-    counts = slots[:, :1]
-    means, squares = np.split(slots[:, 1:], 2, axis=1)
-    total = counts.sum()
-    mean = (counts * means).sum(0) / max(total, 1.0)
-    return np.concatenate([[total], mean, (squares + counts * (means - mean) ** 2).sum(0)])

@@ -2,8 +2,41 @@
 
 import math
 import time
+from typing import NamedTuple
 
 import torch
+
+
+class Orders(NamedTuple):
+    """What the parent asks, for sessions on other machines.
+
+    Attributes:
+        asked: Number of the last snapshot that was asked for.
+        released: Number of the last one that is over.
+        is_ending: Whether the last one has been asked for.
+        late: Seconds until updates that are due are left.
+        deadline: Seconds until sessions that have not ended are killed.
+    """
+
+    asked: int
+    released: int
+    is_ending: bool
+    late: float
+    deadline: float
+
+
+class Report(NamedTuple):
+    """What is known on another machine.
+
+    Attributes:
+        asked: Number of the last snapshot that its sessions know of.
+        running: Ranks of those that step or stand still.
+        slowest: The longest time between two signs of life of one that steps.
+    """
+
+    asked: int
+    running: frozenset[int]
+    slowest: float
 
 
 class Control:
@@ -110,6 +143,45 @@ class Control:
         self._slow[rank] = 1
         self._restarts[rank] += 1
         return self.restarts(rank)
+
+    def orders(self) -> Orders:
+        """Return what sessions on other machines are asked for."""
+        now = time.monotonic()
+        return Orders(self.asked(), int(self._released), self.ending(), float(self._late) - now, self.deadline - now)
+
+    def hear(self, report: Report, ranks: range) -> None:
+        """Take note of the sessions of another machine, once it knows what was asked last."""
+        if report.asked == self.asked():
+            for rank in ranks:
+                self._running[rank] = rank in report.running
+        self.slowest = max(self.slowest, report.slowest)
+
+    def lose(self, ranks: range) -> None:
+        """Take note that there is no session on another machine any more, or not yet."""
+        for rank in ranks:
+            self._running[rank] = False
+
+    # Another machine's side
+
+    def obey(self, orders: Orders) -> None:
+        """Let the sessions of this machine know what is asked, unless one of them has failed for good."""
+        if self.ending() and not orders.is_ending:
+            return
+        now = time.monotonic()
+        self._late.fill_(now + orders.late)
+        self.deadline = now + orders.deadline
+        self._released.fill_(orders.released)
+        self._asked.fill_(orders.asked)
+        self._end.fill_(orders.is_ending)
+
+    def report(self) -> Report:
+        """Return what the parent is to know."""
+        asked = self.asked()  # first: who has not joined by now will see it before the first step
+        return Report(asked, frozenset(self.running()), self.slowest)
+
+    def begin(self, rank: int, restarts: int) -> None:
+        """Take note of how often a session has been restarted on other machines."""
+        self._restarts[rank] = restarts
 
     # Both sides
 

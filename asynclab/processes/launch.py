@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from multiprocessing import forkserver
@@ -79,7 +79,10 @@ class _End(NamedTuple):
 
 
 def launch(
-    runs: Sequence[Callable[[], Iterator[Item]]], num_threads: int, control: Control | None = None
+    runs: Sequence[Callable[[], Iterator[Item]]],
+    num_threads: int,
+    control: Control | None = None,
+    first: int | None = None,
 ) -> Generator[Item | Started | Failure | None]:
     """Run all sessions to their end and yield what they yield, as it comes.
 
@@ -91,6 +94,7 @@ def launch(
         runs: One per rank; picklable.
         num_threads: Torch threads of each session.
         control: Seen by the sessions, too, if they are to be watched or asked to end; None for no restarts.
+        first: Rank of the first, if others run elsewhere; then one alone has a process of its own, too.
 
     Yields:
         The sessions' items, what happens to their processes, and None every now and then.
@@ -100,10 +104,10 @@ def launch(
     """
     control = control or Control(len(runs), stop_seconds=0.0)
     failed: list[str] = []
-    if len(runs) == 1:
+    if len(runs) == 1 and first is None:
         yield from _run_here(runs[0], num_threads, control, failed)
     else:
-        crew = _Crew(runs, num_threads, control, failed)
+        crew = _Crew(dict(enumerate(runs, first or 0)), num_threads, control, failed)
         try:
             yield from crew.events()
         finally:
@@ -245,7 +249,7 @@ class _Crew:
     """The sessions' processes."""
 
     def __init__(
-        self, runs: Sequence[Callable[[], Iterator[Any]]], num_threads: int, control: Control, failed: list[str]
+        self, runs: Mapping[int, Callable[[], Iterator[Any]]], num_threads: int, control: Control, failed: list[str]
     ) -> None:
         self.runs = runs
         self.num_threads = num_threads
@@ -253,7 +257,7 @@ class _Crew:
         self.failed = failed
         self.context = mp.get_context("forkserver")
         self.workers: dict[int, _Worker] = {}  # by rank
-        self.due = dict.fromkeys(range(len(runs)), 0.0)  # when a session is to be started, by rank
+        self.due = dict.fromkeys(runs, 0.0)  # when a session is to be started, by rank
         self.inbox: _Inbox = queue.SimpleQueue()
         self.looked = self.next_look = time.monotonic()
 

@@ -9,7 +9,7 @@ import torch
 from asynclab import check, flat, nets
 from asynclab.agents import Agent
 from asynclab.config.schema import Config
-from asynclab.distributed import Mode
+from asynclab.distributed import Cluster, Mode
 from asynclab.envs import Envs
 from asynclab.evaluation.evaluator import Schedule
 from asynclab.evaluation.play import check_changes
@@ -76,13 +76,17 @@ def check_run(cfg: Config, folder: Path, schedule: Schedule, checkpoint: Checkpo
             f"profile=true measures real time, which distributed={mode.name} has none of; set profile=false, or measure"
             " a run of distributed=synced or shared"
         )
+    if isinstance(mode, Cluster):
+        from asynclab.cluster import machines  # nobody else needs it
+
+        machines.check(mode)
     check_device(cfg.device, mode)
     envs = cfg.env.make()
     envs.close()
     if schedule.every is not None and schedule.changes:
         check_changes(cfg.env.make, schedule.changes, "eval.")
     memory = _memory(cfg, envs)
-    resources.check_memory(mode.max_session, memory.nbytes(), mode.processes)
+    resources.check_memory(mode.on_this_machine, memory.nbytes(), mode.processes)
     if cfg.env.max_frame < (needed := memory.min_frame(mode.writers)):
         raise ValueError(
             f"env.max_frame={cfg.env.max_frame} ends before every session has learned once; set it to {needed} or more"
@@ -135,7 +139,9 @@ def _check_room(cfg: Config, folder: Path, agent: Agent, memory_bytes: int) -> t
     mode: Mode = cfg.distributed
     checkpoints, memories = Checkpoints(folder, cfg.checkpoint_keep), mode.max_session * memory_bytes
     on_disk = memories * checkpoints.missing_memories
-    if cfg.checkpoint_memory is None:  # if they also fit into half of the room that the disk has
+    if mode.is_cluster:
+        save_memory = False  # they would all cross the network
+    elif cfg.checkpoint_memory is None:  # if they also fit into half of the room that the disk has
         save_memory = memories <= 1e9 * CHECKPOINT_MEMORY and 2 * on_disk <= resources.available_disk(folder)
     else:
         save_memory = memories <= 1e9 * check.number("checkpoint_memory", cfg.checkpoint_memory)

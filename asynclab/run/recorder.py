@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from asynclab import machine
 from asynclab.console.table import SessionStatus, Status
 from asynclab.distributed import Mode, Store
+from asynclab.distributed.exchange import Exchanges
 from asynclab.evaluation.evaluator import Evaluated
 from asynclab.processes.launch import Failure
 from asynclab.run import resources
@@ -109,7 +110,8 @@ class Recorder:
             _cut(folder, state["logs"], ended=summary is not None)
         self._log = metrics.Log(folder)
         last = {tag: number(value) for tag, value in (state or {}).get("scalars", {}).items()}
-        self._board = Board(folder, mode.max_session, every, config or {}, last, clock or time.time)
+        names = [mode.label(rank) for rank in range(mode.max_session)]
+        self._board = Board(folder, names, every, config or {}, last, clock or time.time)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the logs hold now, as JSON: how long each file is, and what moving averages are made of."""
@@ -156,17 +158,22 @@ class Recorder:
         session = self.status.sessions[failure.rank]
         session.state = "hung" if failure.cause.startswith("hung") else "dead"
         session.restarts += failure.delay is not None
+        name = self.mode.label(failure.rank)
         if failure.delay is None:
-            log.warning("session %d %s; it is not restarted", failure.rank, failure.cause)
+            log.warning("session %s %s; it is not restarted", name, failure.cause)
         else:
             log.warning(
-                "session %d %s; restart %d in %.0f s%s",
-                failure.rank, failure.cause, failure.restarts, failure.delay, f"\n{failure.details}".rstrip(),
+                "session %s %s; restart %d in %.0f s%s",
+                name, failure.cause, failure.restarts, failure.delay, f"\n{failure.details}".rstrip(),
             )  # fmt: skip
         frames = self.total_frames()
         what = self.statistics.fail(failure, frames)
         self._line(metrics.FAILURE, **what, seconds=self._clock() - self._start, details=failure.details)
         self._board.add({"perf/restarts": self.statistics.restarts}, frames)
+
+    def exchanged(self, exchanges: Exchanges) -> None:
+        """Take note of what a node has told the server, and been told."""
+        self.statistics.exchanged(exchanges)
 
     def evaluated(self, result: Evaluated) -> None:
         """Take note of an evaluation, which may have begun a while ago."""
@@ -194,7 +201,7 @@ class Recorder:
         now, frames = moment.seconds, moment.frames
         before = self._began if final else self._last
         since = self._began if final else a_minute_before(now, self._minute)
-        self._last = moment
+        last, self._last = self._last, moment
         self._minute.append(moment)
         updates = sum(store.total_updates() for store in self.stores)
         dropped = sum(int(store.dropped.sum()) for store in self.stores)
@@ -206,7 +213,8 @@ class Recorder:
             "perf/memory_available_mib": available / 2**20,
             "train/dropped": float(dropped),
         }
-        if not self._is_simulated:  # whose seconds are not those of the cores
+        scalars |= self.statistics.exchanges(moment.seconds - last.seconds)
+        if not (self._is_simulated or self.mode.is_cluster):  # whose seconds are not those of the cores here
             scalars["perf/cores_busy"] = since.cores(moment) / machine.cores()
         if math.isfinite(lost := self._lost_updates()):
             scalars["hogwild/lost_updates"] = lost
@@ -289,6 +297,7 @@ class Recorder:
                 episodes=found.session_episodes[rank],
                 mean_return=mean_return(found.session_returns[rank]),
                 restarts=sum(f["rank"] == rank and f["restarted"] for f in found.failures),
+                name=self.mode.label(rank),
             )
             for rank in range(self.mode.max_session)
         ]

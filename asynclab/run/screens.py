@@ -11,6 +11,7 @@ from typing import Any
 from asynclab import machine
 from asynclab.analysis.curves import WINDOW
 from asynclab.console.handler import row
+from asynclab.distributed import Cluster
 from asynclab.run import resources, viewer
 from asynclab.run.trial import Trial
 from asynclab.storage.names import CHECKPOINTS, CURVE_IMAGE, REPORT, SESSIONS_IMAGE, SUMMARY
@@ -40,7 +41,10 @@ def first(trial: Trial, cfg: Any, choices: Mapping[str, str]) -> None:
         f"{sessions} with {count(trial.probe.envs.num_envs, 'environment')} and"
         f" {count(trial.probe.num_threads, 'thread')}{each}, on {', '.join(trial.probe.devices)}",
     )
-    if idle := _idle_cores(trial):
+    if isinstance(mode, Cluster):
+        where = "Ray on this machine" if mode.address is None else f"the Ray cluster at {mode.address}"
+        _row("nodes", f"{mode.nodes} with {count(mode.sessions, 'session')} each, in {where}")
+    elif idle := _idle_cores(trial):
         _row("cores", idle)
     parameters = f"{len(stores[0].theta):,} parameters{' each' * (len(stores) > 1)}"
     _row("network", f"{parameters}, {trial.probe.precision}, seed {session.seed}")
@@ -90,7 +94,13 @@ def _warn_of_lost_memories(trial: Trial) -> None:
                 "%s has no memory of %s: each first collects a tenth of what it held, or algo.memory.start if that is"
                 " more, before it learns again", short(found.path), count(len(lost), "session"),
             )  # fmt: skip
-    if not trial.session.save_memory:
+    if trial.mode.is_cluster:
+        log.warning(
+            "checkpoints of a cluster lack the sessions' memories: a session of a resumed run, or one that is"
+            " restarted, first collects up to %s transitions before it learns again",
+            f"{trial.probe.refill:,}",
+        )  # fmt: skip
+    elif not trial.session.save_memory:
         memories, on_disk = sessions * trial.probe.memory_bytes, resources.size(trial.probe.memories_on_disk)
         log.warning(
             "checkpoints will lack the sessions' memories, %s in all: a session of a resumed run, or one that is"

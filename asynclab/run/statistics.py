@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from asynclab.analysis.curves import WINDOW
+from asynclab.distributed.exchange import Exchanges
 from asynclab.evaluation.evaluator import Evaluated
 from asynclab.processes.launch import Failure
 from asynclab.storage.metrics import finite
@@ -54,6 +55,8 @@ class Statistics:
         self._agreement: list[float] = list(state.get("agreement", [0.0, 0]))  # sum over the records, and how many
         self.failures: list[dict[str, Any]] = list(state.get("failures", []))
         self.evaluation: dict[str, Any] | None = (summary or state).get("evaluation")
+        self._exchanges = {saved[0]: _exchanges(*saved) for saved in state.get("exchanges", [])}  # by node
+        self._new_exchanges: dict[int, Exchanges] = {}  # since they were asked for
         best = state.get("best")
         self.best = -math.inf if best is None else best
         self.best_frame: int = state.get("best_frame", frames)
@@ -71,6 +74,7 @@ class Statistics:
             "evaluation": finite(self.evaluation),
             "staleness": [sorted(counts.items()) for counts in self._staleness],
             "agreement": self._agreement,
+            "exchanges": [[*found[:4], sorted(found.staleness.items())] for found in self._exchanges.values()],
         }
 
     def take(self, record: Record, start: float, frames: int) -> dict[str, float]:
@@ -110,6 +114,25 @@ class Statistics:
         }
         self.failures.append(what)
         return what
+
+    def exchanged(self, found: Exchanges) -> None:
+        """Take what a node's exchanges have cost."""
+        for known in (self._exchanges, self._new_exchanges):
+            known[found.node] = known.get(found.node, Exchanges(found.node)).plus(found)
+
+    def exchanges(self, seconds: float) -> dict[str, float]:
+        """Return by tag what exchanges since the last call have cost, in as many seconds; none if there were none."""
+        new, self._new_exchanges = self._new_exchanges.values(), {}
+        count, nbytes = sum(found.times for found in new), sum(found.nbytes for found in new)
+        if not count:
+            return {}
+        stale = staleness.summary(sum((Counter(found.staleness) for found in new), Counter())) or {}
+        return {
+            "cluster/exchanges_per_second": count / max(seconds, 1e-9),
+            "cluster/exchange_ms": 1e3 * sum(found.seconds for found in new) / count,
+            "cluster/mb_per_second": 1e-6 * nbytes / max(seconds, 1e-9),
+            **{f"cluster/staleness_{name}": value for name, value in stale.items()},
+        }
 
     def evaluated(self, result: Evaluated) -> dict[str, float]:
         """Take an evaluation; return its numbers by tag."""
@@ -171,10 +194,27 @@ class Statistics:
             "session_staleness": [staleness.summary(counts) for counts in self._staleness],
             "session_mean_return": [statistics.fmean(r) if r else None for r in self.session_returns],
         }
+        if self._exchanges:
+            found["exchanges"] = [_told(of_node) for _, of_node in sorted(self._exchanges.items())]
         if any(self._profile):
             found["profile"] = [shares(seconds) for seconds in self._profile]
             found["profile_seconds"] = [round(sum(seconds.values()), 3) for seconds in self._profile]
         return found
+
+
+def _exchanges(node: int, times: int, seconds: float, nbytes: int, stale: Sequence[Sequence[int]]) -> Exchanges:
+    return Exchanges(node, times, seconds, nbytes, Counter(dict(stale)))  # type: ignore[arg-type]
+
+
+def _told(found: Exchanges) -> dict[str, Any]:
+    """Return what summary.json has of a node's exchanges."""
+    return {
+        "node": found.node,
+        "count": found.times,
+        "ms": round(1e3 * found.seconds / max(found.times, 1), 2),
+        "bytes": found.nbytes,
+        "staleness": staleness.summary(found.staleness),
+    }
 
 
 def mean_return(returns: Collection[float]) -> float:

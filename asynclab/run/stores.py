@@ -3,6 +3,7 @@
 import torch
 
 from asynclab import flat
+from asynclab.agents import Agent
 from asynclab.config.schema import Config
 from asynclab.distributed import Mode, Network, Store
 from asynclab.envs.normalize import Moments
@@ -32,20 +33,24 @@ def make_stores(cfg: Config, probe: Probe, initial: Initial | None) -> list[Stor
 def _make(cfg: Config, probe: Probe, rank: int, initial: Initial | None) -> Store:
     mode: Mode = cfg.distributed
     torch.manual_seed(Seeds(cfg.seed, rank).weights)
-    networks = cfg.algo.agent(probe.envs.obs_space, probe.envs.action_space).nets
-    theta = flat.flatten(networks)
+    agent = cfg.algo.agent(probe.envs.obs_space, probe.envs.action_space)
+    network = network_of(agent)
     if initial is not None:
-        initial.copy_to(theta, flat.signature(networks))
-    matrices = {name: flat.matrices(net) for name, net in networks.items()}
+        initial.copy_to(network.theta, flat.signature(agent.nets))
     moments = {name: Moments(size, mode.writers) for name, size in probe.envs.moments.items()}
     store = Store(
-        Network(theta, flat.slices(networks), matrices, probe.agent.target_part),
-        cfg.algo.optimizer, cfg.env.max_frame, cfg.algo.lr_schedule,
+        network, cfg.algo.optimizer, cfg.env.max_frame, cfg.algo.lr_schedule,
         mode.writers, mode.lock, mode.diagnostics, moments,
     )  # fmt: skip
     if initial is not None:
         initial.copy_moments_to(store.moments)
     return store
+
+
+def network_of(agent: Agent) -> Network:
+    """Return what is trained of an agent that is bound to nothing: its weights, as vectors."""
+    matrices = {name: flat.matrices(net) for name, net in agent.nets.items()}
+    return Network(flat.flatten(agent.nets), flat.slices(agent.nets), matrices, agent.target_part)
 
 
 def restore(stores: list[Store], checkpoint: Checkpoint, layout: list[str]) -> None:

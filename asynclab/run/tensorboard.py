@@ -40,9 +40,11 @@ CHARTS: list[tuple[str, str | None, str | list[str]]] = [
     ("hogwild", "staleness: mean and median", "hogwild/staleness_(mean|p50)"),
     ("hogwild", "staleness: 95th percentile and maximum", "hogwild/staleness_(p95|max)"),
     ("hogwild", None, "hogwild/(?!staleness).*"),
+    ("cluster", "staleness between nodes: mean and median", "cluster/staleness_(mean|p50)"),
+    ("cluster", None, "cluster/(?!staleness_(mean|p50)).*"),
     ("performance", None, "perf/.*"),
     ("performance", "share of the time by phase", "profile/.*"),
-    ("other", None, "(?!(by_|sessions/|eval/|train/|loss/|grad_norm/|hogwild/|perf/|profile/)).*"),
+    ("other", None, "(?!(by_|sessions/|eval/|train/|loss/|grad_norm/|hogwild/|cluster/|perf/|profile/)).*"),
 ]
 
 SHOWN = 64  # sessions that have curves of their own: each costs a thread and an open file
@@ -91,7 +93,7 @@ class Board:
 
     Args:
         folder: Output folder.
-        sessions: How many there are.
+        names: Of the sessions.
         every: Seconds after which what was written can be seen.
         config: The resolved config; empty if there is none.
         last: The trial's scalars when the run that goes on was saved.
@@ -101,19 +103,18 @@ class Board:
     def __init__(
         self,
         folder: Path,
-        sessions: int,
+        names: Sequence[str],
         every: float,
         config: Mapping[str, Any],
         last: Mapping[str, float],
         clock: Callable[[], float] = time.time,
     ) -> None:
         board = folder / TENSORBOARD
-        self._clock, self._count = clock, sessions
+        self._clock, self._count = clock, len(names)
         self._trial = Writer(board / "trial", every, clock)
         self._trial.last.update(last)
-        shown = range(min(sessions, SHOWN))
-        self._sessions = [Writer(board / f"session_{rank:02d}", every, clock) for rank in shown]
-        self._overview = Overview(folder, config, sessions, every)
+        self._sessions = [Writer(board / f"session_{name:0>2}", every, clock) for name in names[:SHOWN]]
+        self._overview = Overview(folder, config, len(names), every)
 
     def session(self, record: Record, scalars: Mapping[str, float], total: int) -> None:
         """Write what a session reports, with what follows from it by tag, at so many frames of all."""

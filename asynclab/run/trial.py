@@ -7,7 +7,7 @@ import multiprocessing as mp
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 from asynclab import console, flat
 from asynclab.config.schema import Config
 from asynclab.distributed import Mode, Store
+from asynclab.distributed.exchange import Exchanges
 from asynclab.distributed.tape import Tape
 from asynclab.envs import spaces
 from asynclab.evaluation.evaluator import Evaluator, Schedule
@@ -27,7 +28,7 @@ from asynclab.run.initial import Initial
 from asynclab.run.preflight import check_run
 from asynclab.run.recorder import Listener, Recorder
 from asynclab.run.snapshots import Snapshot, Snapshots
-from asynclab.run.stores import make_stores, restore
+from asynclab.run.stores import make_stores, network_of, restore
 from asynclab.run.tensorboard import hparams
 from asynclab.run.trackers import Tracker
 from asynclab.simulation.clock import Clock
@@ -239,10 +240,24 @@ class Trial:
     def _train(self, start: Start, recorder: Recorder, snapshots: Snapshots, evaluator: Evaluator | None) -> None:
         """Let the sessions train until they end."""
         snapshots.begin()
-        with closing(launch(self._runs(start), self.probe.num_threads, self.control)) as events:
+        with closing(self._launch(start)) as events:
             for event in events:
                 self.handle(event, recorder, snapshots)
                 _take_evaluations(evaluator, recorder)
+
+    def _launch(self, start: Start) -> Generator[Any]:
+        if not self.mode.is_cluster:
+            return launch(self._runs(start), self.probe.num_threads, self.control)
+        from asynclab.cluster import fleet, node  # which import Ray
+
+        algo, env, (store,) = self.cfg.algo, self.cfg.env, self.stores
+        network = network_of(self.probe.agent)._replace(theta=store.theta)
+        sizes = self.probe.envs.moments
+        plan = node.Plan(
+            self.session, network, algo.optimizer, env.max_frame, algo.lr_schedule, sizes,
+            self.probe.envs.num_envs, self.probe.num_threads, self.resumes,
+        )  # fmt: skip
+        return fleet.launch(plan, store, self.control, start)
 
     def _runs(self, start: Start) -> list[Callable[[], Iterator[Any]]]:
         """Return what runs, in a process each."""
@@ -268,7 +283,9 @@ class Trial:
             case Saved():
                 snapshots.add(event)
             case Complaint(rank=rank, text=text):
-                log.warning("session %d: %s", rank, text)
+                log.warning("session %s: %s", self.mode.label(rank), text)
+            case Exchanges():
+                recorder.exchanged(event)
             case Started(rank=rank, pid=pid):
                 recorder.process(rank, pid)
             case Failure(rank=rank):

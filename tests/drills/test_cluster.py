@@ -1,0 +1,120 @@
+"""Machines, nodes, servers and drivers of a cluster that are killed, stopped, or join."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+from drill import SMALL, Run, all_gone
+from machines import Machines, ours, shared_files, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_200)]
+
+
+@pytest.fixture(scope="module")
+def machines():
+    found = Machines(2, 2)
+    yield found
+    found.close()
+    assert not ours()
+
+
+@pytest.fixture
+def start(machines, tmp_path):
+    """Return a function that starts a run of two nodes with two sessions each, and waits until all step."""
+    before = shared_files()
+
+    def run(*settings, frames=150_000):
+        begun = Run(tmp_path / "run", *SMALL, *machines.settings(), "distributed.max_session=4",
+                    "distributed.hang_after=10", f"env.max_frame={frames}", *settings)  # fmt: skip
+        begun.until_running(4)
+        return begun
+
+    yield run
+    until(lambda: not (machines.actors("Node") or machines.actors("Server")))
+    assert shared_files() <= before
+
+
+def check(run, restarts, frames=150_000):
+    assert run.wait(400) == 0, run.text()
+    summary = run.summary()
+    assert (summary["status"], summary["restarts"]) == ("finished", restarts), run.text()
+    assert summary["frames"] == sum(summary["session_frames"]) == frames
+    assert "Traceback" not in run.text()
+
+
+def test_a_killed_session(start):
+    run = start()
+    run.sessions()[2].kill()
+    check(run, 1)
+    assert "session 1:0 was killed by SIGKILL" in run.text()
+
+
+def test_a_killed_node(start, machines):
+    run = start()
+    machines.actors("Node")[0].kill()
+    check(run, 2)
+
+
+def test_a_killed_server(start, machines):
+    run = start()
+    machines.actors("Server")[0].kill()
+    check(run, 0)
+    assert "the server was killed, or cannot be reached; another one goes on" in run.text()
+
+
+def test_a_killed_machine_and_one_that_joins(start, machines):
+    run = start(frames=300_000)
+    machines.kill(machines.nodes.pop())
+    time.sleep(3)
+    machines.nodes.append(machines.add(2))
+    check(run, 2, 300_000)
+
+
+@pytest.mark.parametrize(("seconds", "restarts"), [(4, 0), (25, 2)])
+def test_a_node_that_is_stopped_and_goes_on(start, machines, seconds, restarts):
+    run = start(frames=400_000)
+    node = machines.actors("Node")[0]
+    node.suspend()
+    time.sleep(seconds)
+    if node.is_running():
+        node.resume()
+    check(run, restarts, 400_000)
+
+
+def test_a_killed_driver_leaves_nothing_and_its_run_goes_on(start, machines):
+    run = start("checkpoint_every=2", frames=400_000)
+    run.until(lambda: (run.folder / "checkpoints" / "latest").resolve().name > "000000")
+    sessions = list(run.sessions().values())
+    run.process.kill()
+    run.wait()
+    assert all_gone(sessions)
+    until(lambda: not machines.actors("Node"))
+    again = Run(run.folder, f"resume={run.folder}", "env.max_frame=500_000")
+    check(again, 0, 500_000)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_ends(start, number, code):
+    run = start(frames=100_000_000)
+    run.process.send_signal(number)
+    assert run.wait(60) == code, run.text()
+    assert run.summary()["status"] == "interrupted"
+    assert run.summary()["frames"] == sum(run.summary()["session_frames"]) > 0
+
+
+def test_ten_random_kills(start, machines):
+    rng = random.Random(0)
+    run = start("distributed.max_restarts=100", frames=1_000_000)
+    for _ in range(10):
+        time.sleep(8)
+        if run.process.poll() is not None:
+            break
+        victims = [*machines.actors("Node"), *machines.actors("Server")]
+        victims += [pid for pid in run.pids().values() if os.path.exists(f"/proc/{pid}")]  # noqa: PTH110
+        victim = rng.choice(victims)
+        os.kill(victim if isinstance(victim, int) else victim.pid, signal.SIGKILL)
+    assert run.wait(600) == 0, run.text()
+    summary = run.summary()
+    assert summary["frames"] == sum(summary["session_frames"]) == 1_000_000

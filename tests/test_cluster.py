@@ -1,0 +1,42 @@
+"""One run on two machines, by the real command.  One Ray for all: it takes 5 to 30 s to start."""
+
+import json
+
+import pytest
+from machines import Machines
+
+pytestmark = pytest.mark.medium
+SMALL = ["algo=a3c", "env=cartpole", "env.max_frame=6_000", "log_every=0.5", "env.torso.hidden=[8]"]
+
+
+@pytest.fixture(scope="module")
+def machines():
+    found = Machines(1, 1)
+    yield found
+    found.close()
+
+
+def test_a_run_on_two_machines_meets_its_budget_and_says_what_exchanges_cost(train, machines, tmp_path):
+    process = train(*SMALL, *machines.settings(), "distributed.exchange_every=2")
+    assert process.returncode == 0, process.stdout + process.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["frames"], len(summary["session_frames"])) == (6_000, 2)
+    assert [found["node"] for found in summary["exchanges"]] == [0, 1]
+    assert all(found["count"] and found["bytes"] for found in summary["exchanges"])
+    assert "2 with 1 session each, in the Ray cluster at 127.0.0.1:" in process.stdout
+    assert (tmp_path / "run" / "tensorboard" / "session_1:0").is_dir()
+
+
+@pytest.mark.slow
+def test_more_sessions_than_cores_are_refused(train, machines):
+    process = train(*SMALL, *machines.settings(), "distributed.max_session=4")
+    assert process.returncode == 1
+    assert "distributed.max_session=4 needs 2 x 2 cores" in process.stderr + process.stdout
+    assert "Traceback" not in process.stderr
+
+
+def test_an_address_where_nothing_answers_is_refused(train):
+    process = train(*SMALL, "distributed=cluster", "distributed.address=127.0.0.1:1")
+    assert process.returncode == 1
+    assert "distributed.address=127.0.0.1:1: no Ray cluster answers there" in process.stderr + process.stdout
+    assert "Traceback" not in process.stderr

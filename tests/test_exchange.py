@@ -1,0 +1,192 @@
+"""A server and its replicas: changes add up exactly, once each, and no frame is given out twice."""
+
+import numpy as np
+import pytest
+import torch
+
+from asynclab.distributed import Cluster, Network, Store
+from asynclab.distributed.exchange import GoneError, Outer, Replica, Server, View, newest
+from asynclab.envs.normalize import Moments
+from asynclab.optim import GlobalAdam
+from asynclab.schedules import Constant
+
+
+def make_store(writers=2, max_frame=1_000):
+    network = Network(torch.zeros(3), {"net": slice(0, 3)})
+    return Store(network, GlobalAdam, max_frame, Constant(), writers, moments={"obs": Moments(1, writers)})
+
+
+def make_view(nodes=2, sessions=1):
+    counts = np.zeros((3, nodes * sessions), dtype=np.int64)
+    moments = {"obs": np.zeros((nodes * sessions, 3))}
+    return View(np.zeros(3, np.float32), None, 0, (0,) * nodes, counts, moments, (0,) * nodes, (0,) * nodes)
+
+
+def make(outer=Outer(), nodes=2, max_frame=1_000, sessions=1):
+    """Return a server and a replica for each node."""
+    server = Server(outer, max_frame, 2, make_view(nodes, sessions))
+    replicas = [Replica(make_store(sessions + 1, max_frame), server.join(node, 0), 1, 2) for node in range(nodes)]
+    return server, replicas
+
+
+def learn(replica, *change):
+    """Let the node's session have moved theta by an update."""
+    replica.store.theta += torch.tensor(change)
+    replica.store.updates[0] += 1
+
+
+def exchange(server, replica):
+    replica.take(server.exchange(replica.change()))
+
+
+def test_the_changes_of_two_nodes_add_up_to_known_numbers():
+    server, (a, b) = make()
+    learn(a, 1.0, 2.0, 0.5)
+    learn(b, 0.25, -4.0, 0.0)
+    exchange(server, a)
+    exchange(server, b)
+    assert server.theta.tolist() == b.store.theta.tolist() == [1.25, -2.0, 0.5]
+    assert a.store.theta.tolist() == [1.0, 2.0, 0.5]  # of b it has not heard yet
+    exchange(server, a)
+    assert a.store.theta.tolist() == [1.25, -2.0, 0.5]
+    assert b.found().staleness == {1: 1}  # a's update, of which it had not known
+    assert (a.store.total_updates(), b.store.total_updates()) == (2, 2)
+
+
+def test_with_one_node_server_and_node_are_equal_after_every_exchange():
+    server, (node,) = make(nodes=1)
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        learn(node, *torch.randn(3, generator=rng).tolist())
+        exchange(server, node)
+        np.testing.assert_allclose(node.store.theta.numpy(), server.theta, rtol=0, atol=5e-7)
+
+
+def test_momentum_is_nesterovs():
+    server, (node,) = make(Outer(lr=0.5, momentum=0.5), nodes=1)
+    learn(node, 1.0, 0.0, 0.0)
+    exchange(server, node)  # b = 1, theta = 0.5 (1 + 0.5 x 1)
+    assert node.store.theta.tolist() == [0.75, 0.0, 0.0]
+    learn(node, 1.0, 0.0, 0.0)
+    exchange(server, node)  # b = 0.5 + 1, theta = 0.75 + 0.5 (1 + 0.5 x 1.5)
+    assert server.theta.tolist() == node.store.theta.tolist() == [1.625, 0.0, 0.0]
+
+
+def test_what_sessions_learn_during_an_exchange_stays():
+    server, (a, b) = make()
+    learn(a, 1.0, 0.0, 0.0)
+    exchange(server, a)
+    learn(b, 0.0, 1.0, 0.0)
+    reply = server.exchange(b.change())
+    learn(b, 0.0, 0.0, 1.0)
+    b.take(reply)
+    assert b.store.theta.tolist() == [1.0, 1.0, 1.0]
+    exchange(server, b)
+    assert server.theta.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_change_that_is_not_counted_yet_is_not_lost():
+    server, (a, b) = make()
+    learn(a, 1.0, 0.0, 0.0)
+    exchange(server, a)
+    b.store.theta += torch.tensor([0.0, 1.0, 0.0])  # a session is in the middle of a push
+    exchange(server, b)
+    assert b.store.theta.tolist() == [1.0, 1.0, 0.0]
+    b.store.updates[0] += 1
+    exchange(server, b)
+    assert server.theta.tolist() == [1.0, 1.0, 0.0]
+
+
+def test_a_change_is_applied_once_however_often_it_is_sent():
+    server, (a, _) = make()
+    learn(a, 1.0, 0.0, 0.0)
+    server.exchange(a.change())  # the reply is lost
+    learn(a, 1.0, 0.0, 0.0)
+    exchange(server, a)
+    assert server.theta.tolist() == [1.0, 0.0, 0.0]
+    exchange(server, a)
+    assert server.theta.tolist() == a.store.theta.tolist() == [2.0, 0.0, 0.0]
+
+
+def test_a_server_that_died_is_replaced_by_the_newest_and_no_change_is_lost_or_doubled():
+    server, (a, b) = make()
+    mirror = server.look(-1)._replace(theta=server.theta.copy())
+    learn(b, 0.0, 1.0, 0.0)
+    server.exchange(b.change())  # it is applied, and the reply is lost
+    learn(a, 1.0, 0.0, 0.0)
+    exchange(server, a)
+    server = Server(Outer(), 1_000, 2, newest(mirror, {0: a.report(), 1: b.report()}))
+    assert server.theta.tolist() == [1.0, 1.0, 0.0]
+    exchange(server, b)  # the same change again
+    assert server.theta.tolist() == b.store.theta.tolist() == [1.0, 1.0, 0.0]
+    assert server.counts[1].tolist() == [1, 1]
+
+
+def test_a_node_that_was_given_up_is_refused_and_its_lease_is_given_back():
+    server, (a, _) = make(max_frame=100)
+    assert a.store.claim(0, 2)
+    a.store.frames[0] += 2
+    exchange(server, a)
+    granted = server.granted[0]
+    welcome = server.join(0, 1)
+    assert welcome.counts[0].tolist() == [2]
+    assert server.granted[0] <= granted
+    with pytest.raises(GoneError, match="node 0 was given up"):
+        server.exchange(a.change())
+    again = Replica(make_store(max_frame=100), welcome, 1, 2)
+    assert (int(again.store.frames[0]), again.store.unclaimed()) == (2, server.granted[0] - 2)
+
+
+@pytest.mark.parametrize(("nodes", "max_frame", "total"), [(1, 1_000, 1_000), (3, 1_001, 1_002), (7, 50, 50)])
+def test_the_budget_is_met_exactly(nodes, max_frame, total):
+    server, replicas = make(nodes=nodes, max_frame=max_frame)
+    steps = -1
+    while steps:
+        steps = 0
+        for replica in replicas:
+            while replica.store.claim(0, 2):
+                replica.store.frames[0] += 2
+                steps += 1
+            exchange(server, replica)
+    assert server.counts[0].sum() == total
+    assert all(replica.store.total_frames() == total for replica in replicas[-1:])
+
+
+def test_moments_of_all_nodes_add_up():
+    server, (a, b) = make()
+    a.store.moments["obs"].add(0, np.array([[1.0], [2.0]]))
+    b.store.moments["obs"].add(0, np.array([[6.0]]))
+    for replica in (a, b, a):
+        exchange(server, replica)
+    for replica in (a, b):
+        mean, var = replica.store.moments["obs"].mean_var()
+        assert (mean[0], var[0]) == (3.0, pytest.approx(14 / 3))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lock": "update"}, "distributed.lock=update needs memory that all sessions share"),
+        ({"diagnostics": True}, "distributed.diagnostics=true needs memory"),
+        ({"record": True}, "distributed.record=true needs memory"),
+        ({"exchange_every": 0}, "distributed.exchange_every=0 must be a whole number of 1 or more"),
+        ({"max_session": 1, "nodes": 2}, "cannot be spread evenly over 2 nodes; set it to 2 or 2"),
+        ({"max_session": 1_000}, "needs 1 x 1000 cores (1000 sessions on each node), and the cluster has"),
+        ({"placement": "elsewhere"}, "distributed.placement=elsewhere is unknown"),
+        ({"outer": 1.0}, "distributed.outer=1.0 must have lr and momentum"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(")", r"\)")):
+        Cluster(**settings)
+
+
+def test_sessions_are_spread_over_machines():
+    mode = Cluster(4, nodes=2, address="auto")
+    mode.settle([2, 2])
+    assert (mode.sessions, [mode.label(rank) for rank in range(4)]) == (2, ["0:0", "0:1", "1:0", "1:1"])
+    with pytest.raises(ValueError, match="needs 2 x 2 cores"):
+        mode.settle([3])
+    elastic = Cluster(4, nodes=2, address="auto", elastic=True)
+    elastic.settle([2])
+    assert elastic.max_session == 4
