@@ -275,6 +275,8 @@ def test_bad_input_is_one_clear_message(tmp_path, overrides, message):
         ({"threshold": "high"}, r"threshold=high must be a number"),
         ({"seconds": 0}, r"seconds=0 must be a number above 0"),
         ({"seconds": math.nan}, r"seconds=nan must be a number"),
+        ({"x": "distributed.max_sesion"}, r"x=distributed\.max_sesion is not a setting that has a number in every run"),
+        ({"x": "env.id"}, r"x=env\.id is not a setting that has a number"),
     ],
     ids=str,
 )
@@ -282,6 +284,24 @@ def test_settings_of_the_study_are_checked(tmp_path, kwargs, message):
     write_run(tmp_path, "a2c", 0, line(100))
     with pytest.raises(ValueError, match=message):
         study.analyse(tmp_path, **kwargs)
+
+
+def test_returns_are_drawn_against_a_setting_with_a_line_for_each_of_the_others(tmp_path, monkeypatch):
+    for sessions, lr, last in ((4, 0.1, 50), (1, 0.1, 100), (1, 0.2, 200), (4, 0.2, 400)):
+        for seed in (0, 1):
+            write_run(tmp_path / "sweep", f"{sessions}_{lr}", seed, line(last + seed), sessions=sessions, threads=1,
+                      overrides=[f"distributed.max_session={sessions}", f"algo.lr={lr}", f"seed={seed}"],
+                      summary={"agreement": 1 / sessions}, lr=lr)  # fmt: skip
+    figures = []
+    monkeypatch.setattr(study.plots, "save", lambda figure, outs: figures.append(figure))
+    found = study.analyse(tmp_path / "sweep", x="distributed.max_session")
+    study.write(found, tmp_path / "out")
+    returns, agreement = figures[0].axes
+    drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in returns.lines}
+    assert drawn["algo.lr=0.1"] == ([1, 4], [100.5, 50.5])
+    assert drawn["algo.lr=0.2"] == ([1, 4], [200.5, 400.5])
+    assert [list(line.get_ydata()) for line in agreement.lines] == [[1, 0.25], [1, 0.25]]
+    assert returns.get_xlabel() == "distributed.max_session"
 
 
 def test_a_run_is_no_sweep_and_files_need_a_place(tmp_path):

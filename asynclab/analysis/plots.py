@@ -336,16 +336,39 @@ def panels(xs: Sequence[str], size: tuple[float, float], found: Sequence[Run]) -
     """
     figure = _figure(size)
     import matplotlib
-    from cycler import cycler
 
-    lines = cycler(linestyle=LINES * len(COLOURS)) + cycler(color=COLOURS * len(LINES))
-    with matplotlib.rc_context({"axes.prop_cycle": lines}):
+    with matplotlib.rc_context({"axes.prop_cycle": _cycle()}):
         (axes,) = figure.subplots(1, len(xs), sharey=True, squeeze=False)
     for panel, x in zip(axes, xs, strict=True):
         panel.set(xlabel=_axis(x, found))
         _style(panel, nbins=6)
     axes[0].set(ylabel=RETURN)
     return figure, axes
+
+
+def panels_against(x: str, size: tuple[float, float]) -> tuple[Any, Sequence[Any]]:
+    """Return a figure and two axes beside each other, both against a setting on a logarithmic scale.
+
+    Args:
+        x: Key of the setting.
+        size: Inches.
+    """
+    figure = _figure(size)
+    import matplotlib
+
+    with matplotlib.rc_context({"axes.prop_cycle": _cycle()}):
+        axes = figure.subplots(1, 2)
+    for panel in axes:
+        panel.set(xlabel=x, xscale="log")
+        panel.xaxis.set_major_formatter("{x:,.10g}")
+        panel.grid(alpha=0.3)
+    return figure, axes
+
+
+def _cycle() -> Any:
+    from cycler import cycler
+
+    return cycler(linestyle=LINES * len(COLOURS)) + cycler(color=COLOURS * len(LINES))
 
 
 def _axis(x: str, found: Sequence[Run]) -> str:

@@ -69,6 +69,7 @@ class Study(NamedTuple):
         budget: Frames of all sessions together.
         seconds: The common wall-clock time.
         threshold: A return; None for none.
+        x: Key of a setting with numbers that the figure is drawn against; None for frames and seconds.
         notes: What a reader has to know about runs that are missing or special.
     """
 
@@ -77,6 +78,7 @@ class Study(NamedTuple):
     budget: int
     seconds: float
     threshold: float | None
+    x: str | None
     notes: list[str]
 
 
@@ -138,7 +140,7 @@ def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     return list(kept.values()), notes
 
 
-def analyse(sweep: Path, threshold: float | None = None, seconds: float | None = None) -> Study:
+def analyse(sweep: Path, threshold: float | None = None, seconds: float | None = None, x: str | None = None) -> Study:
     """Evaluate a sweep.
 
     Args:
@@ -146,6 +148,7 @@ def analyse(sweep: Path, threshold: float | None = None, seconds: float | None =
         threshold: A return; the table says when it was reached.
         seconds: Wall-clock time at which arms are compared, a run that has ended with its last return; None: when the
             first run ended.
+        x: Key of a setting with numbers that the figure is drawn against.
 
     Raises:
         ValueError: There is nothing to evaluate, or a setting makes no sense.
@@ -169,12 +172,14 @@ def analyse(sweep: Path, threshold: float | None = None, seconds: float | None =
             more.append(f"{run.folder.name} was interrupted and resumed; its seconds have two starts.")
         if run.summary["restarts"]:
             more.append(f"{run.folder.name} had sessions that failed and were started again.")
+    if x is not None and not all(type(run.settings.get(x)) in (int, float) for run in runs):
+        raise ValueError(f"x={x} is not a setting that has a number in every run, such as distributed.max_session")
     if seconds is None:
         seconds = min(run.curve.seconds[-1] for run in runs)
     env, budget = runs[0].budget
     counted = progress.counted(arms.items(), "arms")
     rows = [_arm(label, members, seconds, threshold) for label, members in counted]
-    return Study(rows, env, budget, float(seconds), threshold, notes + more)
+    return Study(rows, env, budget, float(seconds), threshold, x, notes + more)
 
 
 def _arm(label: str, runs: list[Run], seconds: float, threshold: float | None) -> Arm:
@@ -302,7 +307,7 @@ def write(study: Study, out: Path) -> list[Path]:
     except OSError as error:
         raise ValueError(f"out={out} cannot be written: {error.strerror}; set out to another place") from error
     pictures = [out.with_name(f"{out.name}.{suffix}") for suffix in ("png", "svg")]
-    draw(study, pictures)
+    draw(study, pictures) if study.x is None else draw_against(study, study.x, pictures)
     return [text, numbers, *pictures]
 
 
@@ -338,4 +343,21 @@ def draw(study: Study, outs: Sequence[Path]) -> None:
     axes[0].set(title=f"{study.env}: equal frames")
     axes[1].set(title=f"equal time (the table: at {study.seconds:,.1f} s)")
     plots.add_legend(figure, axes[0], plots.SEEDS.format(CONFIDENCE))
+    plots.save(figure, outs)
+
+
+def draw_against(study: Study, x: str, outs: Sequence[Path]) -> None:
+    """Draw the return after all frames and, where it was measured, the agreement of gradients against a setting."""
+    lines: dict[str, list[Arm]] = {}
+    for arm in sorted(study.arms, key=lambda arm: arm.runs[0].settings[x]):
+        rest = ", ".join(part for part in arm.label.split(", ") if not part.startswith(f"{x}="))
+        lines.setdefault(rest, []).append(arm)
+    figure, (returns, agreement) = plots.panels_against(x, (11, 4.8))
+    for label, arms in sorted(lines.items()):
+        at = [arm.runs[0].settings[x] for arm in arms]
+        plots.add_band(returns, label, at, *zip(*(arm.at_frames for arm in arms), strict=True))
+        agreement.plot(at, [math.nan if arm.agreement is None else arm.agreement for arm in arms], marker="o")
+    returns.set(title=f"{study.env}: after {study.budget:,} frames", ylabel=plots.RETURN)
+    agreement.set(title="stale gradients with fresh ones", ylabel="agreement (cosine)")
+    plots.add_legend(figure, returns, plots.SEEDS.format(CONFIDENCE))
     plots.save(figure, outs)

@@ -1,7 +1,7 @@
 """What machines tell each other: a server's theta, and replicas of it that are trained and exchange their changes.
 
 A replica sends by how much its theta has changed since it last heard of the server's, and adds what it is told of the
-others' changes to its own, so its sessions never stop.  The simulator and the cluster share every line of this.
+others' changes to its own, so its sessions never stop.  The simulator does not know of it yet.
 P: parameters, N: nodes, W: sessions of all nodes, K: sessions of one, C: counters (frames, updates, dropped).
 """
 
