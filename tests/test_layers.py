@@ -88,7 +88,7 @@ def large(*modules):
 def test_only_the_cluster_imports_ray():
     users = {SCRIPT["part"](path) for path in FILES if any(n.split(".")[0] == "ray" for n in SCRIPT["imports"](path))}
     assert users == {"cluster"}
-    code = "import sys, asynclab.train, asynclab.build, asynclab.cluster.node; print('ray' in sys.modules)"
+    code = "import sys, asynclab.main, asynclab.build, asynclab.cluster.node; print('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

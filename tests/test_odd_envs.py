@@ -123,7 +123,7 @@ def test_ctrl_c_that_ends_the_process_of_an_environment_too_is_an_interruption(t
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_session_that_is_killed_takes_the_processes_of_its_environments_along(tmp_path):
     code, text, left = command(
         tmp_path, *FEW, "env.id=odd_envs:Hanging-v0", "distributed.max_session=2", "distributed.hang_after=3",

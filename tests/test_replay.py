@@ -91,6 +91,7 @@ def test_a_replay_stops_before_an_update_and_hands_over_what_there_is(recorded):
     assert "until=0 must be a whole number of 1 or more" in refusal(recorded, "until=0")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_replayed_is_refused_in_a_sentence(copied, tmp_path):
     folder, _ = copied
     summary, made = (json.loads((folder / name).read_text()) for name in ("summary.json", "run.json"))

@@ -172,6 +172,7 @@ def test_a_stopped_simulation_goes_on_as_if_it_had_not(make_trial, tmp_path, alg
     assert second.clock() == whole.clock()
 
 
+@pytest.mark.slow
 def test_checkpoints_leave_no_trace_in_what_a_simulation_learns_and_tells(make_trial, tmp_path):
     lines = []
     for every in (1000.0, 0.001):

@@ -108,7 +108,7 @@ def test_the_longest_step_is_waited_for_and_half_of_the_time_is_kept_for_saving(
         assert control.deadline == deadline
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_sessions_whose_steps_take_longer_than_the_time_to_end_are_not_killed():
     control, steps = Control(2, stop_seconds=2.0), {0: 0, 1: 0}
     events = []
