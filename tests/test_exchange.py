@@ -137,6 +137,22 @@ def test_a_node_that_was_given_up_is_refused_and_its_lease_is_given_back():
     assert (int(again.store.frames[0]), again.store.unclaimed()) == (2, server.granted[0] - 2)
 
 
+def test_what_a_node_had_leased_that_never_comes_back_is_stepped_by_the_others():
+    server, (a, b) = make(max_frame=100)
+    a.store.claim(0, 2)
+    a.store.frames[0] += 2
+    exchange(server, a)
+    assert server.granted[0] > 2
+    server.leave(0, 1)
+    assert server.granted[0] == 2
+    with pytest.raises(GoneError, match="node 0 was given up"):
+        server.exchange(a.change())
+    while b.store.claim(0, 2):
+        b.store.frames[0] += 2
+        exchange(server, b)
+    assert server.counts[0].tolist() == [2, 98]
+
+
 @pytest.mark.parametrize(("nodes", "max_frame", "total"), [(1, 1_000, 1_000), (3, 1_001, 1_002), (7, 50, 50)])
 def test_the_budget_is_met_exactly(nodes, max_frame, total):
     server, replicas = make(nodes=nodes, max_frame=max_frame)
@@ -173,6 +189,7 @@ def test_moments_of_all_nodes_add_up():
         ({"max_session": 1, "nodes": 2}, "cannot be spread evenly over 2 nodes; set it to 2 or 2"),
         ({"max_session": 1_000}, "needs 1 x 1000 cores (1000 sessions on each node), and the cluster has"),
         ({"placement": "elsewhere"}, "distributed.placement=elsewhere is unknown"),
+        ({"elastic": True, "nodes": 2}, "distributed.elastic=true waits for machines"),
         ({"outer": 1.0}, "distributed.outer=1.0 must have lr and momentum"),
     ],
 )

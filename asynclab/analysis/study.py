@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from asynclab import check, progress
 from asynclab.analysis import curves, plots
 from asynclab.analysis.curves import step
@@ -354,8 +356,8 @@ def draw_against(study: Study, x: str, outs: Sequence[Path]) -> None:
         lines.setdefault(rest, []).append(arm)
     figure, (returns, agreement) = plots.panels_against(x, (11, 4.8))
     for label, arms in sorted(lines.items()):
-        at = [arm.runs[0].settings[x] for arm in arms]
-        plots.add_band(returns, label, at, *zip(*(arm.at_frames for arm in arms), strict=True))
+        at = np.array([arm.runs[0].settings[x] for arm in arms])
+        plots.add_band(returns, label, at, *np.array([arm.at_frames for arm in arms]).T)
         agreement.plot(at, [math.nan if arm.agreement is None else arm.agreement for arm in arms], marker="o")
     returns.set(title=f"{study.env}: after {study.budget:,} frames", ylabel=plots.RETURN)
     agreement.set(title="stale gradients with fresh ones", ylabel="agreement (cosine)")

@@ -134,6 +134,8 @@ class _Fleet:
             time.sleep(TICK)
             return []
         ready, _ = ray.wait(refs, num_returns=1, timeout=TICK)
+        if ready:  # all that are: of many nodes the last ones must not wait for the first
+            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         return ready
 
     # Nodes
@@ -151,7 +153,7 @@ class _Fleet:
                 begin = Begin(member.node, member.life, restarts, self._state(), self._files(member))
                 cores = self.plan.mode.sessions * self.plan.num_threads
                 member.actor = self._make_node.options(num_cpus=cores).remote(self.plan, begin, self.server)
-                member.begun = False
+                member.begun, member.shift = False, np.inf  # perhaps on another machine
                 self._ask(member)
 
     def _ask(self, member: _Member) -> None:
@@ -169,6 +171,9 @@ class _Fleet:
             self._give_up(member, f"failed\n{error}")
             return
         except RayError as error:
+            if "creation task" in str(error):  # a mistake, such as a module that is missing there, and no accident
+                self._give_up(member, f"could not begin\n{error}")
+                return
             yield from self._lose(member, _in_words(error))
             return
         now = time.monotonic()
@@ -218,6 +223,11 @@ class _Fleet:
         """Give up a node that has not said anything for too long, or does not end."""
         if member.actor is None or member.has_ended:
             return
+        if self.control.ending() and not member.begun:  # it has found no place, or not come as far as to step
+            ray.kill(member.actor)
+            member.actor, member.pending, member.has_ended = None, None, True
+            self._held.append(None)
+            return
         member.silent += passed * member.begun
         if time.monotonic() >= self.control.deadline + 10 * TICK:
             yield from self._lose(member, "did not end in time and was killed")
@@ -230,6 +240,7 @@ class _Fleet:
         member.actor = member.pending = None
         member.losses += 1
         member.life += 1
+        self.server.leave.remote(member.node, member.life)
         ranks = self.plan.ranks(member.node)
         self.control.lose(ranks)
         if self.control.ending():
@@ -315,8 +326,11 @@ class _Fleet:
                 continue
             if report is not None:
                 reports[asked[ref]] = report
-        self.view = newest(self.view, reports)
+        self._mirror(newest(self.view, reports))
         self.server = self._start_server()
+        for member in self.members:  # the old one may not have heard
+            if self.view.lives[member.node] < member.life:
+                self.server.leave.remote(member.node, member.life)
         log.warning(
             "the server %s; another one goes on with its weights after exchange %d", cause, self.view.version
         )  # fmt: skip

@@ -199,10 +199,14 @@ class Node:
             self._error = str(error)
         except Exception:
             self._error = f"failed\n{traceback.format_exc()}"
-        if self.replica is not None:
-            self._deliver()  # what sessions that are left have done since the last exchange
-            self._out.put(self._found())
-        self._ended.set()
+        try:
+            if self.replica is not None:
+                self._deliver()  # what sessions that are left have done since the last exchange
+                self._out.put(self._found())
+        except Exception:
+            self._error = self._error or f"failed\n{traceback.format_exc()}"
+        finally:
+            self._ended.set()
 
     def _make_store(self) -> Store:
         plan, writers = self.plan, self.plan.mode.sessions + 1
@@ -250,9 +254,10 @@ class Node:
         if self._wants_state:
             state = {key: self.replica.store.state_dict()[key] for key in ("optimizer", "target")}
         self._out.put(Parcel(list(self._saved.values()), files, state))
+        numbers = {saved.number for saved in self._saved.values()}
         self._saved = {}
-        for path in self._folder.glob(f"{snapshot.PARTIAL}*"):
-            shutil.rmtree(path, ignore_errors=True)
+        for number in numbers:  # of a later one sessions may be writing already
+            shutil.rmtree(snapshot.partial(self._folder, number), ignore_errors=True)
 
     # The server
 

@@ -185,6 +185,16 @@ class Server:
         own = {name: slots[rows].copy() for name, slots in self.moments.items()}
         return Welcome(node, life, self._reply(node, -1), self.counts[:, rows].copy(), own)
 
+    def leave(self, node: int, life: int) -> None:
+        """Give back what a node that was lost had not used; only this life of it, or a later one, has its place now.
+
+        Raises:
+            GoneError: A later one has it already.
+        """
+        self._check(node, life)
+        self.lives[node], self.applied[node] = life, life << 32
+        self.granted[node] = int(self.counts[0, self._rows(node)].sum())
+
     def exchange(self, change: Change) -> Reply:
         """Take a node's change into account, once however often it is sent; return what it is to know.
 

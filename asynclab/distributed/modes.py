@@ -310,8 +310,9 @@ class Cluster(Placed):
                     " distributed=synced"
                 )
         super().__init__(
-            placement, max_session, num_threads, max_restarts, hang_after, "none", False, staleness_lr, compensate
-        )
+            placement, max_session, 1 if num_threads is None else num_threads, max_restarts, hang_after, "none", False,
+            staleness_lr, compensate,
+        )  # fmt: skip
         if nodes is not None:
             check.count("distributed.nodes", nodes)
         if address is not None and (not isinstance(address, str) or not address):
@@ -320,6 +321,11 @@ class Cluster(Placed):
             raise ValueError(f"distributed.outer={outer} must have lr and momentum")
         self.address = address
         self.elastic = check.flag("distributed.elastic", elastic)
+        if elastic and (nodes is None or max_session is None):
+            raise ValueError(
+                "distributed.elastic=true waits for machines, and nothing says for how many; set distributed.nodes and"
+                " distributed.max_session to what there will be"
+            )
         self.exchange_every = check.count("distributed.exchange_every", exchange_every)
         self.outer = outer
         self._asked = max_session, nodes

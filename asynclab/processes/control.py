@@ -171,8 +171,10 @@ class Control:
         self._late.fill_(now + orders.late)
         self.deadline = now + orders.deadline
         self._released.fill_(orders.released)
-        self._asked.fill_(orders.asked)
-        self._end.fill_(orders.is_ending)
+        if orders.is_ending or not self.ending():  # an end of this machine's own is not taken back
+            self._asked.fill_(orders.asked)
+        if orders.is_ending:
+            self._end.fill_(True)
 
     def report(self) -> Report:
         """Return what the parent is to know."""

@@ -259,7 +259,7 @@ class Recorder:
             "updates": sum(updates),
             "dropped_updates": sum(int(store.dropped.sum()) for store in self.stores),
             "lost_updates": [store.lost_updates() for store in self.stores] if self.mode.diagnostics else None,
-            "step_error": [store.step_error() for store in self.stores],
+            "step_error": [None if self.mode.is_cluster else store.step_error() for store in self.stores],
             "seconds": round(self._now() - self._start, 3),
             **({"real_seconds": round(time.monotonic() - self._real_start, 3)} if self._is_simulated else {}),
             "theta": [sha256(store.theta.numpy().tobytes()).hexdigest() for store in self.stores],

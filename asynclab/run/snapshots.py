@@ -51,6 +51,7 @@ class Snapshots:
         state: () -> what the trial as a whole has to remember, and the mean return that it would be the best for; -inf
             if it has none yet.
         best: The best mean return that a checkpoint has been made for; -inf for none.
+        awaits_all: Ask for none before all sessions have begun: until then they may be reading the last checkpoint.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Snapshots:
         every: float,
         state: Callable[[], tuple[dict[str, Any], float]],
         best: float,
+        awaits_all: bool = True,
     ) -> None:
         self.control = control
         self.stores = stores
@@ -68,10 +70,11 @@ class Snapshots:
         self.every = every
         self._state = state
         self._best = best
+        self._awaits_all = awaits_all
         self._snapshot = Snapshot(0)
         self._next = math.inf
         self.last = math.nan
-        self._joined: set[int] = set()  # sessions that have ever run; the others may be reading the last checkpoint
+        self._joined: set[int] = set()  # sessions that have ever run
 
     def begin(self) -> None:
         """Count the time to the next one from now on."""
@@ -96,8 +99,11 @@ class Snapshots:
                     log.error("no checkpoint was written: %s; those before are untouched", error)
                 self.control.release(snapshot.number)
                 self.begin()
-        elif time.monotonic() >= self._next and len(self._joined) == self.control.sessions and running:
+        elif time.monotonic() >= self._next and running and self._may_ask():
             self.control.ask()
+
+    def _may_ask(self) -> bool:
+        return len(self._joined) == self.control.sessions or not self._awaits_all
 
     def commit_last(self) -> None:
         """Make a checkpoint of the last snapshot, with what there is of it.

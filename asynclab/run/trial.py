@@ -332,6 +332,7 @@ class Trial:
             self.cfg.checkpoint_every,
             state,
             -math.inf if best is None else best,
+            awaits_all=not self.mode.is_cluster,  # its nodes have read the last checkpoint when they begin
         )
 
     def _save_the_end(self, recorder: Recorder, snapshots: Snapshots, evaluator: Evaluator | None) -> None:

@@ -57,6 +57,15 @@ def test_a_killed_node(start, machines):
     check(run, 2)
 
 
+def test_a_machine_that_leaves_for_good_and_the_others_step_what_it_had_leased(start, machines):
+    run = start()
+    machines.kill(machines.nodes[1])
+    try:
+        check(run, 2)
+    finally:
+        machines.nodes[1] = machines.add(2)
+
+
 def test_a_killed_server(start, machines):
     run = start()
     machines.actors("Server")[0].kill()
