@@ -36,10 +36,12 @@ def start(machines, tmp_path):
     assert shared_files() <= before
 
 
-def check(run, restarts, frames=150_000):
+def check(run, *restarts, frames=150_000):
+    """Wait for a run's end: as finished, with all its frames and one of these numbers of restarts."""
     assert run.wait(400) == 0, run.text()
     summary = run.summary()
-    assert (summary["status"], summary["restarts"]) == ("finished", restarts), run.text()
+    assert summary["status"] == "finished", run.text()
+    assert summary["restarts"] in restarts, run.text()
     assert summary["frames"] == sum(summary["session_frames"]) == frames
     assert "Traceback" not in run.text()
 
@@ -61,7 +63,7 @@ def test_a_machine_that_leaves_for_good_and_the_others_step_what_it_had_leased(s
     run = start()
     machines.kill(machines.nodes[1])
     try:
-        check(run, 2)
+        check(run, 2, 4)
     finally:
         machines.nodes[1] = machines.add(2)
 
@@ -78,7 +80,7 @@ def test_a_killed_machine_and_one_that_joins(start, machines):
     machines.kill(machines.nodes.pop())
     time.sleep(3)
     machines.nodes.append(machines.add(2))
-    check(run, 2, 300_000)
+    check(run, 2, 4, frames=300_000)  # a node may be started again on the machine that is just going down
 
 
 @pytest.mark.parametrize(("seconds", "restarts"), [(4, 0), (25, 2)])
@@ -89,7 +91,7 @@ def test_a_node_that_is_stopped_and_goes_on(start, machines, seconds, restarts):
     time.sleep(seconds)
     if node.is_running():
         node.resume()
-    check(run, restarts, 400_000)
+    check(run, restarts, frames=400_000)
 
 
 def test_a_killed_driver_leaves_nothing_and_its_run_goes_on(start, machines):
@@ -101,7 +103,7 @@ def test_a_killed_driver_leaves_nothing_and_its_run_goes_on(start, machines):
     assert all_gone(sessions)
     until(lambda: not machines.actors("Node"))
     again = Run(run.folder, f"resume={run.folder}", "env.max_frame=500_000")
-    check(again, 0, 500_000)
+    check(again, 0, frames=500_000)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
