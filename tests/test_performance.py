@@ -55,8 +55,9 @@ def test_descriptors_and_segments_do_not_grow_with_the_number_of_parameters(make
 
 
 def test_sessions_keep_freed_memory():
-    # 16 MiB a round are 4,096 pages: 80,000 faults if they were given back every time
-    assert max(items([faults, faults])) < 8_000
+    # 16 MiB a round are 4,096 pages: 80,000 faults if they were given back every time, and a heap with holes may take
+    # the first rounds from new memory
+    assert max(items([faults, faults])) < 20_000
 
 
 def imports(session, rank, store):
