@@ -291,7 +291,7 @@ class Cluster(Placed):
         nodes: int | None = None,
         address: str | None = None,
         elastic: bool = False,
-        exchange_every: int = 20,
+        exchange_every: int = 5,
         outer: Outer = Outer(),
         num_threads: int = 1,
         max_restarts: int = 3,
