@@ -17,9 +17,10 @@ from runs import step_slowly
 from asynclab.agents import SAC
 from asynclab.distributed import Synced
 from asynclab.distributed.store import Store
-from asynclab.processes.control import Control
+from asynclab.processes.control import Control, Report
 from asynclab.processes.launch import Failure, launch
 from asynclab.run.recorder import Recorder
+from asynclab.run.snapshots import Snapshots
 from asynclab.run.trial import TrialError
 from asynclab.storage import checkpoint
 from asynclab.storage.checkpoint import Checkpoints
@@ -234,3 +235,13 @@ def test_nothing_moves_while_the_parent_saves_although_a_restarted_session_learn
         trial.run()
     assert trial.control.restarts(1) == 1
     assert set(moved) == {0}
+
+
+@pytest.mark.parametrize(("awaits_all", "asked"), [(True, 0), (False, 1)])
+def test_checkpoints_of_a_cluster_do_not_wait_for_machines_that_have_not_joined(tmp_path, awaits_all, asked):
+    control = Control(2)
+    snapshots = Snapshots(control, [], Checkpoints(tmp_path, 1), 0.0, lambda: ({}, 0.0), 0.0, awaits_all)
+    snapshots.begin()
+    control.hear(Report(asked=0, running=frozenset({0}), slowest=0.0), range(1))
+    snapshots.attend()
+    assert control.asked() == asked
