@@ -4,14 +4,13 @@ To the parent this is what ``processes.launch`` is on one machine: an iterator o
 """
 
 import logging
+import math
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
-import torch
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -79,7 +78,7 @@ class _Member:
     silent: float = 0.0
     begun: bool = False
     losses: int = 0
-    shift: float = np.inf
+    shift: float = math.inf
     has_ended: bool = False
 
 
@@ -93,7 +92,7 @@ class _Fleet:
         self.start = start
         self.failed: list[str] = []
         self.members = [_Member(node) for node in range(plan.mode.nodes)]
-        self.view = self._first_view()
+        self.view = View.of(store, plan.mode.nodes)
         self._make_server = ray.remote(num_cpus=0, max_restarts=0)(Server)
         self._make_node = ray.remote(max_restarts=0, scheduling_strategy="SPREAD")(Node)
         self.server = self._start_server()
@@ -148,12 +147,12 @@ class _Fleet:
                     member.has_ended = True
                     self._held.append(None)  # another look at the server
                     continue
-                ranks = self.plan.ranks(member.node)
+                ranks = self.plan.mode.ranks(member.node)
                 restarts = [self.control.restarts(rank) for rank in ranks]
                 begin = Begin(member.node, member.life, restarts, self._state(), self._files(member))
                 cores = self.plan.mode.sessions * self.plan.num_threads
                 member.actor = self._make_node.options(num_cpus=cores).remote(self.plan, begin, self.server)
-                member.begun, member.shift = False, np.inf  # perhaps on another machine
+                member.begun, member.shift = False, math.inf  # perhaps on another machine
                 self._ask(member)
 
     def _ask(self, member: _Member) -> None:
@@ -178,7 +177,7 @@ class _Fleet:
             return
         now = time.monotonic()
         member.begun, member.shift = True, min(member.shift, now - news.now)
-        self.control.hear(news.report, self.plan.ranks(member.node))
+        self.control.hear(news.report, self.plan.mode.ranks(member.node))
         for event in news.events:
             yield from self._take(member, event)
         if news.has_ended:
@@ -241,7 +240,7 @@ class _Fleet:
         member.losses += 1
         member.life += 1
         self.server.leave.remote(member.node, member.life)
-        ranks = self.plan.ranks(member.node)
+        ranks = self.plan.mode.ranks(member.node)
         self.control.lose(ranks)
         if self.control.ending():
             member.has_ended = True
@@ -273,7 +272,7 @@ class _Fleet:
         """Return what a node's sessions go on from, if it has never been started."""
         if self.start.checkpoint is None or member.life:
             return {}
-        names = [f"session_{rank:02d}.pt" for rank in self.plan.ranks(member.node)]
+        names = [f"session_{rank:02d}.pt" for rank in self.plan.mode.ranks(member.node)]
         return {name: (self.start.checkpoint / name).read_bytes() for name in names if name in self.start.files}
 
     # The server
@@ -301,17 +300,10 @@ class _Fleet:
             self._looking = self.server.look.remote(self.view.version)
 
     def _mirror(self, view: View) -> None:
-        if view.theta is None:
-            view = view._replace(theta=self.view.theta, velocity=self.view.velocity)
-        else:
-            self.store.theta.copy_(torch.from_numpy(np.array(view.theta)))
-            if view.velocity is not None:
-                self.store.velocity = torch.from_numpy(np.array(view.velocity))
-        for slots, counts in zip((self.store.frames, self.store.updates, self.store.dropped), view.counts, strict=True):
-            slots.copy_(torch.from_numpy(np.array(counts)))
-        for name, slots in view.moments.items():
-            self.store.moments[name].slots.copy_(torch.from_numpy(np.array(slots)))
-        self.view = view
+        view.copy_to(self.store)
+        self.view = (
+            view if view.theta is not None else view._replace(theta=self.view.theta, velocity=self.view.velocity)
+        )
 
     def _replace_server(self, cause: str) -> None:
         """Start another server with the newest of what is known."""
@@ -333,17 +325,6 @@ class _Fleet:
                 self.server.leave.remote(member.node, member.life)
         log.warning(
             "the server %s; another one goes on with its weights after exchange %d", cause, self.view.version
-        )  # fmt: skip
-
-    def _first_view(self) -> View:
-        store, nodes = self.store, self.plan.mode.nodes
-        counts = torch.stack([store.frames, store.updates, store.dropped]).numpy()
-        moments = {name: moments.slots.numpy().copy() for name, moments in store.moments.items()}
-        velocity = None if store.velocity is None else store.velocity.numpy().copy()
-        granted = counts[0].reshape(nodes, -1).sum(1)
-        return View(
-            store.theta.numpy().copy(), velocity, 0, (0,) * nodes, counts, moments,
-            tuple(map(int, granted)), (0,) * nodes,
         )  # fmt: skip
 
 

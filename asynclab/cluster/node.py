@@ -66,10 +66,6 @@ class Plan(NamedTuple):
         assert isinstance(self.session.mode, Cluster)
         return self.session.mode
 
-    def ranks(self, node: int) -> range:
-        """Return the sessions of a node."""
-        return range(node * self.mode.sessions, (node + 1) * self.mode.sessions)
-
 
 class Begin(NamedTuple):
     """What a node begins with.
@@ -135,7 +131,7 @@ class Node:
         vars(sys.modules["__main__"]).pop("__file__", None)
         self.plan = plan
         self.begin = begin
-        self.ranks = plan.ranks(begin.node)
+        self.ranks = plan.mode.ranks(begin.node)
         mode = plan.mode
         self.control = Control(mode.max_session, mode.max_restarts + begin.life, mode.hang_after)
         for rank, restarts in zip(self.ranks, begin.restarts, strict=True):

@@ -1,19 +1,20 @@
 """What machines tell each other: a server's theta, and replicas of it that are trained and exchange their changes.
 
 A replica sends by how much its theta has changed since it last heard of the server's, and adds what it is told of the
-others' changes to its own, so its sessions never stop.  The simulator does not know of it yet.
+others' changes to its own, so its sessions never stop.  A cluster and the simulator use the same.
 P: parameters, N: nodes, W: sessions of all nodes, K: sessions of one, C: counters (frames, updates, dropped).
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from asynclab import check
 from asynclab.distributed.store import Store
@@ -23,7 +24,11 @@ IDLE = 1.0  # seconds without an exchange after which there is one, so that coun
 RETRY = 0.1  # seconds between two requests for frames while there are none
 LEAST = 8  # steps of every session that a lease is meant to last for
 
+_SERVERS = ("version", "applied", "granted", "lives", "counts", "moments")  # state, as attributes
+_REPLICAS = ("_usual", "_number", "_last", "_next", "version", "applied", "granted")
+
 Moments = dict[str, NDArray[np.float64]]
+Message = TypeVar("Message")
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,26 @@ class View(NamedTuple):
     granted: tuple[int, ...]
     lives: tuple[int, ...]
 
+    @classmethod
+    def of(cls, store: Store, nodes: int) -> "View":
+        """Return what a server begins with whose nodes have not begun."""
+        counts = torch.stack([store.frames, store.updates, store.dropped]).numpy()
+        moments = {name: moments.slots.numpy().copy() for name, moments in store.moments.items()}
+        velocity = None if store.velocity is None else store.velocity.numpy().copy()
+        granted = tuple(map(int, counts[0].reshape(nodes, -1).sum(1)))
+        return cls(store.theta.numpy().copy(), velocity, 0, (0,) * nodes, counts, moments, granted, (0,) * nodes)
+
+    def copy_to(self, store: Store) -> None:
+        """Let a store of all sessions be as the server is; theta stays where the view has none."""
+        if self.theta is not None:
+            store.theta.copy_(torch.from_numpy(np.array(self.theta)))
+        if self.velocity is not None:
+            store.velocity = torch.from_numpy(np.array(self.velocity))
+        for slots, counts in zip((store.frames, store.updates, store.dropped), self.counts, strict=True):
+            slots.copy_(torch.from_numpy(np.array(counts)))
+        for name, slots in self.moments.items():
+            store.moments[name].slots.copy_(torch.from_numpy(np.array(slots)))
+
 
 class GoneError(RuntimeError):
     """A node was given up, and another one has its place."""
@@ -221,6 +246,15 @@ class Server:
             None if known else self.theta, None if known else self.velocity, self.version, tuple(self.applied),
             self.counts, self.moments, tuple(self.granted), tuple(self.lives),
         )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all but theta and velocity: tensors and plain Python only."""
+        return {name: _with_tensors(getattr(self, name)) for name in _SERVERS}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over such a state."""
+        for name in _SERVERS:
+            setattr(self, name, _with_arrays(state[name]))
 
     def _check(self, node: int, life: int) -> None:
         if life < self.lives[node]:
@@ -363,7 +397,7 @@ class Replica:
         self._next = self._last + RETRY * (reply.granted == self.granted)
         self._hear(reply)
         _, times, before, nbytes, _ = self._found
-        self._found = Exchanges(self.node, times + 1, before + seconds, nbytes + _size(change) + _size(reply))
+        self._found = Exchanges(self.node, times + 1, before + seconds, nbytes + size(change) + size(reply))
 
     def report(self) -> View:
         """Return what this node knows, for a new server."""
@@ -376,6 +410,29 @@ class Replica:
         found = self._found._replace(staleness=dict(self._staleness))
         self._found, self._staleness = Exchanges(self.node), Counter()
         return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what would be lost if the node were left now, besides its store: tensors and plain Python only."""
+        sent = None if self._sent is None else [packed(self._sent[0]), torch.from_numpy(self._sent[1].copy())]
+        return {
+            "base": torch.from_numpy(self.base.copy()),
+            "sent": sent,
+            "counts": torch.from_numpy(self._counts.copy()),
+            "found": list(self._found[:4]),
+            "staleness": sorted(self._staleness.items()),
+            **{name: getattr(self, name) for name in _REPLICAS},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over such a state; the store has taken over its own."""
+        self.base, self._counts = state["base"].numpy(), state["counts"].numpy()
+        self._sent = None
+        if state["sent"] is not None:
+            self._sent = unpacked(Change, state["sent"][0]), state["sent"][1].numpy()
+        self._found, self._staleness = Exchanges(*state["found"]), Counter(dict(state["staleness"]))
+        for name in _REPLICAS:
+            setattr(self, name, state[name])
+        self.store.lease(self.granted)
 
     def _own_counts(self) -> NDArray:
         store = self.store
@@ -392,6 +449,33 @@ class Replica:
         store.lease(reply.granted)
 
 
-def _size(message: Change | Reply) -> int:
+def packed(message: NamedTuple) -> list[Any]:
+    """Return a message as tensors and plain Python."""
+    return [_with_tensors(part) for part in message]
+
+
+def unpacked(kind: Callable[..., Message], parts: Sequence[Any]) -> Message:
+    """Return the message that was ``packed``."""
+    return kind(*(_with_arrays(part) for part in parts))
+
+
+def size(message: Change | Reply) -> int:
+    """Return the bytes of a message's arrays, which is nearly all of it."""
     arrays = [part for part in message if isinstance(part, np.ndarray)] + list(message.moments.values())
     return sum(array.nbytes for array in arrays)
+
+
+def _with_tensors(part: Any) -> Any:
+    if isinstance(part, dict):
+        return {name: _with_tensors(value) for name, value in part.items()}
+    if isinstance(part, np.ndarray):
+        return torch.from_numpy(part.copy())
+    return part
+
+
+def _with_arrays(part: Any) -> Any:
+    if isinstance(part, dict):
+        return {name: _with_arrays(value) for name, value in part.items()}
+    if isinstance(part, Tensor):
+        return part.numpy()
+    return part

@@ -4,7 +4,7 @@ mode       store             the session's weights                      push    
 off        one per session   a private copy                             store.apply     copy theta
 synced     one for all       a private copy, possibly on a GPU          store.apply     copy theta
 shared     one for all       theta itself                               store.apply     nothing to do
-simulated  one for all       as in synced or shared, all sessions in one process and in virtual time
+simulated  one for all       as in synced or shared or cluster, all sessions in one process and in virtual time
 cluster    one per machine   as in synced or shared; machines exchange by how much theirs have changed
 """
 
@@ -189,7 +189,10 @@ PLACEMENTS: dict[str, type[Mode]] = {"synced": Synced, "shared": Shared}
 
 
 class Placed(Mode):
-    """A mode whose sessions have their weights where another one's have them.
+    """A mode whose sessions have their weights where another one's have them, perhaps in groups with a network each.
+
+    Attributes:
+        nodes: Number of those groups, which exchange by how much their networks have changed; None for one network.
 
     Args:
         placement: ``synced`` or ``shared``.
@@ -197,6 +200,7 @@ class Placed(Mode):
     """
 
     on_gpu = False
+    nodes: int | None = None
 
     def __init__(self, placement: str, *mode: Any, **more: Any) -> None:
         super().__init__(*mode, **more)
@@ -217,6 +221,40 @@ class Placed(Mode):
         """Do what the placement does."""
         self._placed.follow(weights)
 
+    @property
+    def sessions(self) -> int:
+        """Number of sessions of each node."""
+        return self.max_session // (self.nodes or 1)
+
+    def ranks(self, node: int) -> range:
+        """Return the sessions of a node."""
+        return range(node * self.sessions, (node + 1) * self.sessions)
+
+    def slot(self, rank: int) -> int:
+        """Return the session's place among the writers of its node's store."""
+        return rank % self.sessions
+
+    def label(self, rank: int) -> str:
+        """Return node:session, or the rank."""
+        return str(rank) if self.nodes is None else f"{rank // self.sessions}:{rank % self.sessions}"
+
+    def _set_nodes(self, nodes: int) -> None:
+        """Let there be so many nodes, with as many sessions each."""
+        self.nodes = nodes
+        each = self.sessions
+        if self.max_session % nodes:
+            raise ValueError(
+                f"distributed.max_session={self.max_session} sessions cannot be spread evenly over {nodes} nodes; set"
+                f" it to {max(1, each) * nodes} or {(each + 1) * nodes}, or distributed.nodes otherwise"
+            )
+
+    def _set_exchange(self, every: int, outer: Outer) -> None:
+        """Let nodes exchange their changes as often as that, and a server apply them in that way."""
+        if not isinstance(outer, Outer):
+            raise ValueError(f"distributed.outer={outer} must have lr and momentum")
+        self.exchange_every = check.count("distributed.exchange_every", every)
+        self.outer = outer
+
 
 class Simulated(Placed):
     """Sessions of ``synced`` or ``shared`` in one process, whose time is virtual: the same to the bit in every run.
@@ -225,6 +263,9 @@ class Simulated(Placed):
         max_session: Number of sessions.
         placement: Where their weights lie: ``synced`` or ``shared``.
         timing: How long what they do takes.
+        nodes: As in ``Cluster``, each on a machine of its own; None for one network.
+        exchange_every: As in ``Cluster``.
+        outer: As in ``Cluster``.
         num_threads: Torch threads of the process.
         hang_after: As in ``Mode``, of the process that evaluates the run; a simulation is not watched.
         diagnostics: As in ``Mode``; no update is ever lost here.
@@ -239,6 +280,9 @@ class Simulated(Placed):
         max_session: int,
         placement: str = "synced",
         timing: Constant = Constant(),
+        nodes: int | None = None,
+        exchange_every: int = 5,
+        outer: Outer = Outer(),
         num_threads: int = 1,
         hang_after: float = 60.0,
         diagnostics: bool = False,
@@ -259,6 +303,14 @@ class Simulated(Placed):
                 " distributed.placement=synced"
             )
         self.timing = timing
+        if nodes is not None:
+            if timing.machines > 1:
+                raise ValueError(
+                    f"distributed.timing.machines={timing.machines} is for one network that all machines push to, and"
+                    f" each of distributed.nodes={nodes} is a machine with one of its own; set one of the two"
+                )
+            self._set_nodes(check.count("distributed.nodes", nodes))
+        self._set_exchange(exchange_every, outer)
 
 
 class Cluster(Placed):
@@ -317,8 +369,6 @@ class Cluster(Placed):
             check.count("distributed.nodes", nodes)
         if address is not None and (not isinstance(address, str) or not address):
             raise ValueError(f"distributed.address={address} must be auto, <host>:<port>, or null to start Ray here")
-        if not isinstance(outer, Outer):
-            raise ValueError(f"distributed.outer={outer} must have lr and momentum")
         self.address = address
         self.elastic = check.flag("distributed.elastic", elastic)
         if elastic and (nodes is None or max_session is None):
@@ -326,10 +376,9 @@ class Cluster(Placed):
                 "distributed.elastic=true waits for machines, and nothing says for how many; set distributed.nodes and"
                 " distributed.max_session to what there will be"
             )
-        self.exchange_every = check.count("distributed.exchange_every", exchange_every)
-        self.outer = outer
+        self._set_exchange(exchange_every, outer)
         self._asked = max_session, nodes
-        self.nodes = nodes or 1
+        self.nodes: int = nodes or 1
         if address is None:
             self.settle([machine.cores()])
 
@@ -344,39 +393,20 @@ class Cluster(Placed):
         """
         threads = self.num_threads or 1
         sessions, nodes = self._asked
-        self.nodes = nodes or sum(n >= threads for n in cores) or 1
-        if sessions is None:
-            sessions = max(1, sum(cores) // threads // self.nodes) * self.nodes
-        self.max_session = sessions
-        each = sessions // self.nodes
-        if sessions % self.nodes:
-            raise ValueError(
-                f"distributed.max_session={sessions} sessions cannot be spread evenly over {self.nodes} nodes; set it"
-                f" to {max(1, each) * self.nodes} or {(each + 1) * self.nodes}, or distributed.nodes otherwise"
-            )
+        nodes = nodes or sum(n >= threads for n in cores) or 1
+        self.max_session = max(1, sum(cores) // threads // nodes) * nodes if sessions is None else sessions
+        self._set_nodes(nodes)
+        each = self.sessions
         room = sum(n // (each * threads) for n in cores)
         if room < (1 if self.elastic else self.nodes):
             of = f"{each} sessions" + f" with {threads} threads each" * (threads > 1)
             raise ValueError(
-                f"distributed.max_session={sessions} needs {self.nodes} x {each * threads} cores ({of} on each node),"
-                f" and the cluster has {', '.join(map(str, cores))}; lower distributed.max_session, set"
+                f"distributed.max_session={self.max_session} needs {self.nodes} x {each * threads} cores ({of} on each"
+                f" node), and the cluster has {', '.join(map(str, cores))}; lower distributed.max_session, set"
                 " distributed.nodes otherwise, or let more machines join"
             )
-
-    @property
-    def sessions(self) -> int:
-        """Number of sessions of each node."""
-        return self.max_session // self.nodes
 
     @property
     def on_this_machine(self) -> int:
         """Number of sessions that this machine must have room for, or the one that is as large as it."""
         return self.max_session if self.address is None else self.sessions
-
-    def slot(self, rank: int) -> int:
-        """Return the session's place among the writers of its node's store."""
-        return rank % self.sessions
-
-    def label(self, rank: int) -> str:
-        """Return node:session."""
-        return f"{rank // self.sessions}:{rank % self.sessions}"

@@ -117,6 +117,27 @@ class Store:
         )
         return twin
 
+    def replica(self, writers: int) -> "Store":
+        """Return a store for some of the writers in this process, which begins as this one but for the counters."""
+        twin = copy.copy(self)
+        twin.theta = self.theta.clone()
+        twin.target = None if self.target is None else self.target.clone()
+        for name in ("frames", "updates", "dropped", "_claimed"):
+            setattr(twin, name, torch.zeros(writers, dtype=torch.int64))
+        twin.moments = {name: copy.copy(moments) for name, moments in self.moments.items()}
+        for moments in twin.moments.values():
+            moments.slots = moments.slots.new_zeros(writers, moments.slots.shape[1])
+        twin._params = {name: nn.Parameter(twin.theta[part]) for name, part in self.networks.items()}
+        twin.optimizer = copy.copy(self.optimizer)
+        twin.optimizer.param_groups = [
+            {**group, "params": [twin._params[group["name"]]]} for group in self.optimizer.param_groups
+        ]
+        twin.optimizer.state = defaultdict(dict)
+        for name, p in self._params.items():
+            state = self.optimizer.state[p]
+            twin.optimizer.state[twin._params[name]] = {role: value.clone() for role, value in state.items()}
+        return twin
+
     @property
     def is_global(self) -> bool:
         """Whether the optimizer's state is shared between processes."""

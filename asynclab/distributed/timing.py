@@ -20,7 +20,9 @@ class Constant:
         slowdown: How many times slower these are in all that they do themselves.
         machines: On which the sessions lie, in blocks of equal size; theta lies on the first.
         latency: Seconds from one machine to another.
-        bandwidth: Bytes per second from one machine to another; None for no limit.
+        bandwidth: Bytes per second from one machine to another, of a server to and from all of its nodes together; None
+            for no limit.
+        exchange: Seconds in which a server does nothing but take a node's change in.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Constant:
         machines: int = 1,
         latency: float = 0.0,
         bandwidth: float | None = None,
+        exchange: float = 0.001,
     ) -> None:
         key = "distributed.timing"
         self.act, self.step, self.gradient, self.push, self.pull = (
@@ -44,9 +47,10 @@ class Constant:
         self.slow = check.fraction(f"{key}.slow", slow)
         self.slowdown = check.positive(f"{key}.slowdown", check.number(f"{key}.slowdown", slowdown))
         self.machines = check.count(f"{key}.machines", machines)
-        if check.number(f"{key}.latency", latency) < 0:
-            raise ValueError(f"{key}.latency={latency} must be 0 or more")
-        self.latency = latency
+        for name, seconds in (("latency", latency), ("exchange", exchange)):
+            if check.number(f"{key}.{name}", seconds) < 0:
+                raise ValueError(f"{key}.{name}={seconds} must be 0 or more")
+        self.latency, self.exchange = latency, exchange
         self.bandwidth = math.inf if bandwidth is None else check.positive(f"{key}.bandwidth", bandwidth)
 
     def of_step(self, rng: np.random.Generator) -> float:

@@ -1,13 +1,14 @@
 """Sessions that share a network, in one process and in virtual time (``distributed=simulated``).
 
 Whatever a session computes it computes at once, and what comes of it comes when its time has passed: meanwhile others
-have their turns.  Whose turn it is depends on virtual time alone, so a run is the same to the bit whatever the machine
-does.  What sessions in processes of their own would not share is changed with every turn: torch's random numbers.
+have their turns, and so do nodes that exchange what they have learned (``simulation.nodes``).  Whose turn it is depends
+on virtual time alone, so a run is the same to the bit whatever the machine does.  What sessions in processes of their
+own would not share is changed with every turn: torch's random numbers.
 """
 
 import heapq
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,15 @@ from asynclab.distributed import Simulated, Store
 from asynclab.processes.control import Control
 from asynclab.processes.launch import FatalError
 from asynclab.simulation.clock import Clock
+from asynclab.simulation.nodes import Nodes
+from asynclab.storage import snapshot
 from asynclab.training.learner import Turn
 from asynclab.training.messages import Saved
 from asynclab.training.seeds import Seeds
 from asynclab.training.session import Events, Session, Worker
 from asynclab.training.state import Start
+
+NODES = "nodes.pt"  # in a checkpoint: what nodes have besides their sessions
 
 
 def simulate(session: Session, store: Store, control: Control, clock: Clock, start: Start = Start()) -> Generator[Any]:
@@ -34,17 +39,33 @@ def simulate(session: Session, store: Store, control: Control, clock: Clock, sta
         clock: Of the sessions and of the trial, which is moved here.
         start: Where the trial begins.
     """
+    nodes = _make_nodes(session, store, clock, start)
     with ExitStack() as stack:
         actors: list[Timed] = []
         for rank in range(control.sessions):
             if control.ending():  # many sessions take a while
                 return
+            trained = store if nodes is None else nodes.store_of(rank)
             with torch.random.fork_rng(devices=[]):
-                actors.append(Timed(session.begin(rank, store.for_session(), start=start), session, clock))
+                actors.append(Timed(session.begin(rank, trained.for_session(), start=start), session, clock))
             stack.callback(actors[-1].worker.loop.envs.close)
         for rank in range(control.sessions):
             control.join(rank)
-        yield from _Play(actors, store, control, clock).events()
+        yield from _Play(actors, store, control, clock, nodes).events()
+
+
+def _make_nodes(session: Session, store: Store, clock: Clock, start: Start) -> Nodes | None:
+    """Return the nodes, as they were if there were as many; None if all sessions have one network."""
+    assert isinstance(session.mode, Simulated)
+    if session.mode.nodes is None:
+        return None
+    with closing(session.make_envs()) as envs:
+        nodes = Nodes(session.mode, store, envs.num_envs, clock)
+    if start.checkpoint is not None and NODES in start.files:
+        state = snapshot.read_tensors(start.checkpoint / NODES)
+        if len(state["nodes"]) == session.mode.nodes:
+            nodes.load_state_dict(state)
+    return nodes
 
 
 class Actor:
@@ -81,7 +102,9 @@ class Timed(Actor):
     """A session in virtual time.
 
     Attributes:
-        due: Virtual seconds at which it has its next turn; None while the budget is used up.
+        due: Virtual seconds at which it has its next turn; None while there is nothing that it may step.
+        mode: Of the trial.
+        folder: Where its checkpoints are.
 
     Args:
         worker: The session.
@@ -95,6 +118,7 @@ class Timed(Actor):
         timing, sessions = session.mode.timing, session.mode.max_session
         nbytes = 4 * worker.loop.learner.grad.full.numel()
         self.due: float | None = clock.now
+        self.mode, self.folder = session.mode, session.folder
         self._timing, self._slowness = timing, timing.slowness(worker.rank, sessions)
         self._transfer = timing.transfer(worker.rank, sessions, nbytes)
         self._rng = np.random.default_rng(Seeds(session.seed, worker.rank).timing)
@@ -136,15 +160,20 @@ class Timed(Actor):
 
 
 class _Play:
-    """All sessions, and whose turn it is."""
+    """All sessions and nodes, and whose turn it is: those of nodes have the numbers after the sessions'."""
 
-    def __init__(self, actors: list[Timed], store: Store, control: Control, clock: Clock) -> None:
+    def __init__(
+        self, actors: list[Timed], store: Store, control: Control, clock: Clock, nodes: Nodes | None = None
+    ) -> None:
         self.actors = actors
         self.store = store
         self.control = control
         self.clock = clock
-        self.queue = [(actor.due, rank) for rank, actor in enumerate(actors) if actor.due is not None]
-        heapq.heapify(self.queue)
+        self.nodes = nodes
+        self.mode = actors[0].mode
+        self.queue: list[tuple[float, int]] = []
+        for number, waiting in enumerate([*actors, *(nodes.nodes if nodes else ())]):
+            self._wait(waiting.due, number)
 
     def events(self) -> Iterator[Any]:
         """Yield what the sessions have to tell, and None now and then for the parent, until the last snapshot."""
@@ -161,19 +190,54 @@ class _Play:
             else:
                 yield None
 
+    def _wait(self, due: float | None, number: int) -> None:
+        if due is not None:
+            heapq.heappush(self.queue, (due, number))
+
     def _turn(self) -> Iterator[Any]:
-        """Let the session whose time has come first go on."""
-        due, rank = heapq.heappop(self.queue)
+        """Let whose time has come first go on."""
+        due, number = heapq.heappop(self.queue)
+        if number >= len(self.actors):
+            yield from self._exchange(due, number - len(self.actors))
+            return
         self.clock.now = max(self.clock.now, due)
-        actor = self.actors[rank]
+        actor = self.actors[number]
         try:
             yield from actor.go_on()
         except Exception as error:
-            raise FatalError(f"session {rank}: {error}") from error
-        if actor.due is not None:
-            heapq.heappush(self.queue, (actor.due, rank))
-        if rank == 0:  # the parent looks; when must not depend on the machine, or what it decides would
+            raise FatalError(f"session {self.mode.label(number)}: {error}") from error
+        self._wait(actor.due, number)
+        if self.nodes is not None:
+            node = number // self.mode.sessions
+            self.nodes.count(node)
+            self._look(node)
+        if number == 0:  # the parent looks; when must not depend on the machine, or what it decides would
             yield None
+
+    def _exchange(self, due: float, node: int) -> Iterator[Any]:
+        """Let a node's exchange go on, and its sessions with the frames that it has been given."""
+        assert self.nodes is not None
+        if self.nodes.nodes[node].due != due:  # it had something better to do
+            return
+        self.clock.now = max(self.clock.now, due)
+        if self.nodes.go_on(node):
+            yield from self.nodes.found(node)
+            if self.nodes.has_frames(node):
+                for rank in self.mode.ranks(node):
+                    if self.actors[rank].due is None:
+                        self.actors[rank].due = self.clock.now
+                        self._wait(self.clock.now, rank)
+        self._wait(self.nodes.nodes[node].due, len(self.actors) + node)
+        self._look(node)
+        yield None
+
+    def _look(self, node: int) -> None:
+        """See to a node's next exchange."""
+        assert self.nodes is not None
+        due = self.nodes.look(node)
+        if due is None and all(self.actors[rank].due is None for rank in self.mode.ranks(node)):
+            due = self.nodes.rest(node)
+        self._wait(due, len(self.actors) + node)
 
     def _is_to_finish(self) -> bool:
         """Return whether the run is over but for the updates that are due, and nobody waits for its end."""
@@ -181,7 +245,25 @@ class _Play:
 
     def _save(self, number: int) -> Events:
         """Save all sessions; they stand still anyway."""
+        is_last = self.control.is_last(number)
+        if self.nodes is not None and is_last:
+            if self.store.is_complete():
+                self.nodes.settle()
+            yield from map(self.nodes.tell, range(self.mode.nodes or 0))
         for actor in self.actors:
-            if self.control.is_last(number):  # else what is told, and when, would depend on when snapshots are made
+            if is_last:  # else what is told, and when, would depend on when snapshots are made
                 yield actor.worker.report.record()
-            yield actor.save(number)
+            saved = actor.save(number)
+            if self.nodes is not None and actor is self.actors[0] and saved.files is not None:
+                saved = self._add_nodes(saved)
+            yield saved
+
+    def _add_nodes(self, saved: Saved) -> Saved:
+        """Save the nodes beside a session."""
+        assert self.nodes is not None
+        assert saved.files is not None
+        path = snapshot.partial(self.actors[0].folder, saved.number) / NODES
+        try:
+            return saved._replace(files=saved.files | {NODES: snapshot.write_tensors(path, self.nodes.state_dict())})
+        except OSError as error:
+            return saved._replace(files=None, error=str(error))

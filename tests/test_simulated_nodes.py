@@ -1,0 +1,174 @@
+"""Nodes that exchange in virtual time: nothing is lost, what it costs is what links allow, and it can be repeated."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from asynclab.distributed import Simulated
+from asynclab.distributed.exchange import Exchanges, Outer
+from asynclab.distributed.timing import Constant, Lognormal
+from asynclab.run.trial import TrialError
+from asynclab.simulation.nodes import Nodes
+from asynclab.simulation.simulator import simulate
+from asynclab.storage import checkpoint
+from asynclab.training.messages import Record
+
+pytestmark = pytest.mark.medium
+
+NEAR = Constant(exchange=0.0)  # a server that costs nothing
+FAR = Lognormal(latency=0.01, bandwidth=1e6, exchange=0.001)
+
+
+def run(trial):
+    """Simulate a trial to the end of its budget; return what was told."""
+    told = []
+    for event in simulate(trial.session, trial.stores[0], trial.control, trial.clock):
+        told.append(event)
+        if trial.stores[0].is_complete():
+            trial.control.finish(trial.mode.grace)
+    return told
+
+
+def exchanges(told):
+    """Return what exchanges have cost, by node."""
+    found = {}
+    for event in told:
+        if isinstance(event, Exchanges):
+            found[event.node] = found.get(event.node, Exchanges(event.node)).plus(event)
+    return found
+
+
+def test_one_node_whose_server_costs_nothing_learns_what_sessions_of_one_network_learn(make_trial):
+    alone = make_trial("a3c", mode=Simulated(2), max_frame=2_000)
+    run(alone)
+    trial = make_trial("a3c", mode=Simulated(2, nodes=1, exchange_every=1, timing=NEAR), max_frame=2_000)
+    told = run(trial)
+    torch.testing.assert_close(trial.stores[0].theta, alone.stores[0].theta, atol=1e-4, rtol=0)
+    assert trial.stores[0].updates.tolist() == alone.stores[0].updates.tolist()
+    assert exchanges(told)[0].staleness == {0: 100}
+
+
+@pytest.mark.parametrize(("algo", "placement"), [("a3c", "synced"), ("sac", "shared"), ("ppo_normalized", "synced")])
+def test_every_frame_and_every_update_of_all_nodes_is_known_in_the_end(make_trial, algo, placement):
+    trial = make_trial(algo, mode=Simulated(4, placement, FAR, nodes=2), max_frame=1_200)
+    told = run(trial)
+    (store,) = trial.stores
+    assert store.frames.sum() == 1_200
+    last = {event.rank: event for event in told if isinstance(event, Record)}
+    assert [last[rank].frames for rank in range(4)] == store.frames.tolist()
+    assert [last[rank].updates for rank in range(4)] == store.updates.tolist()
+    assert min(store.frames) > 0
+    stale = sum((Counter(found.staleness) for found in exchanges(told).values()), Counter())
+    assert max(stale) > 0
+    if store.moments:
+        assert store.moments["obs"].slots[:, 0].sum() >= 1_200
+
+
+def test_what_two_nodes_learn_from_is_each_others_too(make_trial, monkeypatch):
+    trial = make_trial("a3c", mode=Simulated(2, nodes=2, exchange_every=1, timing=FAR), max_frame=2_000)
+    made = []
+    settle = Nodes.settle
+    monkeypatch.setattr(Nodes, "settle", lambda self: (settle(self), made.append(self)))
+    run(trial)
+    (nodes,) = made
+    server, last = trial.stores[0].theta, nodes.nodes[-1].replica.store.theta
+    torch.testing.assert_close(last, server, atol=1e-5, rtol=0)  # it was the last one to hear of the server
+    assert nodes.nodes[0].replica.store.total_updates() >= 0.9 * trial.stores[0].total_updates()
+
+
+def test_an_exchange_takes_what_latency_links_and_server_allow(make_trial):
+    timing = Constant(latency=0.25, bandwidth=1e5, exchange=0.5)
+    trial = make_trial("a3c", mode=Simulated(1, nodes=1, exchange_every=3, timing=timing), max_frame=2_000)
+    found = exchanges(run(trial))[0]
+    # the last one is of what was left, after the end, in no time
+    seconds = (found.times - 1) * (2 * 0.25 + 0.5) + found.nbytes / 1e5
+    assert found.seconds == pytest.approx(seconds, rel=0.05)
+    assert found.nbytes > (found.times - 1) * 2 * 4 * trial.stores[0].theta.numel() * 0.9
+
+
+def test_changes_of_many_nodes_wait_for_the_servers_link(make_trial):
+    mean = []
+    for nodes in (1, 8):
+        timing = Constant(bandwidth=2e5)
+        trial = make_trial("a3c", mode=Simulated(nodes, nodes=nodes, exchange_every=1, timing=timing), max_frame=4_000)
+        found = exchanges(run(trial)).values()
+        mean.append(sum(one.seconds for one in found) / sum(one.times for one in found))
+    assert mean[1] > 3 * mean[0]
+
+
+def test_the_outer_step_is_the_servers(make_trial):
+    thetas = []
+    for outer in (Outer(), Outer(0.7, 0.9)):
+        trial = make_trial("a3c", mode=Simulated(2, nodes=2, timing=NEAR, outer=outer), max_frame=1_000)
+        run(trial)
+        thetas.append(trial.stores[0].theta)
+    assert trial.stores[0].velocity.abs().max() > 0
+    assert not torch.equal(*thetas)
+
+
+def test_it_is_repeated_to_the_bit(make_trial):
+    thetas = []
+    for seed in (0, 0, 1):
+        trial = make_trial("a3c", mode=Simulated(4, nodes=2, timing=FAR), max_frame=1_000, seed=seed)
+        run(trial)
+        thetas.append(trial.stores[0].theta)
+    assert torch.equal(thetas[0], thetas[1])
+    assert not torch.equal(thetas[0], thetas[2])
+
+
+def stop_after(trial, turns):
+    """Let a trial be asked to end, as by a signal, when its sessions and nodes have had so many turns."""
+    asked = trial.control.asked
+
+    def count():
+        nonlocal turns
+        turns -= 1
+        if not turns:
+            trial.control.finish()
+        return asked()
+
+    trial.control.asked = count
+
+
+@pytest.mark.parametrize(
+    ("algo", "placement", "max_frame", "turns"),
+    [*[("a3c", "synced", 600, turns) for turns in (100, 150, 151, 152, 153)], ("sac", "shared", 300, 300),
+     ("ppo_normalized", "synced", 300, 100)],
+)  # fmt: skip
+def test_a_stopped_simulation_goes_on_as_if_it_had_not(make_trial, tmp_path, algo, placement, max_frame, turns):
+    def make(**settings):
+        mode = Simulated(4, placement, FAR, nodes=2, exchange_every=2, outer=Outer(0.7, 0.9))
+        return make_trial(algo, mode=mode, max_frame=max_frame, **settings)
+
+    whole = make()
+    run(whole)
+    first = make()
+    stop_after(first, turns)
+    with pytest.raises(TrialError, match="asked to end"):
+        first.run()
+    assert first.stores[0].total_frames() < max_frame
+    second = make(checkpoint=checkpoint.load(tmp_path))
+    second.run()
+    assert torch.equal(second.stores[0].theta, whole.stores[0].theta)
+    assert second.stores[0].updates.tolist() == whole.stores[0].updates.tolist()
+    assert second.clock() == whole.clock()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Simulated(8, nodes=3), "8 sessions cannot be spread evenly over 3 nodes; set it to 6 or 9"),
+        (lambda: Simulated(2, nodes=0), "distributed.nodes=0"),
+        (lambda: Simulated(4, nodes=2, exchange_every=0), "distributed.exchange_every=0"),
+        (lambda: Simulated(4, nodes=2, outer="sum"), "distributed.outer=sum must have lr and momentum"),
+        (
+            lambda: Simulated(4, nodes=2, timing=Constant(machines=2)),
+            "distributed.timing.machines=2 is for one network",
+        ),
+        (lambda: Constant(exchange=-1.0), "distributed.timing.exchange=-1.0 must be 0 or more"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
