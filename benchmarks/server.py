@@ -5,6 +5,7 @@ can, on the same machine.
 """
 
 import time
+from typing import Any
 
 import hydra
 import numpy as np
@@ -28,7 +29,7 @@ class Node:
         server: Handle of the server.
     """
 
-    def __init__(self, node: int, parameters: int, server: object) -> None:
+    def __init__(self, node: int, parameters: int, server: Any) -> None:
         self.node = node
         self.delta = np.random.default_rng(node).standard_normal(parameters, dtype=np.float32) * np.float32(1e-6)
         self.server = server
@@ -40,7 +41,7 @@ class Node:
         while (passed := time.perf_counter() - began) < seconds:
             self.number += 1
             change = Change(self.node, 0, self.number, self.version, self.delta, np.full((3, 1), self.number), {}, 1)
-            reply = ray.get(self.server.exchange.remote(change))  # type: ignore[attr-defined]
+            reply = ray.get(self.server.exchange.remote(change))
             self.version, times = reply.version, times + 1
             nbytes = size(change) + size(reply)
         return times, passed / times, nbytes
@@ -55,14 +56,17 @@ def main(cfg: DictConfig) -> None:
             for nodes in cfg.nodes:
                 times, ms, nbytes = _measure(parameters, nodes, cfg.seconds)
                 rate = times / cfg.seconds
-                print(f"{parameters:>12,} {nodes:>6} {rate:>12,.0f} {ms:>8.2f} {1e-6 * rate * nbytes:>8,.1f}", flush=True)
+                print(
+                    f"{parameters:>12,} {nodes:>6} {rate:>12,.0f} {ms:>8.2f} {1e-6 * rate * nbytes:>8,.1f}", flush=True
+                )
 
 
 def _measure(parameters: int, nodes: int, seconds: float) -> tuple[int, float, int]:
     counts, none = np.zeros((3, nodes), np.int64), (0,) * nodes
     view = View(np.zeros(parameters, np.float32), None, 0, none, counts, {}, none, none)
-    server = ray.remote(num_cpus=0)(Server).remote(Outer(), 10**12, 1, view)
-    actors = [ray.remote(num_cpus=0)(Node).remote(node, parameters, server) for node in range(nodes)]
+    make: Any = ray.remote(num_cpus=0)
+    server = make(Server).remote(Outer(), 10**12, 1, view)
+    actors = [make(Node).remote(node, parameters, server) for node in range(nodes)]
     ray.get([actor.run.remote(0.5) for actor in actors])  # the first ones connect
     found = ray.get([actor.run.remote(seconds) for actor in actors])
     for actor in (*actors, server):

@@ -21,6 +21,7 @@ from asynclab.distributed.exchange import Exchanges, Server, View, newest
 from asynclab.processes.control import Control
 from asynclab.processes.launch import MAX_DELAY, Failure, SessionError
 from asynclab.storage import snapshot
+from asynclab.text import count
 from asynclab.training.messages import Record, Saved
 from asynclab.training.state import Start
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 TICK = 0.2  # seconds between two looks
 REPORT = 10.0  # in which nodes tell what a new server is to know
+WAITING = 10.0  # after which people are told that a node has not begun
 FIRST_LOSSES = 3  # of a node before it has ever stepped, after which it is given up
 
 
@@ -62,6 +64,7 @@ class _Member:
         actor: Its handle; None while there is none.
         life: How often it has been started before.
         due: When it is to be started.
+        asked: When Ray was asked for it last; inf when people have been told that it waits.
         pending: What it is asked at the moment; None for nothing.
         silent: Seconds in which it has not answered.
         begun: Whether it has ever answered in this life.
@@ -74,6 +77,7 @@ class _Member:
     actor: Any = None
     life: int = 0
     due: float = 0.0
+    asked: float = math.inf
     pending: Any = None
     silent: float = 0.0
     begun: bool = False
@@ -97,6 +101,7 @@ class _Fleet:
         self._make_node = ray.remote(max_restarts=0, scheduling_strategy="SPREAD")(Node)
         self.server = self._start_server()
         self._looking: Any = None  # at the server
+        self._unanswered = 0.0  # seconds
         self._held: list[Any] = []  # events that are told when the store is up to date
         self._covered = 0  # how many of them it is up to date for at the next look
         self._next_look = 0.0
@@ -114,7 +119,7 @@ class _Fleet:
                     yield from self._hear(member)
                 else:
                     yield from self._watch(member, passed)
-            yield from self._look(ready)
+            yield from self._look(ready, passed)
             yield None
 
     def kill(self) -> None:
@@ -153,6 +158,7 @@ class _Fleet:
                 cores = self.plan.mode.sessions * self.plan.num_threads
                 member.actor = self._make_node.options(num_cpus=cores).remote(self.plan, begin, self.server)
                 member.begun, member.shift = False, math.inf  # perhaps on another machine
+                member.asked = now
                 self._ask(member)
 
     def _ask(self, member: _Member) -> None:
@@ -227,6 +233,12 @@ class _Fleet:
             member.actor, member.pending, member.has_ended = None, None, True
             self._held.append(None)
             return
+        if not member.begun and time.monotonic() - member.asked >= WAITING:
+            member.asked = math.inf
+            log.warning(
+                "node %d has not begun: no machine has %s free, or its processes are slow to start (ray status)",
+                member.node, count(self.plan.mode.sessions * self.plan.num_threads, "core"),
+            )  # fmt: skip
         member.silent += passed * member.begun
         if time.monotonic() >= self.control.deadline + 10 * TICK:
             yield from self._lose(member, "did not end in time and was killed")
@@ -282,10 +294,11 @@ class _Fleet:
         make = self._make_server.options(scheduling_strategy=here)
         return make.remote(self.plan.mode.outer, self.plan.max_frame, self.plan.num_envs, self.view)
 
-    def _look(self, ready: list[Any]) -> Iterator[Any]:
-        """Keep the store up to date, and tell what has waited for that."""
+    def _look(self, ready: list[Any], passed: float) -> Iterator[Any]:
+        """Keep the store up to date, and tell what has waited for that; replace a server that does not answer."""
+        self._unanswered += passed
         if self._looking is not None and self._looking in ready:
-            ref, self._looking = self._looking, None
+            ref, self._looking, self._unanswered = self._looking, None, 0.0
             try:
                 self._mirror(ray.get(ref))
             except RayTaskError:
@@ -295,9 +308,13 @@ class _Fleet:
             else:
                 told, self._held = self._held[: self._covered], self._held[self._covered :]
                 yield from (event for event in told if event is not None)
+        elif self._looking is not None and self._unanswered >= self.plan.mode.hang_after:
+            ray.kill(self.server)
+            self._looking = None
+            self._replace_server(f"said nothing for {self.plan.mode.hang_after:.0f} s and was killed")
         if self._looking is None and (self._held or time.monotonic() >= self._next_look):
             self._covered, self._next_look = len(self._held), time.monotonic() + TICK
-            self._looking = self.server.look.remote(self.view.version)
+            self._looking, self._unanswered = self.server.look.remote(self.view.version), 0.0
 
     def _mirror(self, view: View) -> None:
         view.copy_to(self.store)

@@ -75,6 +75,23 @@ def test_a_killed_server(start, machines):
     assert "the server was killed, or cannot be reached; another one goes on" in run.text()
 
 
+def test_a_server_that_is_stopped(start, machines):
+    run = start(frames=400_000)
+    machines.actors("Server")[0].suspend()
+    check(run, 0, frames=400_000)
+    assert "the server said nothing for 10 s and was killed; another one goes on" in run.text()
+
+
+def test_a_node_for_which_there_is_no_room_yet_says_so_and_begins_when_there_is(machines, tmp_path):
+    machines.kill(machines.nodes.pop())
+    run = Run(tmp_path / "run", *SMALL, *machines.settings(), "distributed.max_session=4", "distributed.nodes=2",
+              "distributed.elastic=true", "env.max_frame=600_000")  # fmt: skip
+    run.until(lambda: "has not begun: no machine has 2 cores free" in run.text())
+    machines.nodes.append(machines.add(2))
+    check(run, 0, frames=600_000)
+    assert min(run.summary()["session_frames"]) > 0
+
+
 def test_a_killed_machine_and_one_that_joins(start, machines):
     run = start(frames=300_000)
     machines.kill(machines.nodes.pop())
