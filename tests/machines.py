@@ -38,9 +38,9 @@ class Machines:
     def _node(cores):
         return {"num_cpus": cores, "object_store_memory": 80 * 2**20}
 
-    def add(self, cores):
+    def add(self, cores, **options):
         """Let a machine join."""
-        return self.cluster.add_node(**self._node(cores))
+        return self.cluster.add_node(**self._node(cores), **options)
 
     def kill(self, node):
         """Kill a machine: all of its Ray."""

@@ -1,8 +1,14 @@
 """One run on two machines, by the real command.  One Ray for all: it takes 5 to 30 s to start."""
 
 import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from machines import Machines
 
 pytestmark = pytest.mark.medium
@@ -32,6 +38,26 @@ def test_more_sessions_than_cores_are_refused(train, machines):
     process = train(*SMALL, *machines.settings(), "distributed.max_session=4")
     assert process.returncode == 1
     assert "distributed.max_session=4 needs 2 x 2 cores" in process.stderr + process.stdout
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.slow
+def test_a_machine_with_another_asynclab_is_refused(machines, tmp_path):
+    shutil.copytree(ROOT / "asynclab", tmp_path / "other" / "asynclab")
+    with (tmp_path / "other" / "asynclab" / "check.py").open("a") as file:
+        file.write("# changed\n")
+    other = machines.add(1, env_vars={"PYTHONPATH": str(tmp_path / "other")})
+    try:
+        # not train.py, whose folder Ray lets all machines import from
+        command = [Path(sys.executable).parent / "asynclab", "train", *SMALL, *machines.settings()]
+        process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    finally:
+        machines.kill(other)
+    assert process.returncode == 1
+    assert re.search(
+        r"has Python .*, asynclab \S+ \((\w{8})\), and this machine has Python .*, asynclab \S+ \((?!\1)\w{8}\); install"
+        " the same on all machines", process.stderr + process.stdout,
+    )  # fmt: skip
     assert "Traceback" not in process.stderr
 
 

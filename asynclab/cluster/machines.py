@@ -62,14 +62,14 @@ def check(mode: Cluster) -> None:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     mode.settle([int(node["Resources"].get("CPU", 0)) for node in nodes])
     try:
-        found = {node["NodeManagerHostname"]: _ask_versions(node["NodeID"]) for node in nodes}
+        found = [(node["NodeManagerHostname"], _ask_versions(node["NodeID"])) for node in nodes]
     except RayError as error:
         raise ValueError(
             f"distributed.address={mode.address}: asynclab cannot be imported on all machines of the cluster; install"
             f" the same version on each ({str(error).strip().splitlines()[-1]})"
         ) from error
     here = versions()
-    for host, there in found.items():
+    for host, there in found:
         if there != here:
             raise ValueError(
                 f"distributed.address={mode.address}: {host} has {_in_words(there)}, and this machine has"
