@@ -1,4 +1,4 @@
-"""What machine this is, and what this process may take of it: what affinity and control groups (Docker, Slurm) leave."""
+"""What machine this is, and what we may take of it: what affinity and control groups (Docker, Slurm, systemd) leave."""
 
 import os
 import re

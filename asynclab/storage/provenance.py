@@ -100,7 +100,7 @@ def _version(package: str) -> str | None:
 
 
 def instructions() -> str:
-    """Return the instructions that torch's kernels use here, such as AVX2, and whether the processor multiplies bf16."""
+    """Return the instructions that torch's kernels use here, such as AVX2, and whether it multiplies bf16."""
     return torch.backends.cpu.get_cpu_capability() + " and bf16" * has_native_bf16(torch.device("cpu"))
 
 
