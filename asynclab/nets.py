@@ -22,8 +22,8 @@ from asynclab import check, flat, precision
 from asynclab.layout import Image, Joined, is_image, scale
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
-ONEDNN_BATCH = 64  # with a smaller one MKL is as fast
-ONEDNN_PRODUCTS = 2**21  # in a layer's product; with fewer, calling another library costs more than it gains
+ONEDNN_BATCH = 64  # rows; acting has fewer, and is then as in an evaluation
+ONEDNN_PRODUCTS = 2**23  # in a layer; with fewer, oneDNN gains less than its call costs (docs/performance.md)
 
 
 class Torso(Protocol):
@@ -105,7 +105,7 @@ class OneDnn(torch.autograd.Function):
 
 
 def _times_transposed(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise.default(a, b, bias, "none", [], "")
 
 
 def linear(inputs: int, outputs: int, gain: float = sqrt(2)) -> nn.Linear:

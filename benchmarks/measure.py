@@ -168,7 +168,7 @@ def products(size: int, dtype: torch.dtype, device: torch.device) -> list[Callab
     on_cpu = device.type == "cpu" and torch.backends.mkldnn.is_available()
     ways: list[Callable[[], Any]] = [lambda: (a @ b)[0, 0].item()]  # waits for a GPU
     if on_cpu:
-        ways.append(lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
+        ways.append(lambda: torch.ops.mkldnn._linear_pointwise.default(a, b, None, "none", [], ""))
     return ways
 
 
