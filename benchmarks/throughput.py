@@ -64,9 +64,8 @@ def benchmark(cfg: DictConfig) -> None:
                 parts.append(measure.measure_parts(trial, processes, min(seconds / 6, 5.0), frameskip))
                 for name, (n, settings) in plans.items():
                     print(f", {name}{' session' * (not settings)}{'s' * (not settings and n > 1)}", end="", flush=True)
-                    keys = [setting.partition("=")[0] for setting in settings]
-                    kept = [o for o in overrides if o.lstrip("+~").partition("=")[0] not in keys]
-                    runs[name].append(measure.measure_run(ROOT / "train.py", [*kept, *settings], n, seconds))
+                    asked = _replaced(overrides, settings)
+                    runs[name].append(measure.measure_run(ROOT / "train.py", asked, n, seconds))
                 for n in peers:
                     print(f", stable-baselines3 with {n} thread{'s' * (n > 1)}", end="", flush=True)
                     sb3[str(n)].append(_sb3(cfg, trial.session.devices[0], n, seconds))
@@ -80,13 +79,19 @@ def benchmark(cfg: DictConfig) -> None:
         "runs": {name: [vars(r) for r in rs] for name, rs in runs.items()},
         "sb3": sb3,
     }
-    content = {
-        "about": about,
-        "result": result,
-        "samples": samples,
-        "config": OmegaConf.to_container(cfg, resolve=True),
-    }
-    out.write_text(json.dumps(content | circumstances, indent=2) + "\n")
+    _write(out, about, cfg, circumstances, result=result, samples=samples)
+
+
+def _replaced(overrides: list[str], settings: list[str]) -> list[str]:
+    """Return the overrides, of which those are replaced that ``settings`` has."""
+    keys = [setting.partition("=")[0] for setting in settings]
+    return [*(o for o in overrides if o.lstrip("+~").partition("=")[0] not in keys), *settings]
+
+
+def _write(out: Path, about: str, cfg: DictConfig, circumstances: dict[str, Any], **content: Any) -> None:
+    """Write every measurement, and its circumstances."""
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    out.write_text(json.dumps({"about": about, **content, "config": settings} | circumstances, indent=2) + "\n")
     print(f"wrote {out}")
 
 
