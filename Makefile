@@ -5,6 +5,10 @@ ARGS ?= algo=a3c env=cartpole distributed.max_session=2
 # What make play plays: an agent in zoo/, the best on Pong if there is one
 AGENT ?= $(notdir $(firstword $(wildcard zoo/pong_fast zoo/*pong* zoo/*cartpole*)))
 
+# PPO as make bench measures it: one thread, the threads that it chooses, DPPO on all cores
+ONE := distributed=off distributed.max_session=1
+PPO := "$(ONE) distributed.num_threads=1","$(ONE)","distributed=synced distributed.max_session=null"
+
 VENV := .venv
 LOWEST := .venv-lowest
 BIN := $(VENV)/bin
@@ -68,8 +72,9 @@ drills: $(READY_DEV)  ## hurt real runs in every way of docs/reliability.md (20 
 docs: $(READY_DEV)  ## make a site of docs/ that opens from the file system: outputs/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-bench: $(READY_DEV)  ## throughput of Pong and Humanoid beside their limits and stable-baselines3 (half an hour)
+bench: $(READY_DEV)  ## throughput of Pong and Humanoid beside their limits and stable-baselines3 (an hour)
 	$(BIN)/python benchmarks/throughput.py algo=a3c env=pong sessions=[1,2,16] sb3=true
+	$(BIN)/python benchmarks/throughput.py algo=ppo env=pong sb3=true sessions=[] 'variants=[$(PPO)]'
 	$(BIN)/python benchmarks/throughput.py algo=sac env=humanoid distributed=shared sessions=[1,2,16] sb3=true
 
 clean:  ## remove the environment and caches, not outputs/

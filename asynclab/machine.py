@@ -1,4 +1,4 @@
-"""What this process may take of the machine: what affinity and control groups (Docker, Slurm, systemd) leave of it."""
+"""What machine this is, and what we may take of it: what affinity and control groups (Docker, Slurm, systemd) leave."""
 
 import os
 import re
@@ -9,6 +9,7 @@ from typing import NamedTuple
 import psutil
 
 PROC = Path("/proc/self")
+CPUINFO = Path("/proc/cpuinfo")
 GROUP = re.compile(r"^\d+:([^:]*):(.*)$", re.MULTILINE)  # hierarchy, controllers (none in version 2), path
 MOUNT = re.compile(r"^\S+ \S+ \S+ (\S+) (\S+) .* - (cgroup2?) \S+ (\S+)$", re.MULTILINE)  # root, folder, kind, options
 V1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
@@ -47,6 +48,24 @@ def memory() -> Memory:
                 available = min(available, max(0, maximum[0] - used[0] + files))
                 total = min(total, maximum[0])
     return Memory(available, total)
+
+
+def vendor() -> str:
+    """Return who has made the processor, as it says itself; empty where it does not."""
+    return _processor("vendor_id")
+
+
+def model() -> str:
+    """Return the processor's name; empty where it does not say it."""
+    return _processor("model name")
+
+
+def _processor(field: str) -> str:
+    try:
+        lines = CPUINFO.read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
 
 
 def _groups(controller: str) -> Iterator[Path]:

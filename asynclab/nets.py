@@ -9,18 +9,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod, sqrt
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from gymnasium.spaces import Box
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d, relu
 
-from asynclab import check, flat
+from asynclab import check, flat, precision
 from asynclab.layout import Image, Joined, is_image, scale
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+ONEDNN_BATCH = 64  # rows; acting has fewer, and is then as in an evaluation
+ONEDNN_PRODUCTS = 2**23  # in a layer; with fewer, oneDNN gains less than its call costs (docs/performance.md)
 
 
 class Torso(Protocol):
@@ -68,9 +71,46 @@ def is_convolutional(module: nn.Module) -> bool:
     return bool(torsos) and all(any(isinstance(layer, kinds) for layer in torso.modules()) for torso in torsos)
 
 
+class Linear(nn.Linear):
+    """A dense layer.  Where oneDNN is faster, it multiplies what is learned from: smaller batches are acted on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [N, O] for x [N, I]."""
+        large = self.training and len(x) * self.weight.numel() >= ONEDNN_PRODUCTS and len(x) >= ONEDNN_BATCH
+        if large and x.is_cpu and x.dtype is torch.float32 and precision.is_onednn_faster():
+            return OneDnn.apply(x, self.weight, self.bias)
+        return super().forward(x)
+
+
+class OneDnn(torch.autograd.Function):
+    """y = x W^T + b by oneDNN, float32.  N: batch, I: inputs, O: outputs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return y [N, O] of x [N, I], W [O, I] and b [O]."""
+        ctx.save_for_backward(x, weight)
+        return _times_transposed(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return the gradients of those of x, W and b that need one."""
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        return (
+            _times_transposed(grad, weight.t()) if for_x else None,
+            _times_transposed(grad.t(), x.t()) if for_weight else None,
+            grad.sum(0) if for_bias else None,
+        )
+
+
+def _times_transposed(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise.default(a, b, bias, "none", [], "")
+
+
 def linear(inputs: int, outputs: int, gain: float = sqrt(2)) -> nn.Linear:
     """Return a dense layer with orthogonal weights and zero bias; the gain fits a following ReLU by default."""
-    return _orthogonal(nn.Linear(inputs, outputs), gain)
+    return _orthogonal(Linear(inputs, outputs), gain)
 
 
 class Dense(nn.Module):
@@ -93,11 +133,11 @@ class Dense(nn.Module):
             )
         check.flag("env.torso.layer_norm", layer_norm)
         joint = linear(inputs + action_dim, hidden[0])
-        self.first = nn.Linear(inputs, hidden[0])
+        self.first = Linear(inputs, hidden[0])
         self.first.load_state_dict({"weight": joint.weight[:, :inputs], "bias": joint.bias})
         self.action = None
         if action_dim:
-            self.action = nn.Linear(action_dim, hidden[0], bias=False)
+            self.action = Linear(action_dim, hidden[0], bias=False)
             self.action.load_state_dict({"weight": joint.weight[:, inputs:]})
         self.norm = nn.LayerNorm(hidden[0]) if layer_norm else nn.Identity()
         rest: list[nn.Module] = []

@@ -1,7 +1,8 @@
 """Throughput of stable-baselines3 on one of our configurations; ``benchmarks/throughput.py sb3=true`` calls it.
 
-Its argument is JSON (see there); it prints JSON with frames and updates per second.  A2C where our memory is a rollout,
-SAC where it is a replay; the environment, the layers, the batch and the updates per frame are ours, the rest is theirs.
+Its argument is JSON (see there); it prints JSON with frames and updates per second.  PPO where our agent has epochs,
+else A2C where our memory is a rollout, and SAC where it is a replay; the environment, the layers, the batch and the
+updates per frame are ours, the rest is theirs.
 """
 
 import json
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium.spaces import Box
-from stable_baselines3 import A2C, SAC
+from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
@@ -91,27 +92,37 @@ class Layers(BaseFeaturesExtractor):
 
 
 class Stopwatch(BaseCallback):
-    """Ends the training when the time is up, and knows what was done in it."""
+    """Ends the training when the time is up, and knows what was done in it: whole rounds of steps and updates.
 
-    def __init__(self, seconds: float) -> None:
+    Args:
+        seconds: At least so long.
+        updates: To each that the model counts: PPO counts epochs.
+    """
+
+    def __init__(self, seconds: float, updates: float = 1.0) -> None:
         super().__init__()
         self.seconds = seconds
+        self.updates = updates
+        self.last = 0
         self.first_update: float | None = None
         self.start: tuple[float, int, int] | None = None
         self.rates: dict[str, float] = {}
 
     def _on_step(self) -> bool:
         now, frames, updates = time.perf_counter(), self.model.num_timesteps, self.model._n_updates
-        if updates and self.first_update is None:
+        if updates == self.last:
+            return True
+        self.last = updates
+        if self.first_update is None:
             self.first_update = now
-        if self.first_update is None or now - self.first_update < WARM_UP:
+        if now - self.first_update < WARM_UP:
             return True
         if self.start is None:
             self.start = (now, frames, updates)
         passed, frames, updates = now - self.start[0], frames - self.start[1], updates - self.start[2]
         if passed < self.seconds:
             return True
-        self.rates = {"frames": frames / passed, "updates": updates / passed}
+        self.rates = {"frames": frames / passed, "updates": self.updates * updates / passed}
         return False
 
 
@@ -119,7 +130,7 @@ def main(settings: dict[str, Any]) -> dict[str, float]:
     """Train for some seconds and return frames and updates per second."""
     torch.set_num_threads(settings["threads"])
     make = {k: v for k, v in settings["env"].items() if not k.startswith("_")}
-    memory, torso = settings["memory"], settings["torso"]
+    memory, torso, agent = settings["memory"], settings["torso"], settings["agent"]
     if is_atari(make["id"]):
         make["num_threads"] = settings["threads"]
     env = Adapter(**make)
@@ -135,15 +146,21 @@ def main(settings: dict[str, Any]) -> dict[str, float]:
         policy["optimizer_class"] = torch.optim.Adam
     common = {"env": env, "policy_kwargs": policy, "seed": settings["seed"], "device": settings["device"]}
     name = "CnnPolicy" if images else "MlpPolicy"
-    if on_policy:
-        model: Any = A2C(name, n_steps=memory["horizon"], use_rms_prop=False, **common)
+    minibatches = 1.0
+    if "epochs" in agent:
+        minibatches = memory["horizon"] * env.num_envs / agent["minibatch_size"]
+        model: Any = PPO(
+            name, n_steps=memory["horizon"], batch_size=agent["minibatch_size"], n_epochs=agent["epochs"], **common
+        )
+    elif on_policy:
+        model = A2C(name, n_steps=memory["horizon"], use_rms_prop=False, **common)
     else:
         steps = max(1, round(memory["updates_per_frame"] * env.num_envs))
         model = SAC(
             name, buffer_size=memory["capacity"], batch_size=memory["batch_size"], learning_starts=memory["start"],
             train_freq=1, gradient_steps=steps, **common,
         )  # fmt: skip
-    stopwatch = Stopwatch(settings["seconds"])
+    stopwatch = Stopwatch(settings["seconds"], minibatches)
     model.learn(total_timesteps=10**9, callback=stopwatch)
     return stopwatch.rates
 

@@ -4,6 +4,7 @@ Example: ``python benchmarks/throughput.py algo=sac env=humanoid distributed=sha
 """
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,8 @@ from asynclab import config
 config.register()
 
 ROOT = Path(__file__).resolve().parent.parent
-OWN = ("sessions", "repeats", "seconds", "sb3", "out")  # settings that train.py does not have
+OWN = ("sessions", "variants", "repeats", "seconds", "sb3", "out")  # settings that train.py does not have
+MODES = re.compile(r"(distributed|distributed\.[a-z_.]+)=\S+")  # what a variant may set
 
 
 def main() -> None:
@@ -42,43 +44,67 @@ def benchmark(cfg: DictConfig) -> None:
 
     cores, out, seconds = machine.cores(), Path(cfg.out), cfg.seconds
     try:
-        repeats, sessions, threads = _check(cfg, out)
+        repeats, plans, processes = _check(cfg, out, cores)
     except ValueError as error:
         raise CompactHydraException(str(error)) from error
     config.check_writable(str(out.parent), "out")
-    processes = max(1, cores // threads)
     OmegaConf.update(cfg, "distributed.max_session", processes)
     circumstances = provenance.circumstances()
     overrides = [o for o in HydraConfig.get().overrides.task if o.lstrip("+~").partition("=")[0] not in OWN]
-    parts, runs, sb3 = [], {n: [] for n in sessions}, []  # type: ignore[var-annotated]
+    frameskip = OmegaConf.select(cfg, "env.make.frameskip", default=4)
+    peers = sorted({1, cores}) if cfg.sb3 else []
+    parts, runs = [], {name: [] for name in plans}  # type: ignore[var-annotated]
+    sb3 = {str(n): [] for n in peers}  # type: ignore[var-annotated]
     with tempfile.TemporaryDirectory(prefix="asynclab_bench_") as folder:
         trial = build.make_trial(cfg, Path(folder))
+        print(about := _about(circumstances["machine"], trial.probe.precision), flush=True)
         try:
             for repeat in range(repeats):
                 print(f"{repeat + 1} of {repeats}: parts", end="", flush=True)
-                parts.append(measure.measure_parts(trial, processes, min(seconds / 6, 5.0)))
-                for n in sessions:
-                    print(f", {n} session{'s' * (n > 1)}", end="", flush=True)
-                    runs[n].append(measure.measure_run(ROOT / "train.py", overrides, n, seconds))
-                if cfg.sb3:
-                    print(", stable-baselines3", end="", flush=True)
-                    sb3.append(_sb3(cfg, trial.session.devices[0], cores, seconds))
+                parts.append(measure.measure_parts(trial, processes, min(seconds / 6, 5.0), frameskip))
+                for name, (n, settings) in plans.items():
+                    print(f", {name}{' session' * (not settings)}{'s' * (not settings and n > 1)}", end="", flush=True)
+                    asked = _replaced(overrides, settings)
+                    runs[name].append(measure.measure_run(ROOT / "train.py", asked, n, seconds))
+                for n in peers:
+                    print(f", stable-baselines3 with {n} thread{'s' * (n > 1)}", end="", flush=True)
+                    sb3[str(n)].append(_sb3(cfg, trial.session.devices[0], n, seconds))
                 print(flush=True)
         except RuntimeError as error:
             raise CompactHydraException(f"\n{error}") from error
     result = measure.summarise(processes, parts, runs, sb3)
-    print(measure.table(result))
+    print(f"{about}\n\n{measure.table(result)}")
     samples = {
         "parts": [[p._asdict() for p in ps] for ps in parts],
-        "runs": {n: [vars(r) for r in rs] for n, rs in runs.items()},
+        "runs": {name: [vars(r) for r in rs] for name, rs in runs.items()},
+        "sb3": sb3,
     }
-    content = {"result": result, "samples": samples | {"sb3": sb3}, "config": OmegaConf.to_container(cfg, resolve=True)}
-    out.write_text(json.dumps(content | circumstances, indent=2) + "\n")
+    _write(out, about, cfg, circumstances, result=result, samples=samples)
+
+
+def _replaced(overrides: list[str], settings: list[str]) -> list[str]:
+    """Return the overrides, of which those are replaced that ``settings`` has."""
+    keys = [setting.partition("=")[0] for setting in settings]
+    return [*(o for o in overrides if o.lstrip("+~").partition("=")[0] not in keys), *settings]
+
+
+def _write(out: Path, about: str, cfg: DictConfig, circumstances: dict[str, Any], **content: Any) -> None:
+    """Write every measurement, and its circumstances."""
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    out.write_text(json.dumps({"about": about, **content, "config": settings} | circumstances, indent=2) + "\n")
     print(f"wrote {out}")
 
 
-def _check(cfg: DictConfig, out: Path) -> tuple[int, list[int], int]:
-    """Return repeats, numbers of sessions and threads of each.
+def _about(machine: dict[str, Any], precision: str) -> str:
+    """Return what figures of different machines must not be compared without."""
+    return (
+        f"{precision} on {machine['cores']} cores of {machine['processor']}, {machine['instructions']};"
+        f" {machine['memory_gib']} GiB"
+    )
+
+
+def _check(cfg: DictConfig, out: Path, cores: int) -> tuple[int, dict[str, tuple[int, list[str]]], int]:
+    """Return repeats, the runs to compare by name (sessions and settings), and how many sessions fill the cores.
 
     Raises:
         ValueError: A setting makes no sense.
@@ -89,24 +115,43 @@ def _check(cfg: DictConfig, out: Path) -> tuple[int, list[int], int]:
     repeats, sessions = check.count("repeats", cfg.repeats), [check.count("sessions", n) for n in cfg.sessions]
     if len(set(sessions)) < len(sessions):
         raise ValueError(f"sessions={sessions} names a number twice; give each once")
+    asked = cfg.distributed.num_threads  # of those that fill the machine: unless it is said, one
+    threads = 1 if asked is None else check.count("distributed.num_threads", asked)
+    processes = max(1, cores // threads)
+    plans: dict[str, tuple[int, list[str]]] = {str(n): (n, []) for n in sessions}
+    for text in cfg.variants:
+        words = str(text).split()
+        if not words or not all(MODES.fullmatch(word) for word in words):
+            raise ValueError(
+                f"variants has {text!r}, which must be settings of distributed, such as"
+                " 'distributed=off distributed.num_threads=1'"
+            )
+        settings = dict(word.split("=", 1) for word in words)
+        number = settings.get("distributed.max_session", "1")
+        if not number.isdecimal() and number != "null":
+            raise ValueError(f"variants has {text!r}, where distributed.max_session={number} must be a number, or null")
+        n = processes if number == "null" else int(number)
+        plans[" ".join(words)] = (check.count("distributed.max_session", n), words)
+    if not plans:
+        raise ValueError("sessions=[] leaves nothing to measure; give numbers of sessions, or variants")
     if out.exists():
         raise ValueError(f"out={out} exists; set out to another file")
     if cfg.sb3 and find_spec("stable_baselines3") is None:
         raise ValueError("sb3=true needs stable-baselines3: pip install 'asynclab[bench]'")
-    threads = cfg.distributed.num_threads  # of those that fill the machine: unless it is said, one
-    return repeats, sessions, 1 if threads is None else check.count("distributed.num_threads", threads)
+    return repeats, plans, processes
 
 
-def _sb3(cfg: DictConfig, device: str, cores: int, seconds: float) -> dict[str, float]:
-    """Return frames and updates per second of stable-baselines3 with the same settings and all cores as threads."""
+def _sb3(cfg: DictConfig, device: str, threads: int, seconds: float) -> dict[str, float]:
+    """Return frames and updates per second of stable-baselines3 with the same settings."""
     from measure import end_with_parent
 
     settings: dict[str, Any] = {
         "env": OmegaConf.to_container(cfg.env.make, resolve=True),
         "torso": OmegaConf.to_container(cfg.env.torso, resolve=True),
+        "agent": OmegaConf.to_container(cfg.algo.agent, resolve=True),
         "memory": OmegaConf.to_container(cfg.algo.memory, resolve=True),
         "device": device,
-        "threads": cores,
+        "threads": threads,
         "seconds": seconds,
         "seed": cfg.seed,
     }

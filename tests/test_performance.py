@@ -163,7 +163,11 @@ def test_benchmark_measures_parts_whole_and_stable_baselines3(tmp_path):
         assert 128 < run["frames"]["median"] / run["updates"]["median"] < 512
         assert f"| {n} |" in process.stdout
         assert run["peak"]["median"] > 50 * 2**20
-    assert 128 < result["sb3"]["frames"]["median"] / result["sb3"]["updates"]["median"] < 512
+    assert set(result["sb3"]) == {"1", str(len(os.sched_getaffinity(0)))}
+    for peer in result["sb3"].values():
+        assert 250 < peer["frames"]["median"] / peer["updates"]["median"] < 262  # whole rounds of 256
+    assert content["about"].startswith("fp32 on ")
+    assert content["about"] in process.stdout
     parts = content["samples"]["parts"][0]
     assert [p["frames_per_update"] for p in parts] == [256.0] * len(os.sched_getaffinity(0))
     env, act, update = (sum(p[name] for p in parts) for name in ("env", "act", "update"))
@@ -181,6 +185,8 @@ def test_benchmark_measures_parts_whole_and_stable_baselines3(tmp_path):
         (["repeats=many"], "repeats"),
         ([f"out={ROOT}/README.md"], "out=.*README.md exists; set out to another file"),
         (["sessions=[1,1]"], r"sessions=\[1, 1\] names a number twice"),
+        (["sessions=[]"], r"sessions=\[\] leaves nothing to measure"),
+        (["variants=['algo=ppo']"], "variants has 'algo=ppo', which must be settings of distributed"),
         (["out=README.md/x.json"], "output folder out=README.md cannot be written"),
         (["algo.memory.horizon=0"], "algo.memory.horizon=0"),
     ],

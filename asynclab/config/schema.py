@@ -75,6 +75,7 @@ class BenchmarkConfig(Config):
     """A run to be measured, and how."""
 
     sessions: list[int] = field(default_factory=lambda: [1, 2])  # numbers of sessions to compare
+    variants: list[str] = field(default_factory=list)  # more to compare, each some settings of distributed
     repeats: int = 5  # of everything, in turn
     seconds: float = 20.0  # of each end-to-end measurement
     sb3: bool = False  # stable-baselines3 beside it

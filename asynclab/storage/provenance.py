@@ -99,20 +99,17 @@ def _version(package: str) -> str | None:
         return None
 
 
+def instructions() -> str:
+    """Return the instructions that torch's kernels use here, such as AVX2, and whether it multiplies bf16."""
+    return torch.backends.cpu.get_cpu_capability() + " and bf16" * has_native_bf16(torch.device("cpu"))
+
+
 def _machine() -> dict[str, Any]:
     return {
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": machine.model() or platform.processor(),
+        "instructions": instructions(),
         "cores": machine.cores(),
         "native_bf16": has_native_bf16(torch.device("cpu")),
         "memory_gib": round(machine.memory().total / 2**30, 1),
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
