@@ -54,7 +54,7 @@ def test_a_machine_with_another_asynclab_is_refused(machines, tmp_path):
     finally:
         machines.kill(other)
     assert process.returncode == 1
-    words = r"has Python .* asynclab \S+ \((\w{8})\), and this machine has Python .* asynclab \S+ \((?!\1)\w{8}\); install"
+    words = r"has Python .* asynclab \S+ \((\w{8})\), and this machine has Python .* asynclab \S+ \((?!\1)\w{8}\);"
     assert re.search(words, process.stderr + process.stdout)
     assert "Traceback" not in process.stderr
 
