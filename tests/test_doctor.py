@@ -58,8 +58,9 @@ CASES = {
     "emulator_clips": (PONG, r"truncations, \d+ end an episode whose raw return or length is reported wrongly\."),
 }
 ARMS = sorted(path.stem for path in (ROOT / "conf" / "arm").glob("*.yaml"))
+MISSING = {"study_scale": " correction=vtrace", "study_cluster": " exchange=diloco distributed.max_session=4"}
 EXPERIMENTS = [
-    f"{path.stem} arm={arm}" if arm else path.stem + " correction=vtrace" * (path.stem == "study_scale")
+    f"{path.stem} arm={arm}" if arm else path.stem + MISSING.get(path.stem, "")
     for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
     for arm in (ARMS if path.stem in ("study_cartpole", "study_pong") else [""])
 ]
