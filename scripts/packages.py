@@ -13,7 +13,9 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "architecture.md"
 BLOCK = re.compile(r"```mermaid\n.*?```\n", re.DOTALL)
 # which anybody may import: not drawn
-BASE = {"check", "flat", "layout", "machine", "moments", "precision", "progress", "schedules", "script", "text"}
+BASE = {
+    "check", "flat", "layout", "machine", "moments", "precision", "progress", "schedules", "script", "signals", "text",
+}  # fmt: skip
 
 
 def part(path: Path) -> str:

@@ -3,7 +3,6 @@
 import importlib
 import multiprocessing as mp
 import re
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -17,7 +16,7 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
-from asynclab import check, layout, script
+from asynclab import check, layout, script, signals
 from asynclab.envs import atari, native, video
 from asynclab.envs.actions import Actions
 from asynclab.envs.plain import UnfitSpace, box_observation, observations
@@ -218,8 +217,7 @@ def _shield(env: gym.Env) -> gym.Env:
     An environment is made in the session's process, too, to look at its spaces; that has handlers of its own.
     """
     if mp.current_process().name.startswith("Worker<AsyncVectorEnv>"):
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
-            signal.signal(number, lambda *_: None)
+        signals.handle(signals.ENDING, lambda *_: None)
     return env
 
 
