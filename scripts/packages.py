@@ -6,6 +6,7 @@ Example: ``python scripts/packages.py``
 import ast
 import re
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+@cache
 def graph() -> dict[str, set[str]]:
     """Return for each part of asynclab those that it imports."""
     files = [path for path in ROOT.glob("asynclab/**/*.py") if path.parent != ROOT / "asynclab" or path.stem[0] != "_"]
