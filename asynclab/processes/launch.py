@@ -93,7 +93,7 @@ def launch(
         runs: One per rank; picklable.
         num_threads: Torch threads of each session.
         control: Seen by the sessions, too, if they are to be watched or asked to end; None for no restarts.
-        first: Rank of the first, if others run elsewhere; then one alone has a process of its own, too.
+        first: Rank of the first; then one alone has a process of its own, too.
 
     Yields:
         The sessions' items, what happens to their processes, and None every now and then.

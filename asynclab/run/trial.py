@@ -371,7 +371,7 @@ class Trial:
         last = recorder.statistics.evaluation or {"frames": 0, "updates": 0}
         evaluator = Evaluator(
             self.schedule, partial(self.cfg.env.make, **self.schedule.changes), self.cfg.algo.agent,
-            self.stores, 10 * self.mode.hang_after, (last["frames"], last["updates"]),
+            self.stores, self.mode.hang_after, (last["frames"], last["updates"]),
         )  # fmt: skip
         try:
             yield evaluator
