@@ -115,6 +115,7 @@ class Trial:
             "max_session": self.mode.max_session,
             "num_threads": self.probe.num_threads,
             "networks": self.mode.num_stores,
+            "processes": self.mode.processes,
             "devices": self.probe.devices,
             "precision": self.probe.precision,
             "deterministic": self.probe.agent.deterministic if asked is None else asked,
