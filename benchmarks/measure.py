@@ -26,11 +26,11 @@ import psutil
 
 from asynclab.distributed import Store
 from asynclab.processes.launch import launch
+from asynclab.profile import Profile
 from asynclab.run.trial import Trial
 from asynclab.storage import metrics
 from asynclab.storage.names import METRICS
 from asynclab.text import markdown
-from asynclab.training.profile import Profile
 from asynclab.training.session import Session
 
 START_TIMEOUT = 900.0  # seconds in which every session must have learned once, or reported again

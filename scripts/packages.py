@@ -15,7 +15,8 @@ PAGE = ROOT / "docs" / "architecture.md"
 BLOCK = re.compile(r"```mermaid\n.*?```\n", re.DOTALL)
 # which anybody may import: not drawn
 BASE = {
-    "check", "flat", "layout", "machine", "moments", "precision", "progress", "schedules", "script", "signals", "text",
+    "check", "flat", "layout", "machine", "moments", "precision", "profile", "progress", "schedules", "script",
+    "signals", "text",
 }  # fmt: skip
 
 

@@ -18,12 +18,13 @@ SCRIPT = run_path(str(ROOT / "scripts" / "packages.py"))
 MAY_IMPORT = {  # and does, besides the small modules that anybody may
     "nets": set(),
     "optim": set(),
-    "envs": set(),
+    "adapters": set(),
+    "envs": {"adapters"},
     "memory": {"envs"},
     "agents": {"memory", "nets"},
     "distributed": {"optim"},
     "processes": set(),
-    "storage": {"distributed"},
+    "storage": {"distributed", "memory"},
     "training": {"agents", "distributed", "envs", "memory", "processes", "storage"},
     "simulation": {"distributed", "processes", "training"},
     "cluster": {"distributed", "envs", "processes", "storage", "training"},
@@ -31,15 +32,15 @@ MAY_IMPORT = {  # and does, besides the small modules that anybody may
     "console": set(),
     "sweeps": {"config", "storage"},
     "analysis": {"config", "storage", "sweeps"},
-    "evaluation": {"agents", "analysis", "config", "distributed", "envs", "nets", "processes", "storage"},
+    "evaluation": {"adapters", "agents", "analysis", "config", "distributed", "envs", "nets", "processes", "storage"},
     "run": {"agents", "analysis", "cluster", "config", "console", "distributed", "envs", "evaluation", "memory", "nets",
             "processes", "simulation", "storage", "training"},
     "build": {"config", "run", "storage"},
     "job": {"analysis", "build", "config", "processes", "run", "storage"},
     "main": {"config", "job", "sweeps"},
     "library": {"analysis", "config", "console", "evaluation", "job", "processes", "run", "storage", "sweeps"},
-    "doctor": {"agents", "build", "distributed", "envs", "memory", "optim", "processes", "run", "simulation",
-               "training"},
+    "doctor": {"adapters", "agents", "build", "distributed", "envs", "memory", "optim", "processes", "run",
+               "simulation", "training"},
 }  # fmt: skip
 FORBIDDEN = {
     "agents": {"multiprocessing", "hydra"},
@@ -49,6 +50,7 @@ FORBIDDEN = {
 }
 HYDRA = {"job", "library", "main", "build", "config", "doctor", "evaluation", "run", "storage", "sweeps", "analysis"}
 FILES = [*ROOT.glob("asynclab/**/*.py")]
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
 
 
 @pytest.mark.parametrize("name", MAY_IMPORT)
@@ -65,7 +67,14 @@ def test_what_anybody_may_import_imports_nothing_else():
 
 
 def test_the_picture_is_that_of_the_imports():
-    assert SCRIPT["drawing"]() in (ROOT / "docs" / "architecture.md").read_text(), "run python scripts/packages.py"
+    assert SCRIPT["drawing"]() in PAGE, "run python scripts/packages.py"
+
+
+def test_the_table_of_the_house_has_every_module():
+    rows = re.findall(r"^\| (?:`(\w+)/`|(?:top|small) modules) \| (.*) \|$", PAGE, re.MULTILINE)
+    listed = {(package, name) for package, holds in rows for name in re.findall(r"`(\w+)`", holds)}
+    found = {(path.parent.name.replace("asynclab", ""), path.stem) for path in FILES if path.stem != "__init__"}
+    assert found <= listed, found - listed
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

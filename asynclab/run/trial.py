@@ -17,7 +17,6 @@ from asynclab import console, flat
 from asynclab.config.schema import Config
 from asynclab.distributed import Mode, Store
 from asynclab.distributed.exchange import Exchanges
-from asynclab.distributed.tape import Tape
 from asynclab.envs import spaces
 from asynclab.evaluation.evaluator import Evaluator, Schedule
 from asynclab.processes.control import Control
@@ -33,6 +32,7 @@ from asynclab.run.tensorboard import hparams
 from asynclab.run.trackers import Tracker
 from asynclab.simulation.clock import Clock
 from asynclab.simulation.simulator import simulate
+from asynclab.simulation.tape import Tape
 from asynclab.storage.checkpoint import Checkpoint, Checkpoints
 from asynclab.storage.names import CHECKPOINTS, RECORD, SUMMARY
 from asynclab.text import override
