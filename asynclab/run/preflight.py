@@ -92,7 +92,7 @@ def check_run(cfg: Config, folder: Path, schedule: Schedule, checkpoint: Checkpo
             f"env.max_frame={cfg.env.max_frame} ends before every session has learned once; set it to {needed} or more"
         )
     refill = memory.refill(cfg.env.max_frame // mode.writers)
-    resources.check_descriptors(mode.processes, mode.num_stores)
+    resources.check_descriptors(mode.processes, mode.num_stores, schedule.every is not None)
     agent = cfg.algo.agent(envs.obs_space, envs.action_space)
     devices = choose_devices(cfg.device, mode, flat.size(agent.nets))
     if mode.record:
