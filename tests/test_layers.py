@@ -154,3 +154,10 @@ def test_no_constructor_that_a_config_does_not_make_takes_more_than_eight_argume
                 for function in node.body:
                     if isinstance(function, ast.FunctionDef) and function.name == "__init__":
                         assert len(function.args.args) + len(function.args.kwonlyargs) - 1 <= 8, node.name
+
+
+def test_what_is_made_of_more_than_eight_things_is_told_their_names():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2][:1].isupper():
+                assert len(node.args) <= 8, f"{path}, line {node.lineno}: name the arguments"

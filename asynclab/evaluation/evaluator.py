@@ -201,17 +201,17 @@ class Evaluator:
     ) -> None:
         self._control = Control(1, MAX_FAILURES - 1, hang_after)
         self._player = Player(
-            make_envs,
-            make_agent,
-            schedule,
-            stores[0].theta,
-            {name: moments.slots for name, moments in stores[0].moments.items()},
-            [store.frames for store in stores],
-            sum(store.max_frame for store in stores),
-            [store.updates for store in stores],
-            torch.tensor(last).share_memory_(),
-            torch.zeros((), dtype=torch.bool).share_memory_(),
-            self._control,
+            make_envs=make_envs,
+            make_agent=make_agent,
+            schedule=schedule,
+            theta=stores[0].theta,
+            moments={name: moments.slots for name, moments in stores[0].moments.items()},
+            frames=[store.frames for store in stores],
+            max_frame=sum(store.max_frame for store in stores),
+            updates=[store.updates for store in stores],
+            last=torch.tensor(last).share_memory_(),
+            ended=torch.zeros((), dtype=torch.bool).share_memory_(),
+            control=self._control,
         )
         self._results: queue.SimpleQueue[Evaluated] = queue.SimpleQueue()
         # starting a process waits for the fork server to have imported everything; training must not

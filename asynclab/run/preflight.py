@@ -100,7 +100,7 @@ def check_run(cfg: Config, folder: Path, schedule: Schedule, checkpoint: Checkpo
     on_disk, save_memory = _check_room(cfg, folder, agent, memory.nbytes())
     precision = _choose_precision(cfg.algo.precision, agent, devices, checkpoint)
     threads = resources.choose_threads(mode.num_threads, mode.processes, flat.size(agent.nets))
-    return Probe(envs, agent, memory.nbytes(), on_disk, save_memory, refill, devices, precision, threads)
+    return Probe(envs, agent, memory.nbytes(), on_disk, save_memory, refill, devices, precision, num_threads=threads)
 
 
 def _check_numbers(cfg: Config, is_new: bool) -> None:
