@@ -36,6 +36,7 @@ class RolloutBatch(NamedTuple):
         final_index: [K] int64 places t * B + b of truncated steps.
         final_obs: [K, ...] their true successors.
         state: [2, B, H] what a recurrent policy remembered before the first step, filled in by the agent; else empty.
+        log_prob: [T, B] log mu(a|s) of the policy that acted, likewise; nan where it is not known.
     """
 
     obs: Tensor
@@ -46,6 +47,7 @@ class RolloutBatch(NamedTuple):
     final_index: Tensor
     final_obs: Tensor
     state: Tensor = torch.empty(2, 0, 0)
+    log_prob: Tensor = torch.empty(0, 0)
 
 
 class ReplayBatch(NamedTuple):

@@ -31,11 +31,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from asynclab.distributed import Store
 from asynclab.envs import is_atari
 from asynclab.processes.launch import launch
+from asynclab.profile import Profile
 from asynclab.run.trial import Trial
 from asynclab.storage import metrics
 from asynclab.storage.names import METRICS
 from asynclab.text import markdown
-from asynclab.training.profile import Profile
 from asynclab.training.session import Session
 
 PEAK_SIZE = 512  # rows and columns of the matrices by which the peak is measured

@@ -6,6 +6,7 @@ Example: ``python scripts/packages.py``
 import ast
 import re
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -13,7 +14,10 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "architecture.md"
 BLOCK = re.compile(r"```mermaid\n.*?```\n", re.DOTALL)
 # which anybody may import: not drawn
-BASE = {"check", "flat", "layout", "machine", "moments", "precision", "progress", "schedules", "script", "text"}
+BASE = {
+    "check", "flat", "layout", "machine", "moments", "precision", "profile", "progress", "schedules", "script",
+    "signals", "text",
+}  # fmt: skip
 
 
 def part(path: Path) -> str:
@@ -33,6 +37,7 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+@cache
 def graph() -> dict[str, set[str]]:
     """Return for each part of asynclab those that it imports."""
     files = [path for path in ROOT.glob("asynclab/**/*.py") if path.parent != ROOT / "asynclab" or path.stem[0] != "_"]

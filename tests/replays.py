@@ -6,7 +6,7 @@ from gymnasium.spaces import Box
 from asynclab.envs import Step
 from asynclab.memory import Replay
 from asynclab.storage import snapshot
-from asynclab.training.segments import MemoryFiles
+from asynclab.storage.segments import MemoryFiles
 
 NUM_ENVS, ROWS = 2, 640  # in 64 segments of 10
 

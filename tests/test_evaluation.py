@@ -28,8 +28,9 @@ from asynclab import build, config
 from asynclab.analysis import curves
 from asynclab.distributed import Synced
 from asynclab.evaluation import evaluator, play
-from asynclab.evaluation.evaluator import Evaluated, Evaluator, Match
+from asynclab.evaluation.evaluator import Evaluated, Evaluator, Player
 from asynclab.evaluation.play import Evaluation, evaluate
+from asynclab.processes.control import Control
 from asynclab.run import trial
 from asynclab.run.ending import end_on_signals
 from asynclab.storage import checkpoint
@@ -332,7 +333,7 @@ def evaluates(make_trial, caplog):
     caplog.set_level(logging.WARNING, "asynclab")
 
     @contextmanager
-    def make(algo="a3c", patience=60.0, episodes=2, **agent):
+    def make(algo="a3c", hang_after=6.0, episodes=2, **agent):
         store = make_trial().stores[0]
         make_agent, _, make_envs = ALGOS[algo]
         found = Evaluator(
@@ -340,7 +341,7 @@ def evaluates(make_trial, caplog):
             partial(make_envs, num_envs=2),
             partial(make_agent, **({"torso": TORSO} | agent)),
             [store],
-            patience,
+            hang_after,
         )
         try:
             yield found, store
@@ -364,9 +365,10 @@ def test_a_killed_evaluator_starts_again_and_evaluates_the_newest_weights(evalua
 
 @pytest.mark.medium
 def test_a_hung_evaluator_is_killed_and_one_that_fails_three_times_is_given_up(evaluates, caplog):
-    with evaluates(patience=1.0) as (found, _):
+    with evaluates(hang_after=0.1) as (found, _):
         os.kill(player().pid, signal.SIGSTOP)
         wait_for(lambda: "the evaluator hung for 1 s and was killed; restart in 1 s" in caplog.text)
+        assert "its process was stopped by a signal" in caplog.text
     with evaluates(torso=None) as (found, _):
         wait_for(lambda: not found._thread.is_alive())
         assert caplog.text.count("the evaluator raised") == 3
@@ -376,41 +378,43 @@ def test_a_hung_evaluator_is_killed_and_one_that_fails_three_times_is_given_up(e
 
 
 @pytest.fixture
-def match(make_trial):
+def player_of(make_trial):
     """Return what the process gets, and the store that it evaluates."""
     store = make_trial().stores[0]
     make_agent, _, make_envs = ALGOS["a3c"]
-    return Match(
-        make_envs, partial(make_agent, torso=TORSO), make_schedule(every=100, episodes=2), store.theta,
-        {}, [store.frames], store.max_frame, [store.updates], torch.zeros(()), *torch.zeros(2, dtype=torch.bool),
+    return Player(
+        make_envs, partial(make_agent, torso=TORSO), make_schedule(every=100, episodes=2), store.theta, {},
+        [store.frames], store.max_frame, [store.updates], torch.zeros(2, dtype=torch.int64), torch.tensor(False),
+        Control(1),
     ), store  # fmt: skip
 
 
-def test_weights_in_between_are_left_out_and_the_final_ones_are_not(match):
-    match, store = match
-    results = match.run((0, 0))
+def test_weights_in_between_are_left_out_and_the_final_ones_are_not(player_of):
+    played, store = player_of
+    results = played.run()
     store.frames[0] = 120
     first = next(results)
     store.frames[0] = 580  # four marks later
     store.theta.copy_(torch.linspace(-1, 1, len(store.theta)))  # always the same action
     second = next(results)
     store.frames[0] = 599
-    match.ended.fill_(True)
+    played.ended.fill_(True)
     assert [first.frames, second.frames, *(r.frames for r in results)] == [120, 580, 599]
     assert first.returns != second.returns
-    assert list(match.run((599, 0))) == []  # nothing has changed since
+    played.last[0] = 599
+    assert list(played.run()) == []  # nothing has changed since
 
 
-def test_when_the_budget_is_used_up_only_the_final_weights_are_evaluated(match, monkeypatch):
-    match, store = match
+def test_when_the_budget_is_used_up_only_the_final_weights_are_evaluated(player_of, monkeypatch):
+    played, store = player_of
     store.frames[0] = store.max_frame
 
     def learn_for_the_last_time(seconds):
         store.updates[0] = 7
-        match.ended.fill_(True)
+        played.ended.fill_(True)
 
     monkeypatch.setattr(evaluator.time, "sleep", learn_for_the_last_time)
-    assert [(r.frames, r.updates) for r in match.run((0, 0))] == [(store.max_frame, 7)]
+    assert [(r.frames, r.updates) for r in played.run()] == [(store.max_frame, 7)]
 
 
 def test_evaluations_that_come_after_the_last_event_are_in_the_checkpoint(make_trial, tmp_path, monkeypatch):

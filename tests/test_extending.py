@@ -94,6 +94,9 @@ def test_an_algorithm_an_environment_and_a_mode_of_another_package_train(package
     assert (config["distributed"]["share"], config["env"]["make"]["length"]) == (0.5, 10)
     after = shell(package, f"{EXPORT}\n{COMMANDS[3]}", bin)
     assert json.loads((run / "summary.json").read_text())["frames"] == 24_000
+    report = (run / "report.html").read_text()
+    assert all(choice in report for choice in ("algo=reinforce", "env=corridor", "distributed=sparse"))
+    assert (run / "curve.png").stat().st_size > 10_000
     assert re.search(r"return 0\.\d\d \+- .* over 20 episodes", after)
     assert re.search(r"left after \d+ steps\n", after)
 

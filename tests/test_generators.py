@@ -10,10 +10,10 @@ from test_learner import learner_of, some_batches
 
 from asynclab.agents import A3C
 from asynclab.distributed import Synced
+from asynclab.profile import Profile
 from asynclab.storage import checkpoint, snapshot
+from asynclab.storage.segments import MemoryFiles
 from asynclab.training import generators
-from asynclab.training.profile import Profile
-from asynclab.training.segments import MemoryFiles
 from asynclab.training.state import Start, resume, save
 
 GPU = torch.Generator()

@@ -14,8 +14,8 @@ from conftest import ALGOS, ROOT, run_session
 from test_learner import some_batches
 
 from asynclab.distributed import Off
+from asynclab.profile import Profile
 from asynclab.training.instruments import Instruments
-from asynclab.training.profile import Profile
 
 pytestmark = [
     pytest.mark.medium,

@@ -12,9 +12,9 @@ from asynclab.agents import A3C
 from asynclab.distributed import Off, Shared, Synced
 from asynclab.processes.control import Control
 from asynclab.processes.launch import FatalError
+from asynclab.profile import Profile
 from asynclab.training.instruments import Instruments
 from asynclab.training.learner import Turn, clip_norm_
-from asynclab.training.profile import Profile
 
 
 def learner_of(trial):

@@ -11,8 +11,8 @@ from asynclab.agents.actor_critic import forget
 from asynclab.envs import Envs, make_envs
 from asynclab.memory import Rollout
 from asynclab.nets import LSTM
-from asynclab.training.profile import Profile
-from asynclab.training.segments import MemoryFiles
+from asynclab.profile import Profile
+from asynclab.storage.segments import MemoryFiles
 from asynclab.training.state import Start, resume, save
 
 

@@ -11,7 +11,7 @@ from gymnasium.wrappers.vector import NormalizeObservation, NormalizeReward
 
 from asynclab.envs import make_envs
 from asynclab.envs.normalize import Moments
-from asynclab.training.profile import Profile
+from asynclab.profile import Profile
 
 
 def test_several_writers_estimate_what_one_would_have():

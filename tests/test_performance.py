@@ -20,7 +20,7 @@ from asynclab.distributed import Off, Synced
 from asynclab.envs import make_envs
 from asynclab.memory import Replay, Rollout
 from asynclab.nets import MLPTorso
-from asynclab.training.profile import PHASES, Profile
+from asynclab.profile import PHASES, Profile
 
 
 @pytest.mark.parametrize("id", ["ALE/Pong-v5", "Humanoid-v5"])

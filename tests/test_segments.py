@@ -14,7 +14,7 @@ from replays import NUM_ENVS, ROWS, filled, save_for_ever, step, take
 
 from asynclab.storage import checkpoint, snapshot
 from asynclab.storage.checkpoint import Checkpoints
-from asynclab.training.segments import MemoryFiles
+from asynclab.storage.segments import MemoryFiles
 
 
 def hold_the_same(first, second):

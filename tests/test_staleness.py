@@ -10,7 +10,7 @@ from test_learner import learner_of, some_batches
 from asynclab.agents import A3C
 from asynclab.distributed import Shared, Synced
 from asynclab.nets import MLPTorso
-from asynclab.training import staleness
+from asynclab.run import staleness
 
 
 def test_summary_is_that_of_the_values_themselves():

@@ -14,7 +14,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from asynclab import build, config
-from asynclab.envs import make_envs, video
+from asynclab.adapters import video
+from asynclab.envs import make_envs
 from asynclab.evaluation.play import evaluate
 
 config.register()

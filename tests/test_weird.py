@@ -21,12 +21,12 @@ from weird_env import ACTIONS, OBSERVATIONS, REFUSED, REFUSED_ACTIONS
 
 import asynclab
 from asynclab import config
+from asynclab.adapters.actions import Actions
 from asynclab.agents import A3C, DQN, PPO, NStepQ, make_sac
 from asynclab.agents.distributions import categorical, multi_categorical
 from asynclab.config import targets
 from asynclab.doctor.audit import audit, hands_out_all, random_actions
 from asynclab.envs import make_envs
-from asynclab.envs.actions import Actions
 from asynclab.evaluation.play import check_changes, evaluate
 from asynclab.memory import Replay, Rollout
 from asynclab.nets import ConvTorso, JoinedTorso, MLPTorso, auto_torso

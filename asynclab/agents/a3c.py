@@ -4,7 +4,7 @@ A3C is this in mode ``synced`` with several sessions; A2C is this in mode ``off`
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class A3C(ActorCritic):
         if self.vtrace and self.nets.training:  # nobody takes it away where nothing is learned
             self._log_probs.append(policy.log_prob(action))
 
-    def minibatches(self, batch: RolloutBatch) -> Iterator[Any]:
+    def minibatches(self, batch: RolloutBatch) -> Iterator[RolloutBatch]:
         """Yield the rollout."""
         whole = self._take_state(batch)
         if not self.vtrace:
@@ -50,9 +50,9 @@ class A3C(ActorCritic):
         log_prob = torch.full_like(batch.reward, torch.nan)  # of a session that has died is not known how it acted
         if acted:
             log_prob[-len(acted) :] = torch.stack(acted)
-        yield OffPolicyBatch(*whole, log_prob)
+        yield whole._replace(log_prob=log_prob)
 
-    def _advantage(self, batch: Any, policy: Distribution, value: Tensor, v_next: Tensor) -> Tensor:
+    def _advantage(self, batch: RolloutBatch, policy: Distribution, value: Tensor, v_next: Tensor) -> Tensor:
         if not self.vtrace:
             return super()._advantage(batch, policy, value, v_next)
         log_prob = policy.log_prob(batch.action.flatten(0, 1)).detach().view_as(batch.reward)
@@ -84,22 +84,3 @@ class A3C(ActorCritic):
         """Take over such a state."""
         super().load_state_dict(state)
         self._log_probs = list(state["log_probs"].to(self.device)) if "log_probs" in state else []
-
-
-class OffPolicyBatch(NamedTuple):
-    """A rollout, and how likely its actions were when they were taken.
-
-    Attributes:
-        log_prob: [T, B] log mu(a|s); nan where it is not known.
-        others: Of ``RolloutBatch``.
-    """
-
-    obs: Tensor
-    action: Tensor
-    reward: Tensor
-    terminated: Tensor
-    done: Tensor
-    final_index: Tensor
-    final_obs: Tensor
-    state: Tensor
-    log_prob: Tensor

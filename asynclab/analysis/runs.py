@@ -67,7 +67,9 @@ class Run(NamedTuple):
     @property
     def cores(self) -> int:
         """How many cores its sessions could keep busy."""
-        processes = 1 if self.settings["distributed._target_"].endswith(".Simulated") else self.made["max_session"]
+        processes = self.made.get("processes")
+        if processes is None:  # of an older version
+            processes = 1 if self.settings["distributed._target_"].endswith(".Simulated") else self.made["max_session"]
         threads = processes * self.settings["distributed.num_threads"]
         return min(threads, self.made["machine"]["cores"])
 

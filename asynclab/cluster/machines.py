@@ -21,9 +21,8 @@ from typing import Any
 import psutil
 
 import asynclab
-from asynclab import machine
+from asynclab import machine, signals
 from asynclab.distributed import Cluster
-from asynclab.processes.server import SIGNALS
 
 OBJECTS = 100 * 2**20  # bytes of Ray's store of objects, at least
 CONNECT = 10.0  # seconds in which a cluster must answer
@@ -173,16 +172,15 @@ def _init(**settings: Any) -> None:
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     handler = signal.getsignal(signal.SIGTERM)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited
-    try:
-        ray.init(
-            include_dashboard=None if settings["address"] != "local" else False,
-            configure_logging=False, log_to_driver=False, **settings,
-        )  # fmt: skip
-    finally:
-        if handler is not None:
-            signal.signal(signal.SIGTERM, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    with signals.blocked():
+        try:
+            ray.init(
+                include_dashboard=None if settings["address"] != "local" else False,
+                configure_logging=False, log_to_driver=False, **settings,
+            )  # fmt: skip
+        finally:
+            if handler is not None:
+                signal.signal(signal.SIGTERM, handler)
 
 
 def _ask_versions(node: str) -> Any:

@@ -18,8 +18,8 @@ from rich.console import Console, ConsoleRenderable
 from rich.live import Live
 from rich.text import Text
 
+from asynclab import signals
 from asynclab.console.table import Status, Table
-from asynclab.processes import signals
 
 REFRESH = 1.0  # seconds between two refreshes, each of which takes about two milliseconds of one core
 LABEL = 15  # columns of the labels of a screen's rows, indent included

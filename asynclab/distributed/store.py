@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from asynclab.distributed.lock import ProcessLock
-from asynclab.distributed.tape import Playback, Tape
+from asynclab.distributed.tape import Tape
 from asynclab.optim import GlobalOptimizer, Groups
 
 FLOAT32_COUNTS = 2**24  # adding 1 to a larger float32 leaves it as it is
@@ -81,7 +81,7 @@ class Store:
         # As many numbers as theta has, to which every step adds 1, right after theta and in the same way.
         self._probe = torch.zeros_like(self.theta, dtype=torch.int32).share_memory_() if diagnostics else None
         self._first_update = 0
-        self.tape: Tape | Playback | None = None
+        self.tape: Tape | None = None
         self.velocity: Tensor | None = None
         part = network.target_part
         self.target = None if part is None else self.theta[part].clone().share_memory_()
@@ -96,7 +96,7 @@ class Store:
         )
         self._base_lr = [group["lr"] for group in self.optimizer.param_groups]
 
-    def recorded(self, tape: "Tape | Playback") -> "Store":
+    def recorded(self, tape: Tape) -> "Store":
         """Return the store as a session has it that is recorded."""
         twin = copy.copy(self)
         twin.tape = tape

@@ -20,10 +20,10 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from asynclab import envs as environments
+from asynclab.adapters.actions import Actions
+from asynclab.adapters.plain import observations
 from asynclab.envs import Envs, is_atari
-from asynclab.envs.actions import Actions
 from asynclab.envs.make import has_own_vector
-from asynclab.envs.plain import observations
 from asynclab.memory import Memory, Replay, ReplayBatch, Rollout, RolloutBatch
 
 FRAMESKIP = 4  # of Atari, unless the configuration has another

@@ -17,12 +17,12 @@ from gymnasium.spaces import Box
 from omegaconf import DictConfig, OmegaConf
 
 from asynclab import build
+from asynclab.adapters.actions import Actions
 from asynclab.distributed import Store
 from asynclab.doctor import audit, probe
 from asynclab.doctor.faults import FAULTS, Planted, planted
 from asynclab.doctor.probe import ProbeError, begin, digest, state_of
 from asynclab.envs import Envs, is_atari
-from asynclab.envs.actions import Actions
 from asynclab.memory import Memory, Replay, Rollout
 from asynclab.optim import GlobalOptimizer
 from asynclab.processes.control import Control

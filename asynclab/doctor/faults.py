@@ -22,12 +22,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from torch import nn
 
 from asynclab import flat, machine, optim
+from asynclab.adapters import native
+from asynclab.adapters.actions import Actions
+from asynclab.adapters.retrace import Traced
 from asynclab.agents import SAC, Agent, QLearning
 from asynclab.distributed import Mode, Off, Shared, Store
 from asynclab.distributed.timing import Constant, Lognormal
-from asynclab.envs import Envs, is_atari, make, native
-from asynclab.envs.actions import Actions
-from asynclab.envs.retrace import Traced
+from asynclab.envs import Envs, is_atari, make
 from asynclab.flat import Vector
 from asynclab.memory import Replay
 from asynclab.run.trial import Trial
@@ -334,7 +335,7 @@ def real_time() -> Replacements:
 
 
 class _Gymnasium:
-    """The package as ``envs.make`` and ``envs.native`` see it, with other vector environments."""
+    """The package as ``envs.make`` and ``adapters.native`` see it, with other vector environments."""
 
     def __init__(self, make_vec: Callable[..., VectorEnv]) -> None:
         self.make_vec = make_vec

@@ -24,12 +24,12 @@ from asynclab.distributed import Store
 from asynclab.memory import Memory
 from asynclab.processes.control import Control
 from asynclab.processes.launch import Failure
+from asynclab.profile import Profile
 from asynclab.run.trial import Trial
 from asynclab.schedules import Linear
 from asynclab.simulation.simulator import simulate
 from asynclab.training.learner import Learner, Turns
 from asynclab.training.loop import Loop
-from asynclab.training.profile import Profile
 from asynclab.training.session import Session
 
 PATIENCE = 60.0  # seconds that one session waits for another

@@ -1,9 +1,6 @@
 """Gymnasium id -> Envs."""
 
-import importlib
 import multiprocessing as mp
-import re
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -12,19 +9,19 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_id, parse_env_id
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
-from asynclab import check, layout, script
-from asynclab.envs import atari, native, video
-from asynclab.envs.actions import Actions
-from asynclab.envs.plain import UnfitSpace, box_observation, observations
-from asynclab.envs.retrace import Traced
+from asynclab import check, layout, script, signals
+from asynclab.adapters import native, video
+from asynclab.adapters.actions import Actions
+from asynclab.adapters.ids import Wrapper, is_atari, plain, remedy, resolve, why
+from asynclab.adapters.plain import UnfitSpace, box_observation, observations
+from asynclab.adapters.retrace import Traced
 from asynclab.envs.vector import Envs, Shaping, Vector
 
-Wrapper = Callable[[gym.Env], gym.Env]
 MODES = ("sync", "async", "vector_entry_point")
 PLAIN_ONLY = ("mode", "difficulty", "obs_type")  # settings of Atari that ale-py's vector environment does not have
 # Settings that would make wrong transitions or returns, and what to do instead
@@ -104,7 +101,7 @@ def make_envs(
     except video.CannotRender:
         raise
     except Exception as error:  # whatever the environment raises
-        raise ValueError(f"env.id={id} cannot be made ({_why(error)}); {_remedy(spec)}") from error
+        raise ValueError(f"env.id={id} cannot be made ({why(error)}); {remedy(spec)}") from error
     pack = list if not is_plain else np.asarray if is_atari(id) else _first
     vector = Vector(id, RecordEpisodeStatistics(env), space, actions, convert, pack, wrappers)
     return Envs(vector, Shaping(clip_reward, episodic_life, normalize_obs, scale_reward))
@@ -112,50 +109,6 @@ def make_envs(
 
 def _first(seeds: list[int]) -> int:
     return seeds[0]  # gymnasium's vectors take one and make the others of it
-
-
-def resolve(id: str) -> EnvSpec:
-    """Return what gymnasium knows of an id; its module, and ale-py if it is needed, are imported.
-
-    Raises:
-        ValueError: It is not registered, or an old one of Atari.
-    """
-    module, _, name = id.rpartition(":")
-    try:
-        if module:
-            importlib.import_module(module)
-        if name not in gym.registry:
-            import ale_py
-
-            gym.register_envs(ale_py)
-        game = _new_atari(name)
-        if game is None:
-            namespace, base, version = parse_env_id(name)
-            if version is None:
-                version = find_highest_version(namespace, base)
-            return gym.spec(get_env_id(namespace, base, version))
-    except gym.error.Error as error:
-        raise ValueError(f"env.id={id} is not a registered environment ({error}); set env.id to one that is") from error
-    except Exception as error:  # whatever the module raises
-        raise ValueError(f"env.id={id} cannot be made ({_why(error)}); install {module} or mend it") from error
-    raise ValueError(f"env.id={id} is an old Atari environment, with other frames and actions; set env.id={game}")
-
-
-def _new_atari(name: str) -> str | None:
-    """Return today's id of an Atari environment of old, such as PongNoFrameskip-v4; None if it is none."""
-    found = re.fullmatch(r"(?:ALE/)?([A-Z]\w*?)(-ram)?(?:Deterministic|NoFrameskip)?-v\d+", name)
-    known = gym.registry.get(name)
-    if found is None or (known and (known.entry_point != native.EMULATOR or known.namespace == "ALE")):
-        return None
-    today = f"ALE/{found[1]}-v5"
-    if today not in gym.registry or (name.startswith("ALE/") and not found[2]):  # of which gymnasium knows more
-        return None
-    return today + " +env.make.obs_type=ram" * bool(found[2])
-
-
-def is_atari(id: str) -> bool:
-    """Return whether it is a game of ale-py."""
-    return resolve(id).entry_point == native.EMULATOR
 
 
 def has_own_vector(
@@ -175,21 +128,6 @@ def has_own_vector(
             " not have; set it to sync or async"
         )
     return vectorization_mode == "vector_entry_point"
-
-
-def plain(id: str, wrappers: Sequence[Wrapper] = (), **kwargs: Any) -> gym.Env:
-    """Make one environment that is not part of a vector, with its wrappers.
-
-    Args:
-        id: Gymnasium id.
-        wrappers: Put around it, the first innermost.
-        kwargs: For its constructor.
-    """
-    spec = resolve(id)
-    env = atari.make(spec.id, **kwargs) if spec.entry_point == native.EMULATOR else gym.make(spec.id, **kwargs)
-    for wrapper in wrappers:
-        env = wrapper(env)
-    return env
 
 
 def _vectorized(
@@ -218,8 +156,7 @@ def _shield(env: gym.Env) -> gym.Env:
     An environment is made in the session's process, too, to look at its spaces; that has handlers of its own.
     """
     if mp.current_process().name.startswith("Worker<AsyncVectorEnv>"):
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
-            signal.signal(number, lambda *_: None)
+        signals.handle(signals.ENDING, lambda *_: None)
     return env
 
 
@@ -237,21 +174,6 @@ def _recorded(
     else:
         make = partial(plain, spec.id, wrappers, **(dict(kwargs) | {"render_mode": "rgb_array"}))
     return video.make(spec.id, record, make, lambda env: Traced(box_observation(env)))
-
-
-def _why(error: Exception) -> str:
-    """Return what was raised; its type says more than a text such as ``'mapname'``."""
-    text = " ".join(str(error).split())
-    if text and isinstance(error, (gym.error.Error, ImportError, TypeError)):
-        return text
-    return f"{type(error).__name__}{': ' * bool(text)}{text}"
-
-
-def _remedy(spec: EnvSpec) -> str:
-    newest = find_highest_version(spec.namespace, spec.name)
-    if spec.version is not None and newest is not None and newest > spec.version:
-        return f"set env.id={get_env_id(spec.namespace, spec.name, newest)}, which is newer"
-    return "install what it needs or mend env.make"
 
 
 def spaces(envs: Envs) -> str:

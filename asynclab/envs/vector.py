@@ -16,10 +16,10 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from numpy.typing import NDArray
 
 from asynclab import layout
-from asynclab.envs.actions import Actions
+from asynclab.adapters.actions import Actions
+from asynclab.adapters.plain import Boxed, Convert
+from asynclab.adapters.retrace import Traced
 from asynclab.envs.normalize import Moments
-from asynclab.envs.plain import Boxed, Convert
-from asynclab.envs.retrace import Traced
 
 CLIP = 10.0  # normalised observations and scaled rewards are at most so large
 EPSILON = 1e-8  # added to variances

@@ -2,37 +2,35 @@
 
 It watches the clock and copies theta itself, so neither the sessions nor the parent do anything for it, and it plays
 the newest weights when it has time: if an evaluation takes longer than ``every`` frames, those in between are left out.
+To ``launch`` it is a session like others, and so it is started, watched and started again as they are.
 """
 
 import logging
-import multiprocessing as mp
 import os
 import queue
-import signal
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from asynclab import check, script
+from asynclab import check
 from asynclab.agents import Agent
 from asynclab.distributed import Store
 from asynclab.envs import Envs
 from asynclab.evaluation.play import SEED, check_request, equip, play
-from asynclab.processes.launch import end_helpers, settle
-from asynclab.processes.server import start_server
+from asynclab.processes.control import Control
+from asynclab.processes.launch import Failure, SessionError, launch
 
 log = logging.getLogger(__name__)
 
 TICK = 0.1  # seconds between two looks
 MAX_FAILURES = 3  # in a row, after which there are no more evaluations
+END = 1.0  # seconds in which it ends when told to
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class Evaluated(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Match:
+class Player:
     """What the process gets.
 
     Attributes:
@@ -112,9 +110,9 @@ class Match:
         frames: Slots of all clocks, likewise.
         max_frame: Budget of all clocks together.
         updates: Slots of all counts of updates, likewise.
-        beats: Shared number that changes as long as the process lives.
+        last: [2] frames and updates at the last evaluation that the parent knows of, shared.
         ended: Shared; whether theta is final.
-        closing: Shared; whether to end at once.
+        control: Told of every step, and asked whether to end at once.
     """
 
     make_envs: Callable[..., Envs]
@@ -125,33 +123,35 @@ class Match:
     frames: Sequence[Tensor]
     max_frame: int
     updates: Sequence[Tensor]
-    beats: Tensor
+    last: Tensor
     ended: Tensor
-    closing: Tensor
+    control: Control
 
-    def run(self, last: tuple[int, int]) -> Iterator[Evaluated]:
-        """Evaluate whenever it is due, and when theta is final for the last time.
+    def run_beside(self) -> Iterator[Evaluated | None]:
+        """Do what ``run`` does in a process that yields to those that train."""
+        os.nice(self.schedule.nice)
+        yield None  # it runs: what fails from here on is tried again
+        yield from self.run()
 
-        Args:
-            last: Frames and updates at the last evaluation.
-        """
+    def run(self) -> Iterator[Evaluated]:
+        """Evaluate whenever it is due, and when theta is final for the last time."""
         with closing(self.make_envs(num_envs=1)) as envs:
-            yield from self._evaluate(envs, last)
+            yield from self._evaluate(envs)
 
-    def _evaluate(self, envs: Envs, last: tuple[int, int]) -> Iterator[Evaluated]:
+    def _evaluate(self, envs: Envs) -> Iterator[Evaluated]:
         plan = self.schedule
         assert plan.every is not None
         agent = self.make_agent(envs.obs_space, envs.action_space)
         theta, moments = self.theta.clone(), {name: slots.clone() for name, slots in self.moments.items()}
         equip(agent, envs, theta, moments)
-        while not self.closing:
+        last = tuple(self.last.tolist())
+        while not self._is_told_to_end():
             final = bool(self.ended)  # before the clock is read: then that is final, too
             now = sum(int(slots.sum()) for slots in self.frames), sum(int(slots.sum()) for slots in self.updates)
             if final and now == last:
                 return
             due = now[0] // plan.every > last[0] // plan.every and now[0] < self.max_frame  # else what is final follows
             if not (final or due):
-                self.beats.add_(1)
                 time.sleep(TICK)
                 continue
             seconds = time.monotonic()
@@ -161,8 +161,7 @@ class Match:
             games = []
             limit = plan.max_episode_steps
             for game in play(agent, envs, plan.episodes, plan.deterministic, max_episode_steps=limit):
-                self.beats.add_(1)
-                if self.closing:
+                if self._is_told_to_end():
                     return
                 if game is not None:
                     games.append(game)
@@ -172,9 +171,13 @@ class Match:
             if final:
                 return
 
+    def _is_told_to_end(self) -> bool:
+        self.control.beat(0, slow=True)
+        return self.control.ending()
+
 
 class Evaluator:
-    """The parent's side: starts the process in the background, starts it again if it dies or hangs, and gives it up.
+    """The parent's side: a thread runs the process as ``launch`` runs sessions, and gives it up if it keeps failing.
 
     Whatever becomes of it, training goes on.
 
@@ -183,7 +186,7 @@ class Evaluator:
         make_envs: () -> Envs.
         make_agent: (obs_space, action_space) -> Agent.
         stores: The first one's weights are played: with ``distributed=off`` those of session 0.
-        patience: Seconds without a sign of life after which the process counts as hung.
+        hang_after: Of a session; ten times as long may be between two steps here.
         last: Frames and updates at the last evaluation.
     """
 
@@ -193,26 +196,24 @@ class Evaluator:
         make_envs: Callable[..., Envs],
         make_agent: Callable[..., Agent],
         stores: Sequence[Store],
-        patience: float,
+        hang_after: float,
         last: tuple[int, int] = (0, 0),
     ) -> None:
-        self._match = Match(
-            make_envs,
-            make_agent,
-            schedule,
-            stores[0].theta,
-            {name: moments.slots for name, moments in stores[0].moments.items()},
-            [store.frames for store in stores],
-            sum(store.max_frame for store in stores),
-            [store.updates for store in stores],
-            torch.zeros((), dtype=torch.int64).share_memory_(),
-            torch.zeros((), dtype=torch.bool).share_memory_(),
-            torch.zeros((), dtype=torch.bool).share_memory_(),
+        self._control = Control(1, MAX_FAILURES - 1, hang_after)
+        self._player = Player(
+            make_envs=make_envs,
+            make_agent=make_agent,
+            schedule=schedule,
+            theta=stores[0].theta,
+            moments={name: moments.slots for name, moments in stores[0].moments.items()},
+            frames=[store.frames for store in stores],
+            max_frame=sum(store.max_frame for store in stores),
+            updates=[store.updates for store in stores],
+            last=torch.tensor(last).share_memory_(),
+            ended=torch.zeros((), dtype=torch.bool).share_memory_(),
+            control=self._control,
         )
-        self._patience = patience
-        self._last = last
         self._results: queue.SimpleQueue[Evaluated] = queue.SimpleQueue()
-        self._closing = threading.Event()
         # starting a process waits for the fork server to have imported everything; training must not
         self._thread = threading.Thread(target=self._supervise, daemon=True)
         self._thread.start()
@@ -229,90 +230,40 @@ class Evaluator:
         Args:
             cancelled: Whether to wait no longer.
         """
-        self._match.ended.fill_(True)
-        deadline = time.monotonic() + self._match.schedule.wait
+        wait = self._player.schedule.wait
+        self._player.ended.fill_(True)
+        deadline = time.monotonic() + wait
         while self._thread.is_alive() and time.monotonic() < deadline and not cancelled():
             self._thread.join(TICK)
             yield from self.results()
         if self._thread.is_alive() and not cancelled():
-            log.warning("the final weights were not evaluated within eval.wait=%g seconds", self._match.schedule.wait)
+            log.warning("the final weights were not evaluated within eval.wait=%g seconds", wait)
         yield from self.results()
 
     def close(self) -> None:
         """End the process."""
-        self._match.closing.fill_(True)
-        self._closing.set()
+        self._control.finish(END)
         self._thread.join(5)
 
     def _supervise(self) -> None:
-        failures = 0
-        while not self._closing.is_set():
-            before = self._last
-            cause = self._run()
-            if cause is None:
-                return
-            failures = failures + 1 if self._last == before else 1
-            if failures == MAX_FAILURES:
-                log.warning("the evaluator %s; the run goes on without evaluations", cause)
-                return
-            delay = 2.0 ** (failures - 1)
-            log.warning("the evaluator %s; restart in %.0f s", cause, delay)
-            self._closing.wait(delay)
-
-    def _run(self) -> str | None:
-        """Run the process to its end and return what was wrong with it."""
-        context = mp.get_context("forkserver")
+        failure = None
         try:
-            start_server()
-            receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(
-                target=_child, args=(self._match, self._last, sender), name="evaluator", daemon=True
-            )
-            with script.starting():
-                process.start()
-        except (OSError, EOFError) as error:  # no memory, no descriptors, a fork server that has just died
-            return f"could not be started ({error or type(error).__name__})"
-        sender.close()  # only the process holds it now, so its death is an end of file
-        try:
-            return self._listen(process, receiver)
-        finally:
-            process.join(1)  # it closes its environment, which may have processes of its own
-            process.kill()
-            process.join()
-            process.close()
-            receiver.close()
-
-    def _listen(self, process: Any, receiver: Connection) -> str | None:
-        beats, silent, looked = -1, 0.0, time.monotonic()
-        while not self._closing.is_set():
-            if receiver.poll(TICK):
-                try:
-                    item = receiver.recv()
-                except (EOFError, OSError):
-                    process.join(5)
-                    code = process.exitcode
-                    return f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"exited ({code})"
-                if not isinstance(item, Evaluated):
-                    return item
-                self._last = item[:2]
-                self._results.put(item)
-            # time in which we did not run ourselves, such as between Ctrl-Z and fg, says nothing about it
-            passed, looked = min(time.monotonic() - looked, 2 * TICK), time.monotonic()
-            silent = silent + passed if int(self._match.beats) == beats else 0.0
-            beats = int(self._match.beats)
-            if silent >= self._patience:
-                return f"hung for {self._patience:.0f} s and was killed"
-        return None
+            for event in launch([self._player.run_beside], 1, self._control, first=0):
+                match event:
+                    case Evaluated():
+                        self._player.last.copy_(torch.tensor(event[:2]))
+                        self._control.begin(0, restarts=0)  # only failures in a row count
+                        self._results.put(event)
+                    case Failure():
+                        failure = event
+                        if event.delay is not None:
+                            log.warning(
+                                "the evaluator %s; restart in %.0f s%s", event.cause, event.delay, _details(event)
+                            )
+        except SessionError:
+            assert failure is not None
+            log.warning("the evaluator %s; the run goes on without evaluations%s", failure.cause, _details(failure))
 
 
-def _child(match: Match, last: tuple[int, int], sender: Connection) -> None:
-    settle(num_threads=1)
-    os.nice(match.schedule.nice)
-    end = None
-    try:
-        for item in match.run(last):
-            sender.send(item)
-    except Exception:
-        end = f"raised\n{traceback.format_exc().rstrip()}"
-    sender.send(end)
-    end_helpers()
+def _details(failure: Failure) -> str:
+    return f"\n{failure.details.rstrip()}" if failure.details else ""

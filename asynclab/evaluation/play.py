@@ -25,9 +25,10 @@ from torch import Tensor
 from yaml import YAMLError
 
 from asynclab import __version__, check, flat, progress
+from asynclab.adapters import video
 from asynclab.agents import Agent
 from asynclab.config import targets
-from asynclab.envs import Envs, video
+from asynclab.envs import Envs
 from asynclab.envs.normalize import Moments
 from asynclab.storage import checkpoint, provenance, zoo
 from asynclab.storage.folder import instead, is_agent, whole

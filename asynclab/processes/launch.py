@@ -20,10 +20,9 @@ from typing import Any, NamedTuple, TypeVar
 import psutil
 import torch
 
-from asynclab import script
-from asynclab.processes import signals
+from asynclab import script, signals
 from asynclab.processes.control import Control
-from asynclab.processes.server import SIGNALS, start_server
+from asynclab.processes.server import start_server
 
 Item = TypeVar("Item")
 
@@ -94,7 +93,7 @@ def launch(
         runs: One per rank; picklable.
         num_threads: Torch threads of each session.
         control: Seen by the sessions, too, if they are to be watched or asked to end; None for no restarts.
-        first: Rank of the first, if others run elsewhere; then one alone has a process of its own, too.
+        first: Rank of the first; then one alone has a process of its own, too.
 
     Yields:
         The sessions' items, what happens to their processes, and None every now and then.
@@ -369,8 +368,8 @@ def settle(num_threads: int) -> None:
     """
     mp.current_process().daemon = False  # daemons may start no processes, which an environment may want to
     # What ends a run comes to the whole group (Ctrl-C, a closed terminal, Slurm); the parent tells us what to do.
-    signals.handle(SIGNALS, lambda number, frame: None)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked in the fork server
+    signals.handle(signals.ENDING, lambda number, frame: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.ENDING)  # blocked in the fork server
     _follow_server()
     _prepare_process(num_threads)
 
@@ -431,9 +430,8 @@ def _deliver(outbox: "queue.SimpleQueue[Any]", sender: Connection) -> None:
 
 
 def _follow_server() -> None:
-    """Die with the fork server, which dies with the parent: at once, however that died, even if we are stopped."""
-    pr_set_pdeathsig = 1  # of sys/prctl.h
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGKILL))
+    """Die with the fork server, which dies with the parent."""
+    signals.die_with_parent()
     if os.getppid() == 1:  # it has died already
         os._exit(1)
     # The server lives as long as anybody holds the other end of a pipe; it gives every child a copy.

@@ -8,11 +8,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
-from asynclab import check
+from asynclab import check, signals
 from asynclab.console.table import Status
-from asynclab.processes import signals
 from asynclab.processes.control import Control
-from asynclab.processes.server import SIGNALS
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def end_on_signals(control: Control, status: Status) -> Iterator[Ending]:
             ending.number = number
         control.finish()
 
-    with signals.handled(SIGNALS, handle):
+    with signals.handled(signals.ENDING, handle):
         yield ending
 
 

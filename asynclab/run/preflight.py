@@ -92,7 +92,7 @@ def check_run(cfg: Config, folder: Path, schedule: Schedule, checkpoint: Checkpo
             f"env.max_frame={cfg.env.max_frame} ends before every session has learned once; set it to {needed} or more"
         )
     refill = memory.refill(cfg.env.max_frame // mode.writers)
-    resources.check_descriptors(mode.processes, mode.num_stores)
+    resources.check_descriptors(mode.processes, mode.num_stores, schedule.every is not None)
     agent = cfg.algo.agent(envs.obs_space, envs.action_space)
     devices = choose_devices(cfg.device, mode, flat.size(agent.nets))
     if mode.record:
@@ -100,7 +100,7 @@ def check_run(cfg: Config, folder: Path, schedule: Schedule, checkpoint: Checkpo
     on_disk, save_memory = _check_room(cfg, folder, agent, memory.nbytes())
     precision = _choose_precision(cfg.algo.precision, agent, devices, checkpoint)
     threads = resources.choose_threads(mode.num_threads, mode.processes, flat.size(agent.nets))
-    return Probe(envs, agent, memory.nbytes(), on_disk, save_memory, refill, devices, precision, threads)
+    return Probe(envs, agent, memory.nbytes(), on_disk, save_memory, refill, devices, precision, num_threads=threads)
 
 
 def _check_numbers(cfg: Config, is_new: bool) -> None:

@@ -12,7 +12,7 @@ from asynclab import machine
 
 PROCESS_BYTES = 150 * 10**6  # of a session besides its memory; measured with 16 sessions on Pong: 128 MiB
 SESSION_BYTES = 10**6  # of one more session in a process; measured with 1,024 on CartPole: 0.35 MiB
-OWN_DESCRIPTORS, SESSION_DESCRIPTORS, STORE_DESCRIPTORS = 38, 5, 10  # of the parent
+OWN_DESCRIPTORS, SESSION_DESCRIPTORS, STORE_DESCRIPTORS, EVALUATOR_DESCRIPTORS = 38, 5, 10, 15  # of the parent
 WEIGHTS_PER_THREAD = 100_000  # with fewer, threads of an update wait for each other for longer than they gain
 
 
@@ -81,12 +81,13 @@ def check_shared_memory(needed: int) -> None:
         )
 
 
-def check_descriptors(processes: int, stores: int) -> None:
+def check_descriptors(processes: int, stores: int, evaluates: bool = False) -> None:
     """Refuse to start if the limit on open files is too low for the plan."""
     if processes == 1:
         return
     needed = OWN_DESCRIPTORS + SESSION_DESCRIPTORS * processes + STORE_DESCRIPTORS * stores
-    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)  # the soft limit has been raised to it (preload.py)
+    needed += EVALUATOR_DESCRIPTORS * evaluates
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)  # the soft limit has been raised to it (server.py)
     if needed > limit:
         raise ValueError(
             f"{processes} sessions need about {needed} open files and the limit is {limit}; raise it"

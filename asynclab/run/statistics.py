@@ -10,8 +10,8 @@ from asynclab.analysis.curves import WINDOW
 from asynclab.distributed.exchange import Exchanges
 from asynclab.evaluation.evaluator import Evaluated
 from asynclab.processes.launch import Failure
+from asynclab.run import staleness
 from asynclab.storage.metrics import finite
-from asynclab.training import staleness
 from asynclab.training.messages import Record
 
 

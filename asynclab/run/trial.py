@@ -17,7 +17,6 @@ from asynclab import console, flat
 from asynclab.config.schema import Config
 from asynclab.distributed import Mode, Store
 from asynclab.distributed.exchange import Exchanges
-from asynclab.distributed.tape import Tape
 from asynclab.envs import spaces
 from asynclab.evaluation.evaluator import Evaluator, Schedule
 from asynclab.processes.control import Control
@@ -33,6 +32,7 @@ from asynclab.run.tensorboard import hparams
 from asynclab.run.trackers import Tracker
 from asynclab.simulation.clock import Clock
 from asynclab.simulation.simulator import simulate
+from asynclab.simulation.tape import Tape
 from asynclab.storage.checkpoint import Checkpoint, Checkpoints
 from asynclab.storage.names import CHECKPOINTS, RECORD, SUMMARY
 from asynclab.text import override
@@ -93,19 +93,19 @@ class Trial:
         self.clock = Clock(self._saved.get("recorder", {}).get("seconds", 0.0)) if self.mode.is_simulated else None
         self.control = Control(self.mode.max_session, self.mode.max_restarts, self.mode.hang_after)
         self.session = Session(
-            cfg.env.make,
-            cfg.algo.agent,
-            cfg.algo.memory,
-            self.mode,
-            Rules(cfg.algo.max_grad_norm, cfg.max_dropped, self.probe.precision),
-            self.probe.devices,
-            cfg.seed,
-            min(cfg.log_every, cfg.checkpoint_every),
-            cfg.profile,
-            folder / CHECKPOINTS,
-            self.probe.save_memory,
-            self.clock or time.monotonic,
-            Tape(folder / RECORD) if self.mode.record else None,
+            make_envs=cfg.env.make,
+            make_agent=cfg.algo.agent,
+            make_memory=cfg.algo.memory,
+            mode=self.mode,
+            rules=Rules(cfg.algo.max_grad_norm, cfg.max_dropped, self.probe.precision),
+            devices=self.probe.devices,
+            seed=cfg.seed,
+            log_every=min(cfg.log_every, cfg.checkpoint_every),
+            profile=cfg.profile,
+            folder=folder / CHECKPOINTS,
+            save_memory=self.probe.save_memory,
+            clock=self.clock or time.monotonic,
+            tape=Tape(folder / RECORD) if self.mode.record else None,
         )
 
     def decided(self) -> dict[str, Any]:
@@ -115,6 +115,7 @@ class Trial:
             "max_session": self.mode.max_session,
             "num_threads": self.probe.num_threads,
             "networks": self.mode.num_stores,
+            "processes": self.mode.processes,
             "devices": self.probe.devices,
             "precision": self.probe.precision,
             "deterministic": self.probe.agent.deterministic if asked is None else asked,
@@ -255,7 +256,7 @@ class Trial:
         sizes = self.probe.envs.moments
         plan = node.Plan(
             self.session, network, algo.optimizer, env.max_frame, algo.lr_schedule, sizes,
-            self.probe.envs.num_envs, self.probe.num_threads, self.resumes,
+            num_envs=self.probe.envs.num_envs, num_threads=self.probe.num_threads, resumes=self.resumes,
         )  # fmt: skip
         return fleet.launch(plan, store, self.control, start)
 
@@ -371,7 +372,7 @@ class Trial:
         last = recorder.statistics.evaluation or {"frames": 0, "updates": 0}
         evaluator = Evaluator(
             self.schedule, partial(self.cfg.env.make, **self.schedule.changes), self.cfg.algo.agent,
-            self.stores, 10 * self.mode.hang_after, (last["frames"], last["updates"]),
+            self.stores, self.mode.hang_after, (last["frames"], last["updates"]),
         )  # fmt: skip
         try:
             yield evaluator

@@ -1,9 +1,7 @@
 """TensorBoard on a run while it trains, for this machine alone."""
 
-import ctypes
 import logging
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from asynclab import signals
 from asynclab.storage.names import TENSORBOARD
 
 log = logging.getLogger(__name__)
@@ -29,7 +28,7 @@ def viewing(folder: Path) -> Iterator[None]:
     try:
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=signals.die_with_parent,
         )  # fmt: skip
     except OSError as error:
         log.warning("TensorBoard could not be started (%s); the run goes on without it", error.strerror)
@@ -58,8 +57,3 @@ def _tell(process: "subprocess.Popen[str]", ending: threading.Event) -> None:
             last = line.strip() or last
     if not ending.is_set():
         log.warning("TensorBoard has ended (%s); the run goes on without it", last)
-
-
-def _end_with_parent() -> None:
-    pr_set_pdeathsig = 1  # of sys/prctl.h
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGKILL))

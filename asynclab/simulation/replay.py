@@ -10,8 +10,8 @@ import torch
 
 from asynclab import progress
 from asynclab.distributed import Store
-from asynclab.distributed.tape import DiffersError, Line, Playback, read
 from asynclab.simulation.simulator import Actor
+from asynclab.simulation.tape import DiffersError, Line, Playback, read
 from asynclab.training.learner import Turn
 from asynclab.training.session import Session
 

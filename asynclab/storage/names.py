@@ -2,7 +2,7 @@
 
 CONFIG = "config.yaml"  # the resolved settings
 RUN = "run.json"  # what made it: command, overrides, revision, packages, machine
-RECORD = "record.csv"  # of its updates, with distributed.record (distributed/tape.py)
+RECORD = "record.csv"  # of its updates, with distributed.record (simulation/tape.py)
 METRICS = "metrics.jsonl"  # everything that was logged (metrics.py)
 SUMMARY = "summary.json"  # what it ended with
 TRAIN_LOG = "train.log"  # what the console was told, but for its table

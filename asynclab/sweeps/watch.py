@@ -28,9 +28,8 @@ from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from asynclab import signals
 from asynclab.config import AUTO, DATABASE, PLUGINS, check_writable, is_installed, lock, subfolder
-from asynclab.processes import signals
-from asynclab.processes.server import SIGNALS
 from asynclab.storage import folder
 from asynclab.storage.names import FAILURE, JOBS, RUN, SUMMARY
 from asynclab.text import count, override
@@ -169,7 +168,7 @@ def _end_workers_on_signals(config: DictConfig) -> None:
         print(f"\n{report(config)[0]}", file=sys.stderr, flush=True)
         os._exit(128 + number)
 
-    mine = signals.handle(SIGNALS, end)
+    mine = signals.handle(signals.ENDING, end)
 
 
 def _is_worker(process: psutil.Process) -> bool:

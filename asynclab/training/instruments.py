@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from asynclab.profile import Profile
 from asynclab.training import generators
 from asynclab.training.learner import Learner
-from asynclab.training.profile import Profile
 
 AGREEMENT_EVERY = 20  # updates of a session between two comparisons of gradients, with diagnostics
 

@@ -13,18 +13,18 @@ import torch
 
 from asynclab.agents import Agent
 from asynclab.distributed import Mode, Store
-from asynclab.distributed.tape import Playback, Tape
+from asynclab.distributed.tape import Tape
 from asynclab.envs import Envs, Episode
 from asynclab.memory import Memory
 from asynclab.processes.control import Control
+from asynclab.profile import Profile
 from asynclab.storage import snapshot
+from asynclab.storage.segments import MemoryFiles
 from asynclab.training.instruments import Instruments
 from asynclab.training.learner import Rules, Turn, Turns
 from asynclab.training.loop import Loop
 from asynclab.training.messages import Complaint, Record, Return, Saved
-from asynclab.training.profile import Profile
 from asynclab.training.seeds import Life, Seeds
-from asynclab.training.segments import MemoryFiles
 from asynclab.training.state import Start, resume, save
 
 Events = Iterator[Record | Saved | Complaint]
@@ -62,7 +62,7 @@ class Session:
     folder: Path
     save_memory: bool
     clock: Callable[[], float] = time.monotonic
-    tape: Tape | Playback | None = None
+    tape: Tape | None = None
 
     def run(self, rank: int, store: Store, control: Control, start: Start = Start()) -> Events:
         """Train ``store`` until the parent asks for the last snapshot; rest while the budget is used up.

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 
 from asynclab.storage import snapshot
+from asynclab.storage.segments import MemoryFiles
 from asynclab.training import generators
 from asynclab.training.loop import Loop
-from asynclab.training.segments import MemoryFiles
 
 
 class Start(NamedTuple):

@@ -96,8 +96,11 @@ def test_too_few_open_files_are_said_before_any_process_starts(tmp_path):
 
 
 def test_what_is_said_about_open_files_is_enough(tmp_path):
-    limited = ["bash", "-c", 'ulimit -n 68 && exec "$@"', "bash"]
-    run = Run(tmp_path / "run", *SMALL, "distributed.max_session=4", "env.max_frame=20_000", prefix=limited)
+    limited = ["bash", "-c", 'ulimit -n 83 && exec "$@"', "bash"]
+    evaluation = ["eval.every=5_000", "eval.episodes=1"]
+    run = Run(
+        tmp_path / "run", *SMALL, *evaluation, "distributed.max_session=4", "env.max_frame=20_000", prefix=limited
+    )
     run.until_running(4)[2].kill()
     assert run.wait() == 0, run.text()
     assert run.summary()["restarts"] == 1

@@ -1,9 +1,10 @@
-"""Handlers of signals for this process alone.
+"""Signals: which ask a run to end, handlers for this process alone, and who dies with whom.
 
-A process that is forked inherits them: one that an environment has started would do at SIGTERM what we do.  So it gets
-back, at once, what was there before ours.  What it executes starts with the defaults, as ours are no SIG_IGN.
+A process that is forked inherits handlers: one that an environment has started would do at SIGTERM what we do.  So it
+gets back, at once, what was there before ours.  What it executes starts with the defaults, as ours are no SIG_IGN.
 """
 
+import ctypes
 import os
 import signal
 import threading
@@ -11,6 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+# that ask a run to end; SIGUSR2 is submitit's, before a job's time is over
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 
 Handler = Callable[[int, FrameType | None], object]
 
@@ -38,6 +42,22 @@ def handled(numbers: Sequence[int], handler: Handler) -> Iterator[None]:
             signal.signal(number, previous)
             if not outer[number]:
                 _before.pop(number, None)
+
+
+@contextmanager
+def blocked() -> Iterator[None]:
+    """Let processes that are started meanwhile begin with ``ENDING`` blocked: what ends a run hits its whole group."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when its parent dies: at once, however that dies, even if we are stopped."""
+    pr_set_pdeathsig = 1  # of sys/prctl.h
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGKILL))
 
 
 def _ours(numbers: Sequence[int]) -> list[int]:

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import RecordVideo
 from numpy.typing import NDArray
 
-from asynclab.envs.plain import UnfitSpace
+from asynclab.adapters.plain import UnfitSpace
 
 EMULATOR_FPS = 60
 SCREEN = {"grayscale": False, "img_height": 210, "img_width": 160, "stack_num": 1}  # ale-py's picture of an Atari game

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 from numpy.typing import NDArray
 
-from asynclab.envs.plain import UnfitSpace
+from asynclab.adapters.plain import UnfitSpace
 
 HUGE = 1e15  # a bound as large as the largest float or integer means that there is none
 
