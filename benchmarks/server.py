@@ -14,8 +14,9 @@ from omegaconf import DictConfig
 
 from asynclab import config
 from asynclab.cluster import machines
+from asynclab.cluster.exchange import Change, Server, View, size
 from asynclab.distributed import Cluster
-from asynclab.distributed.exchange import Change, Outer, Server, View, size
+from asynclab.distributed.exchange import Outer
 
 config.register()
 

@@ -12,8 +12,8 @@ import torch
 from omegaconf import DictConfig
 
 from asynclab import config
+from asynclab.cluster.exchange import Exchanges
 from asynclab.distributed import Network, Simulated, Store
-from asynclab.distributed.exchange import Exchanges
 from asynclab.distributed.timing import Constant
 from asynclab.schedules import Constant as Unchanged
 from asynclab.simulation.clock import Clock

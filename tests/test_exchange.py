@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from asynclab.cluster.exchange import GoneError, Replica, Server, View, newest
 from asynclab.distributed import Cluster, Network, Store
-from asynclab.distributed.exchange import GoneError, Outer, Replica, Server, View, newest
+from asynclab.distributed.exchange import Outer
 from asynclab.envs.normalize import Moments
 from asynclab.optim import GlobalAdam
 from asynclab.schedules import Constant

@@ -26,7 +26,7 @@ MAY_IMPORT = {  # and does, besides the small modules that anybody may
     "processes": set(),
     "storage": {"distributed", "memory"},
     "training": {"agents", "distributed", "envs", "memory", "processes", "storage"},
-    "simulation": {"distributed", "processes", "training"},
+    "simulation": {"cluster", "distributed", "processes", "storage", "training"},
     "cluster": {"distributed", "envs", "processes", "storage", "training"},
     "config": {"storage"},
     "console": set(),

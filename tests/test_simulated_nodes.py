@@ -5,8 +5,9 @@ from collections import Counter
 import pytest
 import torch
 
+from asynclab.cluster.exchange import Exchanges
 from asynclab.distributed import Simulated
-from asynclab.distributed.exchange import Exchanges, Outer
+from asynclab.distributed.exchange import Outer
 from asynclab.distributed.timing import Constant, Lognormal
 from asynclab.run.trial import TrialError
 from asynclab.simulation.nodes import Nodes

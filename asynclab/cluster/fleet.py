@@ -15,9 +15,9 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from asynclab.cluster import machines
+from asynclab.cluster.exchange import Exchanges, Server, View, newest
 from asynclab.cluster.node import Begin, News, Node, Parcel, Plan
 from asynclab.distributed import Store
-from asynclab.distributed.exchange import Exchanges, Server, View, newest
 from asynclab.processes.control import Control
 from asynclab.processes.launch import MAX_DELAY, Failure, SessionError
 from asynclab.storage import snapshot

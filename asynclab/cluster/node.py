@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from asynclab.cluster.exchange import Exchanges, GoneError, Replica, View
 from asynclab.distributed import Cluster, Network, Store
-from asynclab.distributed.exchange import Exchanges, GoneError, Replica, View
 from asynclab.envs.normalize import Moments
 from asynclab.processes.control import Control, Orders, Report
 from asynclab.processes.launch import Failure, SessionError, launch

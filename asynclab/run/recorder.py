@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from asynclab import machine
+from asynclab.cluster.exchange import Exchanges
 from asynclab.console.table import SessionStatus, Status
 from asynclab.distributed import Mode, Store
-from asynclab.distributed.exchange import Exchanges
 from asynclab.evaluation.evaluator import Evaluated
 from asynclab.processes.launch import Failure
 from asynclab.run import resources

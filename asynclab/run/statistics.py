@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from asynclab.analysis.curves import WINDOW
-from asynclab.distributed.exchange import Exchanges
+from asynclab.cluster.exchange import Exchanges
 from asynclab.evaluation.evaluator import Evaluated
 from asynclab.processes.launch import Failure
 from asynclab.run import staleness

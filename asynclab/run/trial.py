@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from asynclab import console, flat
+from asynclab.cluster.exchange import Exchanges
 from asynclab.config.schema import Config
 from asynclab.distributed import Mode, Store
-from asynclab.distributed.exchange import Exchanges
 from asynclab.envs import spaces
 from asynclab.evaluation.evaluator import Evaluator, Schedule
 from asynclab.processes.control import Control

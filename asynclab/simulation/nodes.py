@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from asynclab.cluster.exchange import RETRY, Change, Exchanges, Replica, Reply, Server, View, packed, size, unpacked
 from asynclab.distributed import Simulated, Store
-from asynclab.distributed.exchange import RETRY, Change, Exchanges, Replica, Reply, Server, View, packed, size, unpacked
 from asynclab.simulation.clock import Clock
 
 TELL = 1.0  # virtual seconds between two reports of what exchanges have cost
