@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 
@@ -121,15 +122,22 @@ def make_trial(tmp_path):
 
 @pytest.fixture
 def train(tmp_path):
-    """Return a function that runs the real command in an output folder of the test and returns the process."""
+    """Return a function that runs the real command in an output folder of the test and returns the process.
 
-    def run(*overrides, folder=None, timeout=240, env=None, **kwargs):
-        command = [sys.executable, ROOT / "train.py", "plot=false", *overrides]  # a figure costs a second or two
+    It is forked (``commands``); with ``python=True``, variables for its sessions or options of ``subprocess.run`` it is
+    started.
+    """
+
+    def run(*overrides, folder=None, timeout=240, python=False, env=None, **kwargs):
+        typed = ["plot=false", *overrides]  # a figure costs a second or two
         if folder is not False:
-            command.append(f"hydra.run.dir={folder or tmp_path / 'run'}")
+            typed.append(f"hydra.run.dir={folder or tmp_path / 'run'}")
+        if not (python or env or kwargs):
+            return commands.run("train.py", *typed, cwd=tmp_path, timeout=timeout)
         env = os.environ | {"PYTHONUNBUFFERED": "1"} | (env or {})
         return subprocess.run(
-            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=timeout, check=False, **kwargs
-        )
+            [sys.executable, ROOT / "train.py", *typed], cwd=tmp_path, env=env, capture_output=True, text=True,
+            timeout=timeout, check=False, **kwargs,
+        )  # fmt: skip
 
     return run

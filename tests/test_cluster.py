@@ -1,12 +1,19 @@
 """One run on two machines, by the real command.  One Ray for all: it takes 5 to 30 s to start."""
 
 import json
+from functools import partial
 
 import pytest
 from machines import Machines
 
 pytestmark = pytest.mark.medium
 SMALL = ["algo=a3c", "env=cartpole", "env.max_frame=6_000", "log_every=0.5", "env.torso.hidden=[8]"]
+
+
+@pytest.fixture
+def train(train):
+    """Return a function that starts the command: Ray starts processes of its own."""
+    return partial(train, python=True)
 
 
 @pytest.fixture(scope="module")
