@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -58,6 +59,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # `make test &` ignore
 
 def pytest_sessionstart(session):
     start_server()  # with torch imported, or every process of a test would import it
+
+
+@pytest.hookimpl(trylast=True)  # after those that are not wanted have been left out
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, those with most real commands: no worker is left with one at the end."""
+    medium = Counter(item.path for item in items if item.get_closest_marker("medium"))
+    items.sort(key=lambda item: -medium[item.path])
 
 
 def run_session(session, rank, store):
