@@ -14,6 +14,8 @@ LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
+# whole files, in the order of tests/conftest.py
+PYTEST := $(BIN)/pytest -q --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
@@ -47,13 +49,14 @@ check: $(READY_DEV)  ## lint, formatting, types and the fast tests (under 90 sec
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q -n 2 --dist loadfile -m "not slow and not medium"
+	$(PYTEST) -n 2 -m "not slow and not medium"
 
+# three workers on two cores: many of these tests wait, for a process to end or to be missed; mypy has one core without them
 test: $(READY_DEV)  ## all but the slow tests (under 10 minutes on 2 cores)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/pytest -q -n 2 --dist loadfile -m "not slow"
+	$(BIN)/mypy & types=$$!; $(PYTEST) -n 3 -m "not slow"; tests=$$?; \
+	wait $$types || { echo "mypy has failed, see above"; exit 1; }; exit $$tests
 
 test-slow: $(READY_DEV)  ## the long proofs: does it learn, do 16 sessions start
 	$(BIN)/pytest -q -m slow --durations=0

@@ -5,9 +5,11 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 
@@ -57,6 +59,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # `make test &` ignore
 
 def pytest_sessionstart(session):
     start_server()  # with torch imported, or every process of a test would import it
+
+
+@pytest.hookimpl(trylast=True)  # after those that are not wanted have been left out
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, those with most real commands: no worker is left with one at the end."""
+    medium = Counter(item.path for item in items if item.get_closest_marker("medium"))
+    items.sort(key=lambda item: -medium[item.path])
 
 
 def run_session(session, rank, store):
@@ -121,15 +130,22 @@ def make_trial(tmp_path):
 
 @pytest.fixture
 def train(tmp_path):
-    """Return a function that runs the real command in an output folder of the test and returns the process."""
+    """Return a function that runs the real command in an output folder of the test and returns the process.
 
-    def run(*overrides, folder=None, timeout=240, env=None, **kwargs):
-        command = [sys.executable, ROOT / "train.py", "plot=false", *overrides]  # a figure costs a second or two
+    It is forked (``commands``); with ``python=True``, variables for its sessions or options of ``subprocess.run`` it is
+    started.
+    """
+
+    def run(*overrides, folder=None, timeout=240, python=False, env=None, **kwargs):
+        typed = ["plot=false", *overrides]  # a figure costs a second or two
         if folder is not False:
-            command.append(f"hydra.run.dir={folder or tmp_path / 'run'}")
+            typed.append(f"hydra.run.dir={folder or tmp_path / 'run'}")
+        if not (python or env or kwargs):
+            return commands.run("train.py", *typed, cwd=tmp_path, timeout=timeout)
         env = os.environ | {"PYTHONUNBUFFERED": "1"} | (env or {})
         return subprocess.run(
-            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=timeout, check=False, **kwargs
-        )
+            [sys.executable, ROOT / "train.py", *typed], cwd=tmp_path, env=env, capture_output=True, text=True,
+            timeout=timeout, check=False, **kwargs,
+        )  # fmt: skip
 
     return run

@@ -2,12 +2,17 @@
 
 import os
 import resource
+import runpy
 import signal
+import sys
 import time
+from multiprocessing import forkserver
+from pathlib import Path
 
 import torch
 
 from asynclab.processes.launch import FatalError
+from asynclab.processes.server import SIGNALS
 
 
 def minimise(store, target, rank):
@@ -128,3 +133,18 @@ def faults():
         tensors = [torch.ones(2**20) for _ in range(4)]
         del tensors
     yield resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def command(typed, cwd, env, out, err):
+    """Be the Python that runs a script, as far as the script can tell."""
+    os.chdir(cwd)
+    os.environ.update(env)
+    for number, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked in the fork server
+    # Python would start a second server, as the first is no child of ours
+    forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None
+    sys.argv[:] = typed
+    sys.path.insert(0, str(Path(typed[0]).parent))
+    runpy.run_path(typed[0], run_name="__main__")

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,12 @@ from machines import Machines
 
 pytestmark = pytest.mark.medium
 SMALL = ["algo=a3c", "env=cartpole", "env.max_frame=6_000", "log_every=0.5", "env.torso.hidden=[8]"]
+
+
+@pytest.fixture
+def train(train):
+    """Return a function that starts the command: Ray starts processes of its own."""
+    return partial(train, python=True)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import commands
 import pytest
 from conftest import ROOT
 
@@ -93,8 +94,7 @@ def test_bash_completes(tmp_path):
 def test_commands_are_those_of_the_scripts(tmp_path):
     for name, *settings in [("doctor", "--inject=help"), ("study", "sweep=nowhere")]:
         ours = asynclab(name, *settings, cwd=tmp_path)
-        script = [sys.executable, ROOT / "scripts" / f"{name}.py", *settings]
-        theirs = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
+        theirs = commands.run(f"scripts/{name}.py", *settings, cwd=tmp_path)
         assert (ours.returncode, ours.stdout, ours.stderr) == (theirs.returncode, theirs.stdout, theirs.stderr)
 
 

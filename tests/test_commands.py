@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 
+import commands
 import pytest
 import torch
 import yaml
@@ -30,8 +31,7 @@ def read(run):
 
 
 def evaluate(*overrides):
-    command = [sys.executable, ROOT / "scripts" / "evaluate.py", *overrides]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    return commands.run("scripts/evaluate.py", *overrides)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_the_first_screen_says_when_the_defaults_are_those_for_other_spaces(trai
 
 
 def test_a_run_keeps_what_it_was_made_of(train, tmp_path):
-    process = train("algo=a3c", *SMALL, "distributed.max_session=2", "seed=7", "algo.optimizer.lr=1e-3")
+    process = train("algo=a3c", *SMALL, "distributed.max_session=2", "seed=7", "algo.optimizer.lr=1e-3", python=True)
     assert process.returncode == 0, process.stderr
     run = tmp_path / "run"
     config, made = yaml.safe_load((run / "config.yaml").read_text()), json.loads((run / "run.json").read_text())
@@ -204,7 +204,7 @@ def test_the_command_says_it_without_a_traceback_before_any_process_starts(train
 
 
 def test_an_output_folder_that_cannot_be_written_is_named(train):
-    process = train(*SMALL, folder="/proc/asynclab")
+    process = train(*SMALL, folder="/proc/asynclab", python=True)
     assert process.returncode == 1
     assert re.fullmatch(r"The output folder hydra\.run\.dir=/proc/asynclab cannot be written: .*\n", process.stderr)
 
@@ -241,17 +241,8 @@ def test_evaluate_plays_a_checkpoint(train, tmp_path):
 def sweep(tmp_path_factory):
     """Return the folder of a sweep of two algorithms and two seeds."""
     folder = tmp_path_factory.mktemp("sweep")
-    command = [
-        sys.executable,
-        ROOT / "train.py",
-        "-m",
-        "algo=a3c,a2c",
-        "seed=0,1",
-        "plot=false",
-        *SMALL,
-        f"hydra.sweep.dir={folder}",
-    ]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    settings = ["algo=a3c,a2c", "seed=0,1", "plot=false", *SMALL, f"hydra.sweep.dir={folder}"]
+    process = commands.run("train.py", "-m", *settings)
     assert process.returncode == 0, process.stderr
     return folder
 
@@ -290,8 +281,7 @@ SCRIPTS = {
 
 @pytest.mark.parametrize(("script", "settings"), SCRIPTS.items())
 def test_every_script_refuses_a_key_that_nobody_reads(script, settings, tmp_path):
-    command = [sys.executable, ROOT / "scripts" / f"{script}.py", *settings, "+episods=3"]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    process = commands.run(f"scripts/{script}.py", *settings, "+episods=3", cwd=tmp_path)
     assert process.returncode == 1
     assert re.search(r"^episods is not a setting; use one of \w+, ", process.stderr, re.MULTILINE)
     assert "Traceback" not in process.stderr

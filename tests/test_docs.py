@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import run
 from conftest import ROOT, copy_checkout
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,10 +34,7 @@ def test_there_are_troubles():
 def test_the_example_of_a_trouble_shows_its_message(message, command, tmp_path):
     python, script, *overrides = shlex.split(command)
     assert python == "python"
-    process = subprocess.run(
-        [sys.executable, ROOT / script, *overrides],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    process = run(script, *overrides, cwd=tmp_path)
     assert process.returncode != 0
     assert message in process.stdout + process.stderr
     assert "Traceback" not in process.stderr

@@ -1,11 +1,10 @@
 """The doctor finds nothing wrong with what is shipped, and each planted error for the right reason."""
 
 import re
-import subprocess
-import sys
 from collections import Counter
 from functools import partial
 
+import commands
 import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
@@ -84,8 +83,7 @@ def examine(folder, overrides, inject=None, names=None):
 
 
 def command(*arguments, timeout=240):
-    line = [sys.executable, ROOT / "scripts" / "doctor.py", *arguments]
-    return subprocess.run(line, capture_output=True, text=True, timeout=timeout, check=False)
+    return commands.run("scripts/doctor.py", *arguments, timeout=timeout)
 
 
 @pytest.mark.parametrize("memory", MEMORIES)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import commands
 import psutil
 import pytest
 import torch
@@ -166,8 +167,7 @@ def test_what_fails_leaves_nothing_and_closes_the_environment(run, tmp_path, mon
 @pytest.mark.medium
 def test_the_command_prints_a_sentence_or_json_and_names_a_folder_that_cannot_be_written(run, tmp_path):
     def command(*overrides):
-        command = [sys.executable, ROOT / "scripts" / "evaluate.py", f"run={run}", f"out={tmp_path}", *overrides]
-        return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+        return commands.run("scripts/evaluate.py", f"run={run}", f"out={tmp_path}", *overrides)
 
     process = command("episodes=4")
     (path,) = (tmp_path / "evaluations").iterdir()

@@ -1,14 +1,12 @@
 """Films: what is in them, how large they may be, and what cannot be one."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import imageio_ffmpeg
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
 
 from asynclab.evaluation import film
@@ -92,6 +90,5 @@ def test_what_cannot_be_a_film_is_said_in_one_sentence(tmp_path, monkeypatch, se
 @pytest.mark.medium
 def test_the_command_makes_a_film(tmp_path):
     record(tmp_path / "return_-3.00.mp4", (160, 200), 1)
-    command = [sys.executable, ROOT / "scripts" / "film.py", "videos=return_-3.00.mp4", "seconds=0.5"]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    process = commands.run("scripts/film.py", "videos=return_-3.00.mp4", "seconds=0.5", cwd=tmp_path)
     assert re.fullmatch(r"wrote film\.gif \(210 pixels high, 0\.0\d MB\)\n", process.stdout), process.stderr

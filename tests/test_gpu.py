@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import psutil
 import pytest
@@ -33,6 +34,12 @@ RUNS = {
     "pong_dqn": ["algo=dqn", "env=pong", "env.max_frame=1_024", "env.num_envs=4", "algo.memory.start=800",
                  "algo.memory.capacity=2_000"],
 }  # fmt: skip
+
+
+@pytest.fixture
+def train(train):
+    """Return a function that starts the command, with a CUDA context of its own."""
+    return partial(train, python=True)
 
 
 def summary_of(run):

@@ -1,8 +1,8 @@
 """Exported policies do what asynclab.load does: ONNX in onnxruntime, TorchScript and torch.export in torch."""
 
-import subprocess
 import sys
 
+import commands
 import gymnasium
 import numpy as np
 import onnxruntime
@@ -93,10 +93,8 @@ def test_it_acts_as_the_loaded_policy_on_a_thousand_observations(name, run, tmp_
 
 @pytest.mark.medium
 def test_the_command_writes_it_and_it_needs_no_asynclab(tmp_path):
-    command = [sys.executable, ROOT / "scripts" / "export.py", f"run={ROOT / 'zoo' / 'a3c_cartpole'}", "format=onnx"]
-    process = subprocess.run(
-        [*command, "out=policy.onnx"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )  # fmt: skip
+    settings = [f"run={ROOT / 'zoo' / 'a3c_cartpole'}", "format=onnx", "out=policy.onnx"]
+    process = commands.run("scripts/export.py", *settings, cwd=tmp_path)
     sentence = (
         r"wrote policy.onnx (0.04 MB): observation [N, 4] float32 -> action [N] int64 of CartPole-v1, the best one"
     )

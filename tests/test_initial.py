@@ -167,16 +167,15 @@ def test_ends_that_make_no_sense_are_refused(tmp_path, at, patience):
 @pytest.mark.parametrize("setting", ["stop_at=19.5", pytest.param("patience=400", marks=pytest.mark.slow)])
 def test_a_run_is_finished_when_it_is_stopped_and_a_sweep_passes_it_over(train, tmp_path, setting):
     words = [o for o in SMALL if not o.startswith("env.max_frame")] + ["env.max_frame=100_000_000", "log_every=0.2"]
-    env = {"PYTHONPATH": f"{ROOT / 'tests'}:{ROOT}"}
     sweep = [*words, setting, "seed=0,1", "hydra.sweep.dir=sweep"]
-    process = train(*sweep, "-m", folder=False, env=env)
+    process = train(*sweep, "-m", folder=False)
     assert "2 jobs in sweep: 2 finished" in process.stdout, process.stderr
     assert process.stdout.count(f"by {setting}\n") == 2
     summaries = [json.loads((tmp_path / "sweep" / str(n) / "summary.json").read_text()) for n in (0, 1)]
     for summary in summaries:
         assert (summary["status"], summary["stopped_by"], summary["mean_return"]) == ("finished", setting, 20)
         assert summary["frames"] < 10_000_000
-    process = train(*sweep, "resume=auto", "-m", folder=False, env=env)
+    process = train(*sweep, "resume=auto", "-m", folder=False)
     assert process.stdout.count("to go on, set stop_at or patience otherwise") == 2
-    process = train("resume=sweep/0", "stop_at=20", "patience=null", folder=False, env=env)
+    process = train("resume=sweep/0", "stop_at=20", "patience=null", folder=False)
     assert "by stop_at=20\n" in process.stdout, process.stdout + process.stderr

@@ -7,15 +7,12 @@
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
-from conftest import ROOT
 
 import asynclab
 
@@ -32,8 +29,7 @@ def folder(tmp_path):
 
 def run(folder, script, *arguments):
     """Run a command where ``old/`` lies, which must succeed."""
-    command = [sys.executable, ROOT / script, *arguments]
-    done = subprocess.run(command, cwd=folder.parent, env=os.environ, capture_output=True, text=True, check=False)
+    done = commands.run(script, *arguments, cwd=folder.parent)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

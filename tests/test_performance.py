@@ -11,6 +11,7 @@ from functools import partial
 from multiprocessing import forkserver
 from types import SimpleNamespace
 
+import commands
 import numpy as np
 import pytest
 from conftest import ROOT, items, run_session
@@ -143,8 +144,7 @@ def test_profile_is_printed_and_logged(train, tmp_path):
 
 
 def benchmark(*overrides):
-    command = [sys.executable, ROOT / "benchmarks" / "throughput.py", *overrides]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    return commands.run("benchmarks/throughput.py", *overrides, timeout=280)
 
 
 @pytest.mark.slow

@@ -1,15 +1,13 @@
 """A real run of several processes is recorded, and repeated to the bit in one."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT, run_session
+from commands import run
+from conftest import run_session
 
 from asynclab.distributed import Off, Shared, Synced
 
@@ -23,15 +21,12 @@ pytestmark = [pytest.mark.medium, pytest.mark.timeout(300)]
 def recorded(tmp_path_factory):
     """Return the folder of a recorded run of three processes, which no test changes."""
     folder = tmp_path_factory.mktemp("recorded") / "run"
-    command = [sys.executable, ROOT / "train.py", "plot=false", *CARTPOLE, f"hydra.run.dir={folder}"]
-    subprocess.run(command, check=True, capture_output=True)
+    run("train.py", "plot=false", *CARTPOLE, f"hydra.run.dir={folder}", cwd=folder.parent).check_returncode()
     return folder
 
 
 def replay(folder, *typed, debugger="0"):
-    command = [sys.executable, ROOT / "scripts" / "replay.py", f"run={folder}", *typed]
-    env = os.environ | {"PYTHONBREAKPOINT": debugger, "PYTHONPATH": str(ROOT / "tests")}
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=folder.parent, check=False)
+    return run("scripts/replay.py", f"run={folder}", *typed, cwd=folder.parent, PYTHONBREAKPOINT=debugger)
 
 
 def refusal(folder, *typed):

@@ -12,6 +12,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import commands
 import pytest
 import yaml
 from browser import chromium, complaints
@@ -430,11 +431,8 @@ def test_the_end_of_a_run_writes_its_report_or_says_in_one_line_why_not(tmp_path
 def sweep(tmp_path_factory):
     """Return the folder of a real sweep: two good runs, which leave reports, and one whose seed is wrong."""
     folder = tmp_path_factory.mktemp("sweep")
-    command = [
-        sys.executable, ROOT / "train.py", "-m", "env=cartpole", "distributed.max_session=1", "env.max_frame=3_000",
-        "log_every=0.2", "seed=0,1,-1", f"hydra.sweep.dir={folder}",
-    ]  # fmt: skip
-    process = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=folder, check=False)
+    settings = ["env=cartpole", "distributed.max_session=1", "env.max_frame=3_000", "log_every=0.2", "seed=0,1,-1"]
+    process = commands.run("train.py", "-m", *settings, f"hydra.sweep.dir={folder}", cwd=folder)
     assert process.returncode == 1, process.stderr
     return folder
 

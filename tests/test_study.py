@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 import yaml
@@ -71,8 +72,7 @@ def line(last, seconds=10.0, max_frame=1_000):
 
 
 def script(*overrides):
-    command = [sys.executable, ROOT / "scripts" / "study.py", *overrides]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return commands.run("scripts/study.py", *overrides)
 
 
 def test_iqm_leaves_out_the_lowest_and_the_highest_quarter():

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import commands
 import psutil
 import pytest
 import yaml
@@ -27,16 +28,19 @@ SMALL = ["env=cartpole", "env.num_envs=2", "algo.memory.horizon=16", "distribute
 OPTUNA = ["hydra/sweeper=optuna", "hydra.sweeper.sampler.seed=0", "algo.optimizer.lr=tag(log,interval(1e-4,1e-2))"]
 
 
-def command(path, *overrides):
-    return [sys.executable, ROOT / "train.py", "-m", *SMALL, *overrides, f"hydra.sweep.dir={path}"]
+def typed(path, *overrides):
+    return ["-m", *SMALL, *overrides, f"hydra.sweep.dir={path}"]
 
 
 def sweep(path, *overrides, timeout=240, **env):
     """Run a sweep to its end; its output must have no traceback."""
-    env = os.environ | {"PYTHONUNBUFFERED": "1"} | env
-    process = subprocess.run(
-        command(path, *overrides), capture_output=True, text=True, timeout=timeout, check=False, env=env
-    )
+    if env or any("launcher=" in override for override in overrides):  # launchers start processes of their own
+        command = [sys.executable, ROOT / "train.py", *typed(path, *overrides)]
+        process = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, check=False, env=os.environ | env
+        )
+    else:
+        process = commands.run("train.py", *typed(path, *overrides), timeout=timeout)
     assert "Traceback" not in process.stdout + process.stderr, process.stdout + process.stderr
     return process
 
@@ -44,9 +48,8 @@ def sweep(path, *overrides, timeout=240, **env):
 def start(path, *overrides):
     """Start a sweep that will be disturbed."""
     env = os.environ | {"PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
-        command(path, *overrides), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env
-    )
+    command = [sys.executable, ROOT / "train.py", *typed(path, *overrides)]
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)
 
 
 def read(path):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import commands
 import numpy as np
 import pytest
 import yaml
@@ -31,9 +32,9 @@ HARMLESS = "Three.js|WebGL|is deprecated"  # TensorBoard of itself
 def sweep(tmp_path_factory):
     """Return the folder of a sweep of two runs with two sessions each, A3C and SAC."""
     folder = tmp_path_factory.mktemp("sweep")
-    command = [sys.executable, ROOT / "train.py", "-m", "algo=a3c,sac", "env=cartpole", "distributed.max_session=2"]
-    command += ["env.max_frame=2_560", "log_every=0.5", "plot=false", f"hydra.sweep.dir={folder}"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=240)
+    settings = ["algo=a3c,sac", "env=cartpole", "distributed.max_session=2", "env.max_frame=2_560", "log_every=0.5"]
+    command = ["train.py", "-m", *settings, "plot=false", f"hydra.sweep.dir={folder}"]
+    commands.run(*command, cwd=folder).check_returncode()
     return folder
 
 

@@ -275,8 +275,8 @@ def test_load_refuses_what_is_not_finite():
 
 @pytest.mark.medium
 def test_a_run_without_one_update_is_no_success_and_says_why(train):
-    path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    done = train("algo=a3c", "env=gym", "env.id=weird_env:NanAlways-v0", "env.max_frame=2_000", env=path)
+    settings = ["algo=a3c", "env=gym", "env.id=weird_env:NanAlways-v0", "env.max_frame=2_000"]
+    done = train(*settings)
     assert done.returncode == 1
     said = " ".join((done.stdout + done.stderr).split())
     assert "gave the reward nan in step 1; updates that learn from such steps are dropped" in said
@@ -284,9 +284,7 @@ def test_a_run_without_one_update_is_no_success_and_says_why(train):
     assert "Traceback" not in done.stderr
     assert "finished:" not in said
     assert "more dropped, as they were not finite" in said
-    again = train(
-        "algo=a3c", "env=gym", "env.id=weird_env:NanAlways-v0", "env.max_frame=2_000", "resume=auto", env=path
-    )
+    again = train(*settings, "resume=auto")
     assert (again.returncode, "no update was applied and" in again.stderr) == (1, True)
 
 

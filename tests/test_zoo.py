@@ -5,10 +5,9 @@ import json
 import re
 import runpy
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 import torch
@@ -33,11 +32,6 @@ RUNS = {
 }  # fmt: skip
 
 
-def command(*words, cwd=None):
-    words = [sys.executable, *words]
-    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Return a function that returns the output folder of one of ``RUNS``, made once by the real command."""
@@ -46,7 +40,7 @@ def run(tmp_path_factory):
     def make(name):
         if name not in made:
             folder = made[name] = tmp_path_factory.mktemp("runs") / name
-            process = command(ROOT / "train.py", *RUNS[name], *SMALL, f"hydra.run.dir={folder}")
+            process = commands.run("train.py", *RUNS[name], *SMALL, f"hydra.run.dir={folder}")
             assert process.returncode == 0, process.stderr
         return made[name]
 
@@ -423,9 +417,8 @@ def test_an_agent_has_one_checkpoint_and_session(agent):
 
 @pytest.mark.medium
 def test_the_commands_take_an_agent_like_a_run_and_leave_its_folder_alone(run, tmp_path):
-    process = command(
-        ROOT / "scripts" / "export.py", f"run={run('cartpole')}", "out=zoo/mine", "episodes=2", cwd=tmp_path
-    )
+    wanted = [f"run={run('cartpole')}", "out=zoo/mine", "episodes=2"]
+    process = commands.run("scripts/export.py", *wanted, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert re.fullmatch(
         r"return \S+ \+- \S+ over 2 episodes \(.*\) of zoo/mine, checkpoint 000001 at 2,000 frames, sampled actions\n"
@@ -433,14 +426,14 @@ def test_the_commands_take_an_agent_like_a_run_and_leave_its_folder_alone(run, t
         process.stdout,
     )
     before = {path.name: path.read_bytes() for path in (tmp_path / "zoo" / "mine").iterdir()}
-    played = command(ROOT / "scripts" / "evaluate.py", "run=zoo/mine", "episodes=2", "video=true", cwd=tmp_path)
+    played = commands.run("scripts/evaluate.py", "run=zoo/mine", "episodes=2", "video=true", cwd=tmp_path)
     assert played.returncode == 0, played.stderr
     assert played.stdout.splitlines()[0] == process.stdout.splitlines()[0]
     outputs = tmp_path / "outputs" / "zoo" / "mine"
     assert len(list((outputs / "videos").glob("*.mp4"))) == 2
     (found,) = (outputs / "evaluations").iterdir()
     assert f"wrote {found.relative_to(tmp_path)}\n" in played.stdout
-    drawn = command(ROOT / "scripts" / "plot.py", "runs=zoo/mine", "out=curve.png", cwd=tmp_path)
+    drawn = commands.run("scripts/plot.py", "runs=zoo/mine", "out=curve.png", cwd=tmp_path)
     assert (drawn.returncode, drawn.stdout, drawn.stderr) == (0, "wrote curve.png, curve_sessions.png\n", "")
     for script, overrides, message in (
         ("evaluate", ["run=zoo/typo"], "run=zoo/typo is not an output folder: it has no config.yaml; zoo has mine\n"),
@@ -448,8 +441,7 @@ def test_the_commands_take_an_agent_like_a_run_and_leave_its_folder_alone(run, t
         ("train", ["resume=zoo/mine"], "zoo/mine is a zoo's agent, which has no checkpoint to go on with. Resume the"),
         ("export", [f"run={run('cartpole')}", "out=zoo/mine"], "out=zoo/mine cannot be written: it exists; set out to"),
     ):
-        path = ROOT / f"{'' if script == 'train' else 'scripts/'}{script}.py"
-        process = command(path, *overrides, cwd=tmp_path)
+        process = commands.run(f"{'' if script == 'train' else 'scripts/'}{script}.py", *overrides, cwd=tmp_path)
         assert process.returncode == 1
         assert message in process.stderr
         assert "Traceback" not in process.stderr

@@ -9,14 +9,13 @@ import random
 import re
 import shutil
 import subprocess
-import sys
 import time
 from contextlib import contextmanager
 
+import commands
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from drill import LONG, SMALL, Run, all_gone
 from saving import save_for_ever
 
@@ -40,8 +39,7 @@ def copied(finished, tmp_path):
 
 
 def evaluate(folder, *overrides):
-    command = [sys.executable, ROOT / "scripts" / "evaluate.py", f"run={folder}", "episodes=1", *overrides]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return commands.run("scripts/evaluate.py", f"run={folder}", "episodes=1", *overrides)
 
 
 def cut(path):
