@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from asynclab.processes.launch import FatalError
-from asynclab.processes.server import SIGNALS
+from asynclab.signals import ENDING
 
 
 def minimise(store, target, rank):
@@ -142,7 +142,7 @@ def command(typed, cwd, env, out, err):
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked in the fork server
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)  # blocked in the fork server
     # Python would start a second server, as the first is no child of ours
     forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None
     sys.argv[:] = typed
