@@ -1,6 +1,6 @@
 """What one server of distributed=cluster can do: exchanges per second, by size of the network and number of nodes.
 
-Example: ``python benchmarks/server.py parameters=[35331,677687] nodes=[1,4]``.  Nodes only exchange, as fast as they
+Example: ``python benchmarks/server.py parameters=[9155,866439] nodes=[1,4]``.  Nodes only exchange, as fast as they
 can, on the same machine.
 """
 

@@ -1,6 +1,6 @@
 """What goes over the network of a cluster, and how long nodes wait for it: simulated, with nodes that learn nothing.
 
-Example: ``python benchmarks/traffic.py parameters=677687 updates=160 nodes=[10,100,1000] every=[5,50,500]``
+Example: ``python benchmarks/traffic.py parameters=866439 updates=160 nodes=[10,100,1000] every=[5,50,500]``
 """
 
 import heapq
@@ -29,7 +29,7 @@ def main(cfg: DictConfig) -> None:
           f"{'updates between':>16} {'staleness':>10}")  # fmt: skip
     for nodes in cfg.nodes:
         for every in cfg.every:
-            timing = Constant(latency=cfg.latency, bandwidth=cfg.bandwidth, exchange=cfg.exchange)
+            timing = Constant(latency=cfg.latency, bandwidth=cfg.bandwidth, exchange=cfg.serving)
             mode = Simulated(nodes, nodes=nodes, exchange_every=every, timing=timing)
             _, times, seconds, nbytes, staleness = _simulate(mode, cfg.parameters, cfg.updates, cfg.seconds)
             stale = sum(n * count for n, count in staleness.items()) / max(1, sum(staleness.values()))

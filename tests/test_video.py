@@ -146,6 +146,31 @@ def test_humanoid_is_recorded_without_a_display(run):
     assert f"wrote {path}\n" in process.stdout
 
 
+WALKS_AWAY = """
+import sys
+from asynclab.adapters import video
+video.require()
+import gymnasium as gym
+name = "HalfCheetah-v5"
+envs = video.make(name, sys.argv[1], lambda: gym.make(name, render_mode="rgb_array"), lambda env: env)
+envs.reset(seed=0)
+env = envs.envs[0].unwrapped
+for x in (0.0, 30.0):
+    env.set_state(env.init_qpos + [x, *[0.0] * 8], env.init_qvel)
+    red, _, blue = env.render().astype(int).transpose(2, 0, 1)
+    print(int((red > blue + 30).sum()))  # its skin: the floor is grey, the sky blue
+"""
+
+
+@pytest.mark.medium
+def test_who_walks_stays_in_the_picture(tmp_path):
+    command = [sys.executable, "-c", WALKS_AWAY, tmp_path / "videos"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    here, far = map(int, done.stdout.split())
+    assert here > 500
+    assert far == pytest.approx(here, rel=0.1)
+
+
 @pytest.mark.medium
 def test_without_a_driver_the_message_says_what_to_install(run, tmp_path):
     process = command(f"run={run('humanoid')}", "video=true", f"out={tmp_path}", MUJOCO_GL="nonsense")

@@ -58,6 +58,7 @@ def make(id: str, folder: Path, create: Callable[[], gym.Env], wrap: Callable[[g
     try:
         with warnings.catch_warnings(action="ignore"):  # about render modes and pictures: we say it better
             env = create()
+            _follow(env)
             env.reset(seed=0)
             frame: Any = env.render()
     except (gym.error.Error, UnfitSpace):
@@ -72,6 +73,14 @@ def make(id: str, folder: Path, create: Callable[[], gym.Env], wrap: Callable[[g
         raise CannotRender(f"env.id={id} cannot render pictures ({why}); {fix}")
     recorded = RecordVideo(env, str(folder), episode_trigger=lambda number: number % 2 == 0)
     return SyncVectorEnv([lambda: wrap(recorded)], autoreset_mode=AutoresetMode.SAME_STEP, copy=False)
+
+
+def _follow(env: gym.Env) -> None:
+    """Let MuJoCo's picture be that of the model's camera which follows the body, where gymnasium's own stays behind."""
+    renderer: Any = getattr(env.unwrapped, "mujoco_renderer", None)
+    if getattr(renderer, "camera_id", None) == -1:  # nobody has chosen one
+        cameras = [renderer.model.camera(number).name for number in range(renderer.model.ncam)]
+        renderer.camera_id = cameras.index("track") if "track" in cameras else -1
 
 
 class Screen(gym.Env):
