@@ -37,7 +37,7 @@ class Constant:
         machines: int = 1,
         latency: float = 0.0,
         bandwidth: float | None = None,
-        exchange: float = 0.001,
+        exchange: float = 0.0015,
     ) -> None:
         key = "distributed.timing"
         self.act, self.step, self.gradient, self.push, self.pull = (
