@@ -514,7 +514,8 @@ def test_lives_are_for_atari():
 
 def learn(train, tmp_path, id, *overrides):
     path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{os.environ.get('PYTHONPATH', '')}"}
-    done = train("algo=ppo", "distributed=off", "env=gym", f"env.id={id}", *overrides, env=path, timeout=1200)
+    one = "distributed.num_threads=1"  # with two, beside another test that has two, it is ten times slower
+    done = train("algo=ppo", "distributed=off", one, "env=gym", f"env.id={id}", *overrides, env=path, timeout=1200)
     assert done.returncode == 0, done.stderr
     return json.loads((tmp_path / "run" / "summary.json").read_text())["mean_return"]
 
