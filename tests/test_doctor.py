@@ -305,6 +305,15 @@ def test_help_lists_every_fault():
     assert [line.split()[0] for line in process.stdout.splitlines()] == list(FAULTS)
 
 
+@pytest.mark.parametrize("mode", ["cluster", "simulated"])
+def test_a_run_of_several_nodes_is_looked_at_as_one_of_them(mode, tmp_path):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        typed = ["algo=a3c", "env=cartpole", f"distributed={mode}", "distributed.nodes=2", "distributed.max_session=2"]
+        cfg = compose("config", typed)
+    findings = list(checks.examine(cfg, tmp_path, 2_000, None, ["global_clock"]))
+    assert [(found.name, found.status) for found in findings] == [("global_clock", checks.OK)]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -156,8 +156,10 @@ class Subject:
         self.sessions = min(2, self.real.mode.max_session)
         self._cfg = copy.deepcopy(cfg)
         OmegaConf.update(self._cfg, "distributed.max_session", self.sessions)
-        if self.real.mode.is_cluster:  # what is looked at is one node of it, here
-            self._cfg.distributed |= {"nodes": 1, "address": None}
+        if getattr(self.real.mode, "nodes", None):  # what is looked at is one node of it, here
+            OmegaConf.update(self._cfg, "distributed.nodes", 1)
+        if self.real.mode.is_cluster:
+            OmegaConf.update(self._cfg, "distributed.address", None)
         for key, size in SMALL.items():
             if isinstance(value := OmegaConf.select(cfg, key), int):
                 OmegaConf.update(self._cfg, key, min(value, size))
