@@ -9,12 +9,12 @@ from typing import Any
 
 import hydra
 import numpy as np
-import ray
 from omegaconf import DictConfig
 
-from asynclab import config
+from asynclab import check, config
 from asynclab.cluster import machines
 from asynclab.cluster.exchange import Change, Server, View, size
+from asynclab.config.command import user_errors
 from asynclab.distributed import Cluster
 from asynclab.distributed.exchange import Outer
 
@@ -38,6 +38,8 @@ class Node:
 
     def run(self, seconds: float) -> tuple[int, float, int]:
         """Return how many exchanges there were, the seconds of one in the mean, and its bytes both ways."""
+        import ray
+
         began, times, nbytes = time.perf_counter(), 0, 0
         while (passed := time.perf_counter() - began) < seconds:
             self.number += 1
@@ -51,6 +53,12 @@ class Node:
 @hydra.main(version_base="1.3", config_path=config.CONF, config_name="server")
 def main(cfg: DictConfig) -> None:
     """Print a line for each size and each number of nodes."""
+    with user_errors():
+        check.positive("seconds", check.number("seconds", cfg.seconds))
+        for key in ("parameters", "nodes"):
+            for number in cfg[key]:
+                check.count(key, number)
+        machines.check(Cluster(max_session=1, nodes=1))  # Ray is installed
     print(f"{'parameters':>12} {'nodes':>6} {'exchanges/s':>12} {'ms each':>8} {'MB/s':>8}")
     with machines.joined(Cluster(max_session=1, nodes=1), 4 * max(cfg.parameters)):
         for parameters in cfg.parameters:
@@ -63,6 +71,8 @@ def main(cfg: DictConfig) -> None:
 
 
 def _measure(parameters: int, nodes: int, seconds: float) -> tuple[int, float, int]:
+    import ray
+
     counts, none = np.zeros((3, nodes), np.int64), (0,) * nodes
     view = View(np.zeros(parameters, np.float32), None, 0, none, counts, {}, none, none)
     make: Any = ray.remote(num_cpus=0)

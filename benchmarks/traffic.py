@@ -11,8 +11,9 @@ import hydra
 import torch
 from omegaconf import DictConfig
 
-from asynclab import config
+from asynclab import check, config
 from asynclab.cluster.exchange import Exchanges
+from asynclab.config.command import user_errors
 from asynclab.distributed import Network, Simulated, Store
 from asynclab.distributed.timing import Constant
 from asynclab.schedules import Constant as Unchanged
@@ -25,6 +26,16 @@ config.register()
 @hydra.main(version_base="1.3", config_path=config.CONF, config_name="traffic")
 def main(cfg: DictConfig) -> None:
     """Print a line for each number of nodes and each interval of exchanges."""
+    with user_errors():
+        check.count("parameters", cfg.parameters)
+        for key in ("updates", "seconds", "bandwidth"):
+            check.positive(key, check.number(key, cfg[key]))
+        for key in ("latency", "serving"):
+            if check.number(key, cfg[key]) < 0:
+                raise ValueError(f"{key}={cfg[key]} must be 0 or more")
+        for key in ("nodes", "every"):
+            for number in cfg[key]:
+                check.count(key, number)
     print(f"{'nodes':>6} {'every':>6} {'MB/s at the server':>19} {'exchanges/s':>12} {'ms each':>9} "
           f"{'updates between':>16} {'staleness':>10}")  # fmt: skip
     for nodes in cfg.nodes:

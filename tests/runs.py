@@ -148,3 +148,17 @@ def command(typed, cwd, env, out, err):
     sys.argv[:] = typed
     sys.path.insert(0, str(Path(typed[0]).parent))
     runpy.run_path(typed[0], run_name="__main__")
+
+
+def stop_after(trial, turns):
+    """Let a trial be asked to end, as by a signal, when its sessions and nodes have had so many turns."""
+    asked = trial.control.asked
+
+    def count():
+        nonlocal turns
+        turns -= 1
+        if not turns:
+            trial.control.finish()
+        return asked()
+
+    trial.control.asked = count

@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
+from runs import stop_after
 
 from asynclab.cluster.exchange import Exchanges
 from asynclab.distributed import Simulated
@@ -116,20 +117,6 @@ def test_it_is_repeated_to_the_bit(make_trial):
         thetas.append(trial.stores[0].theta)
     assert torch.equal(thetas[0], thetas[1])
     assert not torch.equal(thetas[0], thetas[2])
-
-
-def stop_after(trial, turns):
-    """Let a trial be asked to end, as by a signal, when its sessions and nodes have had so many turns."""
-    asked = trial.control.asked
-
-    def count():
-        nonlocal turns
-        turns -= 1
-        if not turns:
-            trial.control.finish()
-        return asked()
-
-    trial.control.asked = count
 
 
 @pytest.mark.parametrize(

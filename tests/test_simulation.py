@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 import torch
 from conftest import ALGOS, run_session
+from runs import stop_after
 
 from asynclab.distributed import Off, Simulated
 from asynclab.distributed.timing import Constant, Lognormal
@@ -129,20 +130,6 @@ def test_sessions_have_statistics_of_their_own_if_processes_would(make_trial):
         step = next(iter(trial.stores[0].optimizer.state.values()))["step"]
         assert float(step) == (20 if shared else 0)
     assert not torch.equal(*thetas)
-
-
-def stop_after(trial, turns):
-    """Let a trial be asked to end, as by a signal, when its sessions have had so many turns."""
-    asked = trial.control.asked
-
-    def count():
-        nonlocal turns
-        turns -= 1
-        if not turns:
-            trial.control.finish()
-        return asked()
-
-    trial.control.asked = count
 
 
 CASES = [  # algorithm, frames, turns after which it is stopped
