@@ -19,6 +19,7 @@ from asynclab.training.messages import Record
 pytestmark = pytest.mark.medium
 
 NEAR = Constant(exchange=0.0)  # a server that costs nothing
+FULL = Lognormal(latency=0.01, bandwidth=5e4)  # the server's link never rests
 FAR = Lognormal(latency=0.01, bandwidth=1e6, exchange=0.001)
 
 
@@ -80,11 +81,11 @@ def test_what_two_nodes_learn_from_is_each_others_too(make_trial, monkeypatch):
 
 
 def test_an_exchange_takes_what_latency_links_and_server_allow(make_trial):
-    timing = Constant(latency=0.25, bandwidth=1e5, exchange=0.5)
+    timing = Constant(latency=0.25, bandwidth=1e4, exchange=0.5)
     trial = make_trial("a3c", mode=Simulated(1, nodes=1, exchange_every=3, timing=timing), max_frame=2_000)
     found = exchanges(run(trial))[0]
     # the last one is of what was left, after the end, in no time
-    seconds = (found.times - 1) * (2 * 0.25 + 0.5) + found.nbytes / 1e5
+    seconds = (found.times - 1) * (2 * 0.25 + 0.5) + found.nbytes / 1e4
     assert found.seconds == pytest.approx(seconds, rel=0.05)
     assert found.nbytes > (found.times - 1) * 2 * 4 * trial.stores[0].theta.numel() * 0.9
 
@@ -126,7 +127,7 @@ def test_it_is_repeated_to_the_bit(make_trial):
 )  # fmt: skip
 def test_a_stopped_simulation_goes_on_as_if_it_had_not(make_trial, tmp_path, algo, placement, max_frame, turns):
     def make(**settings):
-        mode = Simulated(4, placement, FAR, nodes=2, exchange_every=2, outer=Outer(0.7, 0.9))
+        mode = Simulated(4, placement, FULL, nodes=2, exchange_every=2, outer=Outer(0.7, 0.9))
         return make_trial(algo, mode=mode, max_frame=max_frame, **settings)
 
     whole = make()
