@@ -304,6 +304,17 @@ def test_returns_are_drawn_against_a_setting_with_a_line_for_each_of_the_others(
     assert returns.get_xlabel() == "distributed.max_session"
 
 
+def test_a_sweep_over_one_setting_has_one_line_and_no_panel_for_what_was_not_measured(tmp_path, monkeypatch):
+    for sessions in (1, 4):
+        write_run(tmp_path / "sweep", str(sessions), 0, line(100), sessions=sessions, threads=1,
+                  overrides=[f"distributed.max_session={sessions}", "seed=0"])  # fmt: skip
+    figures = []
+    monkeypatch.setattr(study.plots, "save", lambda figure, outs: figures.append(figure))
+    study.write(study.analyse(tmp_path / "sweep", x="distributed.max_session"), tmp_path / "out")
+    (panel,) = figures[0].axes
+    assert [line.get_label() for line in panel.lines if not line.get_label().startswith("_")] == ["all runs"]
+
+
 def test_a_run_is_no_sweep_and_files_need_a_place(tmp_path):
     run = write_run(tmp_path, "a2c", 0, line(100))
     with pytest.raises(ValueError, match=r"sweep=\S+ is a run; set sweep to the folder of a sweep, hydra\.sweep\.dir"):

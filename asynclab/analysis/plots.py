@@ -346,18 +346,19 @@ def panels(xs: Sequence[str], size: tuple[float, float], found: Sequence[Run]) -
     return figure, axes
 
 
-def panels_against(x: str, size: tuple[float, float]) -> tuple[Any, Sequence[Any]]:
-    """Return a figure and two axes beside each other, both against a setting on a logarithmic scale.
+def panels_against(x: str, size: tuple[float, float], count: int) -> tuple[Any, Sequence[Any]]:
+    """Return a figure and its axes beside each other, all against a setting on a logarithmic scale.
 
     Args:
         x: Key of the setting.
         size: Inches.
+        count: Of the axes.
     """
     figure = _figure(size)
     import matplotlib
 
     with matplotlib.rc_context({"axes.prop_cycle": _cycle()}):
-        axes = figure.subplots(1, 2)
+        axes = figure.subplots(1, count, squeeze=False)[0]
     for panel in axes:
         panel.set(xlabel=x, xscale="log")
         panel.xaxis.set_major_formatter("{x:,.10g}")

@@ -353,13 +353,16 @@ def draw_against(study: Study, x: str, outs: Sequence[Path]) -> None:
     lines: dict[str, list[Arm]] = {}
     for arm in sorted(study.arms, key=lambda arm: arm.runs[0].settings[x]):
         rest = ", ".join(part for part in arm.label.split(", ") if not part.startswith(f"{x}="))
-        lines.setdefault(rest, []).append(arm)
-    figure, (returns, agreement) = plots.panels_against(x, (11, 4.8))
+        lines.setdefault(rest or "all runs", []).append(arm)
+    is_measured = any(arm.agreement is not None for arm in study.arms)
+    figure, (returns, *others) = plots.panels_against(x, (11 if is_measured else 7, 4.8), 1 + is_measured)
     for label, arms in sorted(lines.items()):
         at = np.array([arm.runs[0].settings[x] for arm in arms])
         plots.add_band(returns, label, at, *np.array([arm.at_frames for arm in arms]).T)
-        agreement.plot(at, [math.nan if arm.agreement is None else arm.agreement for arm in arms], marker="o")
+        for agreement in others:
+            agreement.plot(at, [math.nan if arm.agreement is None else arm.agreement for arm in arms], marker="o")
     returns.set(title=f"{study.env}: after {study.budget:,} frames", ylabel=plots.RETURN)
-    agreement.set(title="stale gradients with fresh ones", ylabel="agreement (cosine)")
+    for agreement in others:
+        agreement.set(title="stale gradients with fresh ones", ylabel="agreement (cosine)")
     plots.add_legend(figure, returns, plots.SEEDS.format(CONFIDENCE))
     plots.save(figure, outs)
