@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from asynclab import check
+
 
 class Schedule(Protocol):
     """A factor on a hyperparameter's first value."""
@@ -22,10 +24,15 @@ class Constant:
 
 @dataclass(frozen=True)
 class Linear:
-    """Goes from 1 at the start to ``final`` at the end of the budget, and stays there."""
+    """Stays at 1 until ``begin``, a share of the budget, goes to ``final`` at its end, and stays there."""
 
     final: float = 0.0
+    begin: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= check.number("begin", self.begin) < 1:
+            raise ValueError(f"begin={self.begin} of a linear schedule must be a number from 0 to below 1")
 
     def __call__(self, progress: float) -> float:
         """Return the factor at this progress."""
-        return 1.0 + (self.final - 1.0) * min(max(progress, 0.0), 1.0)
+        return 1.0 + (self.final - 1.0) * min(max((progress - self.begin) / (1.0 - self.begin), 0.0), 1.0)
