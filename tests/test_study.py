@@ -369,6 +369,23 @@ def test_every_correction_of_the_study_of_scale_has_what_is_common(correction):
     assert found == tuple(correction == name for name in ("staleness_lr", "compensate", "vtrace"))
 
 
+@pytest.mark.parametrize(
+    ("exchange", "outer", "beta1"),
+    [("sum", (1.0, 0.0), 0.9), ("root", (0.5, 0.0), 0.9), ("mean", (0.25, 0.0), 0.9),
+     ("diloco", (0.175, 0.9), 0.9), ("beta", (1.0, 0.0), 0.6561)],
+)  # fmt: skip
+def test_every_exchange_of_the_study_of_machines_is_what_it_says_for_four_nodes(exchange, outer, beta1):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        overrides = ["+experiment=study_cluster", f"exchange={exchange}", "distributed.max_session=4"]
+        cfg = compose("config", overrides)
+        sweep = compose("config", overrides, return_hydra_config=True).hydra.sweeper.params
+    config.refuse_unknown_keys(cfg)
+    assert exchange in sweep.exchange.split(",")
+    assert (cfg.distributed.nodes, cfg.distributed.exchange_every) == (4, 5)
+    assert (cfg.distributed.outer.lr, cfg.distributed.outer.momentum) == pytest.approx(outer)
+    assert list(cfg.algo.optimizer.betas) == pytest.approx([beta1, 0.999])
+
+
 @pytest.mark.slow
 def test_a_sweep_that_was_stopped_goes_on_and_becomes_a_table_and_a_figure(tmp_path):
     sweep = tmp_path / "sweep"

@@ -48,6 +48,7 @@ def register() -> None:
         "share_of_budget", lambda share, *, _root_: max(1, round(share * _root_.env.max_frame)), replace=True
     )
     OmegaConf.register_new_resolver("over", lambda value, number, power: value / number**power, replace=True)
+    OmegaConf.register_new_resolver("power", lambda value, number: value**number, replace=True)
     OmegaConf.register_new_resolver("job_number", lambda number, first: number + first, replace=True)
     # Hydra copies all that it is in, store and all, for every group that --help lists; what it loads, it copies anyway.
     ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
