@@ -4,7 +4,9 @@ The vector is what the parallel machinery sees: one copy pulls, one optimizer ca
 weight lies in it with its channels last, the layout in which convolutions on a CPU are fastest.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,8 @@ class Vector:
 
     Attributes:
         full: [P] float32, the truth.
-        low: [P] bfloat16 of which those parameters are views; None if there are none.
+        low: [P] bfloat16 of which those parameters are views; None if there are none.  It is rounded once per pull,
+            where ``torch.autocast`` rounds in every call.
     """
 
     full: Tensor
@@ -70,13 +73,10 @@ def bind(module: nn.Module, weights: Vector, grad: Vector | None = None) -> None
         grad: Of P numbers, on the same device.
     """
     assert weights.full.shape == (size(module),), (weights.full.shape, size(module))
-    start = 0
-    for p in module.to(weights.full.device).parameters():
-        part = slice(start, start + p.numel())
+    for p, part in _places(module.to(weights.full.device)):
         p.data = _view(weights[part], p)
         if grad is not None:
             p.grad = _view(grad[part], p)
-        start = part.stop
 
 
 def signature(module: nn.Module) -> list[str]:
@@ -86,27 +86,26 @@ def signature(module: nn.Module) -> list[str]:
 
 def slices(networks: nn.ModuleDict) -> dict[str, slice]:
     """Return the part of the vector that each network takes, by name."""
-    result, start = {}, 0
-    for name, network in networks.items():
-        result[name] = slice(start, start + size(network))
-        start += size(network)
-    return result
+    ends = accumulate(map(size, networks.values()), initial=0)
+    return {name: slice(*part) for name, part in zip(networks, pairwise(ends), strict=True)}
 
 
 def matrices(module: nn.Module) -> list[tuple[int, int]]:
     """Return where in the vector weights of two dimensions and more begin and end: no biases, gains or lone numbers."""
-    result, start = [], 0
-    for p in module.parameters():
-        stop = start + p.numel()
-        if p.dim() > 1:
-            result.append((start, stop))
-        start = stop
-    return result
+    return [(part.start, part.stop) for p, part in _places(module) if p.dim() > 1]
 
 
 def is_bound(module: nn.Module, weights: Vector, grad: Vector) -> bool:
     """Return whether every parameter lies in ``weights`` and its gradient in ``grad``."""
     return all(_lies_in(p, weights) and p.grad is not None and _lies_in(p.grad, grad) for p in module.parameters())
+
+
+def _places(module: nn.Module) -> Iterator[tuple[nn.Parameter, slice]]:
+    """Yield every parameter, and the part of the vector that it takes."""
+    stop = 0
+    for p in module.parameters():
+        start, stop = stop, stop + p.numel()
+        yield p, slice(start, stop)
 
 
 def _lies_in(tensor: Tensor, vector: Vector) -> bool:

@@ -5,7 +5,8 @@ that it holds.  Both keep each observation once: row t + 1 is the successor of r
 truncated in between, its true last observation lies on the side.
 
 Where environments normalise observations or scale rewards, a rollout has what was acted on, and a replay what the
-environments gave: its oldest steps would otherwise be in units of a moment at which little had been seen.
+environments gave: its oldest steps would otherwise be in units of a moment at which little had been seen, and the
+first rewards of Humanoid be worth 80 times the others.
 """
 
 import json
@@ -19,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from asynclab import check, layout
-from asynclab.envs import Envs, Step
+from asynclab.envs import Envs, Raw, Step
 
+ActionSpace = Box | Discrete | MultiDiscrete  # as agents have it: discrete from 0, a Box of one dimension
 SEGMENTS = 64  # in which a full replay is saved
 
 
@@ -94,7 +96,8 @@ class Memory(Protocol):
         """Take the first observations [B, ...] of new episodes; those before were truncated where they were."""
 
     def is_between_batches(self) -> bool:
-        """Return whether the next step is the first one of a batch."""
+        """Return whether the next step is the first one of a batch; False where batches are drawn from all steps."""
+        return False
 
     def refill(self, frames: int) -> int:
         """Let batches wait, as what was remembered is lost, until there is enough again to learn from.
@@ -103,8 +106,9 @@ class Memory(Protocol):
             frames: That the session had stepped.
 
         Returns:
-            How many transitions that takes.
+            How many transitions that takes: none where only what is complete is handed out.
         """
+        return 0
 
     def state_dict(self) -> dict[str, NDArray]:
         """Return what it holds, as arrays that are valid until the next ``add``; of a replay, all but the segments."""
@@ -122,7 +126,47 @@ class Memory(Protocol):
         """
 
 
-class Rollout:
+class Rows(Memory):
+    """A memory of steps in rows, with the last observations of truncated episodes on the side.
+
+    Args:
+        obs_space: Space of one observation.
+        action_space: Space of one action.
+        num_envs: B.
+        steps: Rows of what was done.
+        rows: Rows of observations.
+    """
+
+    def __init__(self, obs_space: Box, action_space: ActionSpace, num_envs: int, steps: int, rows: int) -> None:
+        shape = (steps, num_envs)
+        self._final: dict[tuple[int, int], NDArray] = {}
+        self._obs = layout.zeros((rows, num_envs), obs_space)
+        self._action = np.zeros((*shape, *(action_space.shape or ())), action_space.dtype)
+        self._reward = np.zeros(shape, np.float32)
+        self._terminated = np.zeros(shape, np.bool_)
+        self._truncated = np.zeros(shape, np.bool_)
+
+    def nbytes(self) -> int:
+        """Return the bytes that are allocated, without the few truncated episodes' last observations."""
+        return sum(getattr(self, f"_{name}").nbytes for name in _COLUMNS)
+
+    def _put(self, row: int, action: NDArray, step: Step, given: Step | Raw) -> None:
+        """Write a step into a row, and with ``given`` what of it may be normalised."""
+        self._action[row] = action
+        self._reward[row] = given.reward
+        self._terminated[row] = step.terminated
+        self._truncated[row] = step.truncated
+        self._obs[(row + 1) % len(self._obs)] = given.obs
+        self._final.update({(row, b): obs for b, obs in given.final_obs.items()})
+
+    def _cut(self, row: int) -> None:
+        """Let the episodes that would go on after a row be truncated there."""
+        for b in np.flatnonzero(~(self._terminated[row] | self._truncated[row])):
+            self._final[row, int(b)] = self._obs[(row + 1) % len(self._obs), b].copy()
+            self._truncated[row, b] = True
+
+
+class Rollout(Rows):
     """The last ``horizon`` steps, handed out once when complete.
 
     Args:
@@ -134,24 +178,12 @@ class Rollout:
     """
 
     def __init__(
-        self,
-        obs_space: Box,
-        action_space: Box | Discrete | MultiDiscrete,
-        num_envs: int,
-        seed: int = 0,
-        *,
-        horizon: int,
+        self, obs_space: Box, action_space: ActionSpace, num_envs: int, seed: int = 0, *, horizon: int
     ) -> None:
         self.horizon = check.count("algo.memory.horizon", horizon)
-        shape = (horizon, num_envs)
+        super().__init__(obs_space, action_space, num_envs, horizon, horizon + 1)
         self._t = 0
         self._is_handed_out = False
-        self._final: dict[tuple[int, int], NDArray] = {}
-        self._obs = layout.zeros((horizon + 1, num_envs), obs_space)
-        self._action = _actions(action_space, shape)
-        self._reward = np.zeros(shape, np.float32)
-        self._terminated = np.zeros(shape, np.bool_)
-        self._done = np.zeros(shape, np.bool_)
 
     @property
     def frames_per_batch(self) -> float:
@@ -161,10 +193,6 @@ class Rollout:
     def min_frame(self, sessions: int) -> int:
         """Return one rollout of each session."""
         return sessions * self._reward.size
-
-    def nbytes(self) -> int:
-        """Return the bytes that are allocated."""
-        return sum(a.nbytes for a in (self._obs, self._action, self._reward, self._terminated, self._done))
 
     def attach(self, envs: Envs) -> None:
         """Do nothing: what was acted on is handed out as it was."""
@@ -178,34 +206,29 @@ class Rollout:
     def cut(self, obs: NDArray) -> None:
         """Take the first observations [B, ...] of new episodes; those before were truncated where they were."""
         self._begin()
-        if t := self._t:
-            for b in np.flatnonzero(~self._done[t - 1]):
-                self._final[t - 1, int(b)] = self._obs[t, b].copy()
-            self._done[t - 1] = True
-        self._obs[t] = obs
+        if self._t:
+            self._cut(self._t - 1)
+        self._obs[self._t] = obs
 
     def is_between_batches(self) -> bool:
         """Return whether the next step is the first one of a rollout."""
         return self._t == 0 or self._is_handed_out
-
-    def refill(self, frames: int) -> int:
-        """Return 0: a rollout is used only when complete."""
-        return 0
 
     def state_dict(self) -> dict[str, NDArray]:
         """Return the steps so far, of a rollout that has been handed out none."""
         if self._is_handed_out:
             self._begin()
         t = self._t
-        arrays = {name: getattr(self, f"_{name}")[:t] for name in ("action", "reward", "terminated", "done")}
+        arrays = {name: getattr(self, f"_{name}")[:t] for name in _COLUMNS}
         return arrays | {"obs": self._obs[: t + 1]} | _pack(self._final, self._obs)
 
     def load_state_dict(self, state: Mapping[str, NDArray]) -> None:
         """Take over such a state."""
-        self._t = t = len(state["reward"])
-        for name in ("action", "reward", "terminated", "done"):
-            getattr(self, f"_{name}")[:t] = state[name]
-        self._obs[: t + 1] = state["obs"]
+        if "done" in state:  # of an older version
+            state = {**state, "truncated": state["done"] & ~state["terminated"]}
+        self._t = len(state["reward"])
+        for name in _COLUMNS:
+            getattr(self, f"_{name}")[: len(state[name])] = state[name]
         self._final = _unpack(state)
 
     def _begin(self) -> None:
@@ -219,13 +242,7 @@ class Rollout:
     def add(self, action: NDArray, step: Step) -> None:
         """Take what acting on the last observations gave."""
         self._begin()
-        t = self._t
-        self._action[t] = action
-        self._reward[t] = step.reward
-        self._terminated[t] = step.terminated
-        self._done[t] = step.done
-        self._obs[t + 1] = step.obs
-        self._final.update({(t, b): obs for b, obs in step.final_obs.items()})
+        self._put(self._t, action, step, step)
         self._t += 1
 
     def batches(self, total_frames: int) -> Iterator[RolloutBatch]:
@@ -236,12 +253,13 @@ class Rollout:
         num_envs = self._reward.shape[1]
         index = [t * num_envs + b for t, b in self._final]
         final = np.stack(list(self._final.values())) if self._final else self._obs[0, :0]
-        arrays = (self._obs, self._action, self._reward, self._terminated, self._done)
+        done = self._terminated | self._truncated
+        arrays = (self._obs, self._action, self._reward, self._terminated, done)
         tensors = [torch.from_numpy(a) for a in (*arrays, np.array(index, np.int64), final)]
         yield RolloutBatch(*tensors)
 
 
-class Replay:
+class Replay(Rows):
     """Combined experience replay (Zhang & Sutton, 2017): a ring of transitions, sampled uniformly, newest included.
 
     Float observations are kept in float32: half precision overflows on Humanoid's forces.
@@ -264,7 +282,7 @@ class Replay:
     def __init__(
         self,
         obs_space: Box,
-        action_space: Box | Discrete | MultiDiscrete,
+        action_space: ActionSpace,
         num_envs: int,
         seed: int = 0,
         *,
@@ -299,13 +317,7 @@ class Replay:
         self._laps = 0  # how often it was filled
         self._least = 0  # transitions that it must hold before the first batch
         self._envs: Envs | None = None  # that normalise or scale
-        shape = (self._rows + 1, num_envs)
-        self._final: dict[tuple[int, int], NDArray] = {}
-        self._obs = layout.zeros(shape, obs_space)
-        self._action = _actions(action_space, shape)
-        self._reward = np.zeros(shape, np.float32)
-        self._terminated = np.zeros(shape, np.bool_)
-        self._truncated = np.zeros(shape, np.bool_)
+        super().__init__(obs_space, action_space, num_envs, self._rows + 1, self._rows + 1)
 
     @property
     def frames_per_batch(self) -> float:
@@ -315,10 +327,6 @@ class Replay:
     def min_frame(self, sessions: int) -> int:
         """Return the warm-up and one more step of each session."""
         return self.start + sessions * self._num_envs
-
-    def nbytes(self) -> int:
-        """Return the bytes that are allocated, without the few truncated episodes' last observations."""
-        return sum(a.nbytes for a in (self._obs, self._action, self._reward, self._terminated, self._truncated))
 
     def __len__(self) -> int:
         """Return the number of transitions held."""
@@ -338,15 +346,8 @@ class Replay:
     def cut(self, obs: NDArray) -> None:
         """Take the first observations [B, ...] of new episodes; those before were truncated where they were."""
         if self._laps or self._head:
-            row = (self._head - 1) % (self._rows + 1)
-            for b in np.flatnonzero(~(self._terminated[row] | self._truncated[row])):
-                self._final[row, int(b)] = self._obs[self._head, b].copy()
-                self._truncated[row, b] = True
+            self._cut((self._head - 1) % (self._rows + 1))
         self.reset(obs)
-
-    def is_between_batches(self) -> bool:
-        """Return False: batches are drawn from all that is held."""
-        return False
 
     def refill(self, frames: int) -> int:
         """Let batches wait until this memory holds ``start`` transitions, or a tenth of what it held if that is more.
@@ -423,19 +424,13 @@ class Replay:
 
     def add(self, action: NDArray, step: Step) -> None:
         """Take what acting on the last observations gave."""
-        row, following = self._head, (self._head + 1) % (self._rows + 1)
-        given = step if self._envs is None else step.raw
+        row, given = self._head, step if self._envs is None else step.raw
         assert given is not None
-        self._action[row] = action
-        self._reward[row] = given.reward
-        self._terminated[row] = step.terminated
         for b in np.flatnonzero(self._truncated[row]):  # what the ring overwrites here takes its side entry along
             del self._final[row, int(b)]
-        self._truncated[row] = step.truncated
-        self._final.update({(row, b): obs for b, obs in given.final_obs.items()})
-        self._obs[following] = given.obs
-        self._laps += following == 0
-        self._head = following
+        self._put(row, action, step, given)
+        self._head = (row + 1) % (self._rows + 1)
+        self._laps += self._head == 0
         self._due += self._updates_per_step
 
     def batches(self, total_frames: int) -> Iterator[ReplayBatch]:
@@ -450,9 +445,8 @@ class Replay:
     def sample(self) -> ReplayBatch:
         """Draw N transitions with replacement; if ``combined``, the last is the newest of each environment in turn."""
         rows, num_envs = self._rows + 1, self._num_envs
-        held = self._rows if self._laps else self._head
-        assert held > 0
-        flat = self._rng.integers(held * num_envs, size=self.batch_size)
+        assert len(self) > 0
+        flat = self._rng.integers(len(self), size=self.batch_size)
         # counted back from the head, which itself never is a transition
         age, env = flat // num_envs, flat % num_envs
         if self.combined:
@@ -507,9 +501,3 @@ def _pack(final: Mapping[tuple[int, int], NDArray], obs: NDArray) -> dict[str, N
 
 def _unpack(state: Mapping[str, NDArray]) -> dict[tuple[int, int], NDArray]:
     return {(int(t), int(b)): obs for (t, b), obs in zip(state["final_place"], state["final_obs"], strict=True)}
-
-
-def _actions(space: Box | Discrete | MultiDiscrete, shape: tuple[int, ...]) -> NDArray:
-    if isinstance(space, (Discrete, MultiDiscrete)):
-        return np.zeros((*shape, *(space.shape or ())), np.int64)
-    return np.zeros((*shape, *space.shape), np.float32)

@@ -38,17 +38,19 @@ class TorsoModule(nn.Module, ABC):
 
     Attributes:
         features: F.
+        dense: The last layers; what has no such layers has a ``join`` of its own.
     """
 
     features: int
+    dense: "Dense"
 
     @abstractmethod
     def encode(self, obs: Tensor) -> Tensor:
         """Return [N, H] for observations [N, ...], as ``join`` takes it."""
 
-    @abstractmethod
     def join(self, encoded: Tensor, action: Tensor | None = None) -> Tensor:
         """Return features [N, F] float32 for encoded observations and, for a critic Q(s, a), actions [N, A]."""
+        return self.dense.join(encoded, action)
 
     def forward(self, obs: Tensor, action: Tensor | None = None) -> Tensor:
         """Return features [N, F] float32 for observations [N, ...] and actions [N, A]."""
@@ -173,10 +175,6 @@ class MLPTorso(TorsoModule):
         x = obs.flatten(1).to(self.dense.first.weight.dtype)
         return self.dense.encode(x if self.scale is None else x * self.scale)
 
-    def join(self, encoded: Tensor, action: Tensor | None = None) -> Tensor:
-        """Return features [N, F]."""
-        return self.dense.join(encoded, action)
-
 
 class PixelConv(nn.Conv2d):
     """A convolution on bytes, scaled to 0..1: the few weights are scaled instead of the many pixels."""
@@ -222,10 +220,6 @@ class ConvTorso(TorsoModule):
         """Return [N, H]."""
         x = obs.to(self.dense.first.weight.dtype, memory_format=torch.channels_last)
         return self.dense.encode(self.conv(x).flatten(1))
-
-    def join(self, encoded: Tensor, action: Tensor | None = None) -> Tensor:
-        """Return features [N, F]."""
-        return self.dense.join(encoded, action)
 
 
 def convolutions(space: Box, conv: Sequence[Sequence[int]], layer_norm: bool) -> nn.Sequential:
@@ -309,10 +303,6 @@ class JoinedTorso(TorsoModule):
             pixels = x[:, image.start : image.stop].view(-1, height, width, channels).movedim(-1, 1)
             parts.append(layers(pixels * factor if factor != 1 else pixels).flatten(1))
         return self.dense.encode(torch.cat(parts, 1).to(x.dtype))
-
-    def join(self, encoded: Tensor, action: Tensor | None = None) -> Tensor:
-        """Return features [N, F]."""
-        return self.dense.join(encoded, action)
 
 
 def picture(space: Joined, image: Image) -> Box:

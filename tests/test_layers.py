@@ -2,9 +2,11 @@
 
 import ast
 import importlib
+import io
 import re
 import subprocess
 import sys
+import tokenize
 import tomllib
 from runpy import run_path
 
@@ -51,6 +53,8 @@ FORBIDDEN = {
 HYDRA = {"job", "library", "main", "build", "config", "doctor", "evaluation", "run", "storage", "sweeps", "analysis"}
 FILES = [*ROOT.glob("asynclab/**/*.py")]
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
+CORE = {"agents", "distributed", "envs", "flat", "memory", "nets", "optim", "schedules", "training"}
+NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 
 @pytest.mark.parametrize("name", MAY_IMPORT)
@@ -75,6 +79,26 @@ def test_the_table_of_the_house_has_every_module():
     listed = {(package, name) for package, holds in rows for name in re.findall(r"`(\w+)`", holds)}
     found = {(path.parent.name.replace("asynclab", ""), path.stem) for path in FILES if path.stem != "__init__"}
     assert found <= listed, found - listed
+
+
+def functions_of(text):
+    """Return what functions do, by name, without comments and docstrings."""
+    found = {}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            node.body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+            found.setdefault(node.name, set()).add(ast.dump(node))
+    return found
+
+
+def test_the_code_on_the_page_is_that_of_the_files():
+    blocks = re.findall(r"```python\n# (\S+)\n(.*?)```", PAGE, re.DOTALL)
+    assert [file for file, _ in blocks] == ["asynclab/training/loop.py", "asynclab/training/learner.py"]
+    for file, block in blocks:
+        real = functions_of((ROOT / file).read_text())
+        shown = functions_of(block)
+        assert len(shown) == 2
+        assert all(dumps <= real[name] for name, dumps in shown.items()), f"{file} has changed"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -129,6 +153,20 @@ def test_names_of_files_are_spelt_once():
             for node in ast.walk(ast.parse(path.read_text())):
                 spelt = isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value
                 assert not (spelt and node.value in known), f"{path}, line {node.lineno}: use names.{known[node.value]}"
+
+
+def code_lines(path):
+    """Return how many lines of a file have code, which comments and docstrings are not."""
+    text = path.read_text()
+    tokens = [token for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type not in NO_CODE]
+    lines = {line for token in tokens for line in range(token.start[0], token.end[0] + 1)}
+    texts = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Expr)]
+    texts = [node for node in texts if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)]
+    return len(lines - {line for node in texts for line in range(node.lineno, node.end_lineno + 1)})
+
+
+def test_the_core_is_short():
+    assert sum(code_lines(path) for path in FILES if SCRIPT["part"](path) in CORE) < 3000, "simplify, or move out"
 
 
 def functions(path):

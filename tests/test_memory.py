@@ -176,6 +176,18 @@ def test_a_rollout_goes_on_from_its_state(steps):
     assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
 
 
+def test_a_rollout_of_version_1_0_goes_on():
+    memory, other = (Rollout(OBS, ACTION, NUM_ENVS, horizon=4) for _ in range(2))
+    memory.reset(step(-1).obs)
+    ended = step(0)._replace(terminated=np.eye(NUM_ENVS, dtype=bool)[0], truncated=np.eye(NUM_ENVS, dtype=bool)[1],
+                             final_obs={1: np.full(3, 99, np.float32)})  # fmt: skip
+    memory.add(np.zeros((NUM_ENVS, 2), np.float32), ended)
+    state = {name: array.copy() for name, array in memory.state_dict().items()}
+    state["done"] = state["terminated"] | state.pop("truncated")
+    other.load_state_dict(state)
+    assert all(np.array_equal(array, other.state_dict()[name]) for name, array in memory.state_dict().items())
+
+
 @pytest.mark.parametrize("make", [lambda: Replay(OBS, ACTION, NUM_ENVS, capacity=40, batch_size=400),
                                   lambda: Rollout(OBS, ACTION, NUM_ENVS, horizon=4)])  # fmt: skip
 def test_cut_episodes_keep_their_true_successors(make):

@@ -125,7 +125,9 @@ def test_without_a_slot_the_estimates_stay_as_they_are():
 
 
 def test_images_are_not_normalized():
-    with pytest.raises(ValueError, match=r"env.make.normalize_obs=true is for vectors, and this env shows images"):
+    with pytest.raises(
+        ValueError, match=r"env.make.normalize_obs=true is for vectors of floats, and this env shows images"
+    ):
         make_envs("ALE/Pong-v5", 1, normalize_obs=True)
     with pytest.raises(ValueError, match=r"env.make.scale_reward=2 must be a number from 0 to 1"):
         make_envs("Pendulum-v1", 1, scale_reward=2)

@@ -59,8 +59,8 @@ def test_actions_lie_in_the_space_in_training_and_from_load(name):
     for size in (1, 1e6):
         given = random_actions(rng, envs) * (size if isinstance(envs.action_space, Box) else 1)
         for action, sent in zip(given, Actions(space)(given), strict=True):
-            assert space.contains(envs.perform(action))
-            assert np.array_equal(envs.perform(action), sent)
+            assert space.contains(envs.actions.one(action))
+            assert np.array_equal(envs.actions.one(action), sent)
 
 
 @pytest.mark.parametrize(

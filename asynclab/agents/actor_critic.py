@@ -4,18 +4,17 @@ T: horizon, B: environments, N: T B, F: features, H: cells, A: numbers of an act
 """
 
 from collections.abc import Mapping
-from math import prod
 
 import torch
-from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from gymnasium.spaces import Box, MultiDiscrete, flatdim
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from asynclab import check
-from asynclab.agents.base import ActionSpace, Agent
+from asynclab.agents.base import Agent
 from asynclab.agents.distributions import categorical, diagonal_normal, multi_categorical
 from asynclab.agents.returns import gae, successors
-from asynclab.memory import RolloutBatch
+from asynclab.memory import ActionSpace, RolloutBatch
 from asynclab.nets import LSTM, Torso, linear
 from asynclab.schedules import Constant, Schedule
 
@@ -28,18 +27,10 @@ class PolicyHead(nn.Module):
 
     def __init__(self, features: int, action_space: ActionSpace) -> None:
         super().__init__()
-        self.sizes: list[int] | None = None
-        self.log_std = None
-        if isinstance(action_space, Discrete):
-            outputs = int(action_space.n)
-        elif isinstance(action_space, MultiDiscrete):
-            self.sizes = action_space.nvec.tolist()
-            outputs = sum(self.sizes)
-        else:
-            outputs = prod(action_space.shape)
+        outputs = flatdim(action_space)  # of a discrete number one for each value
+        self.sizes = action_space.nvec.tolist() if isinstance(action_space, MultiDiscrete) else None
         self.linear = linear(features, outputs, gain=0.01)
-        if isinstance(action_space, Box):
-            self.log_std = nn.Parameter(torch.zeros(outputs))
+        self.log_std = nn.Parameter(torch.zeros(outputs)) if isinstance(action_space, Box) else None
 
     def forward(self, features: Tensor) -> Distribution:
         """Return the distribution of actions [N] or [N, A]."""
@@ -99,15 +90,11 @@ class ActorCritic(Agent):
         features = lstm or self.actor_torso.features
         self.policy = PolicyHead(features, action_space)
         self.value = linear(lstm or self.critic_torso.features, 1, gain=1.0)
+        nets = {"actor": [self.actor_torso, self.policy], "critic": [self.critic_torso, self.value]}
         if shared:
-            parts = [torsos[0], *([] if self.lstm is None else [self.lstm]), self.policy, self.value]
-            nets = {"actor_critic": nn.ModuleList(parts)}
-        else:
-            nets = {
-                "actor": nn.ModuleList([self.actor_torso, self.policy]),
-                "critic": nn.ModuleList([self.critic_torso, self.value]),
-            }
-        self.nets = nn.ModuleDict(nets)
+            memory = [] if self.lstm is None else [self.lstm]
+            nets = {"actor_critic": [self.actor_torso, *memory, self.policy, self.value]}
+        self.nets = nn.ModuleDict({name: nn.ModuleList(parts) for name, parts in nets.items()})
         self.gamma = check.fraction("algo.agent.gamma", gamma)
         self.lam = check.fraction("algo.agent.lam", lam)
         self.value_coef = check.number("algo.agent.value_coef", value_coef)

@@ -5,13 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from torch import Tensor, nn
 
 from asynclab import flat, nets
 from asynclab.agents.target import Target
-
-ActionSpace = Box | Discrete | MultiDiscrete  # as agents have it: discrete from 0, a Box of one dimension
 
 
 class Agent(ABC):

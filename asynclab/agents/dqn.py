@@ -5,7 +5,6 @@ N: batch, B: environments, A: actions.
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from gymnasium.spaces import Box
@@ -13,10 +12,9 @@ from torch import Tensor
 from torch.nn.functional import huber_loss, mse_loss
 
 from asynclab import check
-from asynclab.agents.base import ActionSpace
 from asynclab.agents.histogram import Histogram
-from asynclab.agents.q_learning import DuelingQNetwork, QLearning, QNetwork
-from asynclab.memory import ReplayBatch
+from asynclab.agents.q_learning import QLearning
+from asynclab.memory import ActionSpace, ReplayBatch
 from asynclab.nets import Torso
 
 
@@ -63,9 +61,7 @@ class DQN(QLearning):
         self.double = check.flag("algo.agent.double", double)
         self.huber = check.flag("algo.agent.huber", huber)
         self.histogram = None if bins is None else Histogram(bins, value_range)
-        kind = DuelingQNetwork if check.flag("algo.agent.dueling", dueling) else QNetwork
-        network = partial(kind, torso=torso, histogram=self.histogram)
-        super().__init__(obs_space, action_space, network, gamma, epsilons, anneal, target_every)
+        super().__init__(obs_space, action_space, torso, dueling, gamma, epsilons, anneal, target_every, self.histogram)
 
     def start(self, num_envs: int, rank: int = 0) -> None:
         """Take the environments' rates of exploration."""

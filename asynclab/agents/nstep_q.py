@@ -4,7 +4,6 @@ T: horizon, B: environments, N: T B, A: actions.
 """
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,10 +11,9 @@ from gymnasium.spaces import Box
 from torch import Tensor
 
 from asynclab import check, layout
-from asynclab.agents.base import ActionSpace
-from asynclab.agents.q_learning import DuelingQNetwork, QLearning, QNetwork
+from asynclab.agents.q_learning import QLearning
 from asynclab.agents.returns import gae, successors
-from asynclab.memory import RolloutBatch
+from asynclab.memory import ActionSpace, RolloutBatch
 from asynclab.nets import Torso
 
 
@@ -65,9 +63,7 @@ class NStepQ(QLearning):
         anneal: float = 0.05,
         target_every: int | None = 40_000,
     ) -> None:
-        kind = DuelingQNetwork if check.flag("algo.agent.dueling", dueling) else QNetwork
-        network = partial(kind, torso=torso)
-        super().__init__(obs_space, action_space, network, gamma, epsilons, anneal, target_every)
+        super().__init__(obs_space, action_space, torso, dueling, gamma, epsilons, anneal, target_every)
         self.lam = check.fraction("algo.agent.lam", lam)
         self.epochs = check.count("algo.agent.epochs", epochs)
         if minibatch_size is not None:
@@ -85,7 +81,7 @@ class NStepQ(QLearning):
             return
         obs = batch.obs[:-1].flatten(0, 1)
         with torch.no_grad():
-            target = self._returns(batch, self.q(obs) if self._needs_own_values else None)
+            target = self._returns(batch)
         whole = QBatch(obs, batch.action.flatten(), target)
         for _ in range(self.epochs):
             for index in torch.randperm(len(target)).to(self.device).split(self.minibatch_size or len(target)):
@@ -108,11 +104,7 @@ class NStepQ(QLearning):
         }
         return losses, {"train/q": q.detach().mean(), "train/epsilon": self.epsilon(progress).mean()}
 
-    @property
-    def _needs_own_values(self) -> bool:
-        return self.lam < 1 and self.lagging is self.q
-
-    def _returns(self, batch: RolloutBatch, q: Tensor | None) -> Tensor:
+    def _returns(self, batch: RolloutBatch, q: Tensor | None = None) -> Tensor:
         """Return the lambda-returns [N] of a rollout's steps.
 
         R_t = r_t + gamma (lam R_{t+1} + (1 - lam) max_a Q(s_{t+1}, a)), in which the first R after the rollout or its
@@ -120,13 +112,13 @@ class NStepQ(QLearning):
 
         Args:
             batch: A rollout.
-            q: [N, A] of its observations, by the network itself; needed if that values next observations.
+            q: [N, A] of its observations, by the network itself, if they are known.
         """
         ends = self.lagging(torch.cat([batch.obs[-1], batch.final_obs])).amax(-1)
         value = torch.zeros_like(batch.reward)
         if self.lam < 1:
-            q = q if self._needs_own_values else self.lagging(batch.obs[:-1].flatten(0, 1))
-            assert q is not None
+            if q is None or self.lagging is not self.q:
+                q = self.lagging(batch.obs[:-1].flatten(0, 1))
             value = q.amax(-1).view_as(batch.reward)
         # With lam = 1 only the value where the rollout or an episode ends is not multiplied by zero.
         v_next = successors(value, ends, batch.final_index)

@@ -41,7 +41,8 @@ class PPO(ActorCritic):
     """Several epochs of minibatches on each rollout, with a clipped ratio of probabilities.
 
     pi_old and V_old are those of the weights with which the first minibatch is computed.  In ``off`` and ``synced``
-    these are the weights that acted; in ``shared`` other sessions have moved them during the rollout.
+    these are the weights that acted; in ``shared`` other sessions have moved them during the rollout.  Computing them
+    from the rollout costs one more forward pass for ``epochs`` of them, and memories need not have them.
 
     Args:
         epochs: Times that each rollout is used.

@@ -1,6 +1,6 @@
 """What the forms of Q-learning share: network, target network, exploration.  N: batch, B: environments, A: actions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import sqrt
 
 import torch
@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from asynclab import check, flat
-from asynclab.agents.base import ActionSpace, Agent
+from asynclab.agents.base import Agent
 from asynclab.agents.histogram import Histogram
 from asynclab.agents.target import Target
+from asynclab.memory import ActionSpace
 from asynclab.nets import Torso, linear
 from asynclab.schedules import Linear
 
@@ -75,12 +76,14 @@ class QLearning(Agent):
     Args:
         obs_space: Space of one observation.
         action_space: A Discrete.
-        network: Makes the network for an observation space and A.
+        torso: Makes the torso.
+        dueling: Whether Q is made of V and advantages.
         gamma: Discount.
         epsilons: Final rates of random actions; who takes which says ``start``.
         anneal: Share of the frame budget, on the global clock, in which the rates go from 1 to their final values.
         target_every: Frames on the global clock between two copies of theta into the target network.  Each session
             copies when it first sees that a period is over.  None for no target network.
+        histogram: As which values are learned; None for numbers.
 
     Raises:
         ValueError: The action space is not a Discrete, or a setting is out of range.
@@ -93,11 +96,13 @@ class QLearning(Agent):
         self,
         obs_space: Box,
         action_space: ActionSpace,
-        network: Callable[[Box, int], QNetwork],
+        torso: Torso,
+        dueling: bool,
         gamma: float,
         epsilons: Sequence[float],
         anneal: float,
         target_every: int | None,
+        histogram: Histogram | None = None,
     ) -> None:
         if not isinstance(action_space, Discrete):
             raise ValueError(
@@ -106,7 +111,8 @@ class QLearning(Agent):
         if not isinstance(epsilons, Sequence) or isinstance(epsilons, str) or not epsilons:
             raise ValueError(f"algo.agent.epsilons={epsilons} must be a list of one rate of exploration or more")
         self.actions = int(action_space.n)
-        self.q = network(obs_space, self.actions)
+        network = DuelingQNetwork if check.flag("algo.agent.dueling", dueling) else QNetwork
+        self.q = network(obs_space, self.actions, torso, histogram)
         self.nets = nn.ModuleDict({"q": self.q})
         self.target_every = None if target_every is None else check.count("algo.agent.target_every", target_every)
         self.lagging: nn.Module = self.q

@@ -26,14 +26,7 @@ def gae(
     """
     # delta_t = r_t + gamma V(s_{t+1}) - V(s_t);  a truncated episode is bootstrapped, a terminated one is not
     delta = reward + gamma * v_next * ~terminated - value
-    decay = gamma * lam * ~done
-    advantage = torch.empty_like(delta)
-    trace = torch.zeros_like(delta[0])
-    for t in reversed(range(len(delta))):
-        # masked besides: 0 times what is not finite would not be 0, and would spoil the episodes before
-        trace = torch.addcmul(delta[t], decay[t], trace.masked_fill(done[t], 0.0))
-        advantage[t] = trace
-    return advantage
+    return _discounted(delta, done, gamma * lam)
 
 
 def successors(value: Tensor, ends: Tensor, final_index: Tensor) -> Tensor:
@@ -76,13 +69,20 @@ def vtrace(
         [T, B] v_s - V(s), which is also the policy's advantage rho_s (r_s + gamma v_{s+1} - V(s_s)), for lam < 1 with
         lam v_{s+1} + (1 - lam) V(s_{s+1}) in place of v_{s+1}: both clips are the same.
     """
-    rho = ratio.clamp(max=1.0)
     delta = reward + gamma * v_next * ~terminated - value
-    decay = gamma * lam * ~done
-    error = torch.empty_like(delta)
-    trace = torch.zeros_like(delta[0])
+    # v_s - V(s) = rho_s delta_s + gamma c_s (v_{s+1} - V(s_{s+1})),  c_s = lam rho_s
+    return _discounted(delta, done, gamma * lam, ratio.clamp(max=1.0))
+
+
+def _discounted(delta: Tensor, done: Tensor, decay: float, rho: Tensor | None = None) -> Tensor:
+    """Return x_t = rho_t (delta_t + decay x_{t+1}) [T, B], where x_{t+1} is 0 after an episode's end; rho may be 1."""
+    decays = decay * ~done
+    result = torch.empty_like(delta)
+    x = torch.zeros_like(delta[0])
     for t in reversed(range(len(delta))):
-        # v_s - V(s) = rho_s delta_s + gamma c_s (v_{s+1} - V(s_{s+1})),  c_s = lam rho_s
-        trace = rho[t] * torch.addcmul(delta[t], decay[t], trace.masked_fill(done[t], 0.0))
-        error[t] = trace
-    return error
+        # masked besides: 0 times what is not finite would not be 0, and would spoil the episodes before
+        x = torch.addcmul(delta[t], decays[t], x.masked_fill(done[t], 0.0))
+        if rho is not None:
+            x = rho[t] * x
+        result[t] = x
+    return result

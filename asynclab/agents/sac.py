@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from asynclab import check, flat
-from asynclab.agents.base import ActionSpace, Agent
+from asynclab.agents.base import Agent
 from asynclab.agents.distributions import SquashedNormal, categorical
 from asynclab.agents.target import Target
-from asynclab.memory import ReplayBatch
+from asynclab.memory import ActionSpace, ReplayBatch
 from asynclab.nets import Torso, TorsoModule, bind, linear
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0

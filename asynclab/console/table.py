@@ -1,4 +1,7 @@
-"""The live table: what a terminal shows of a run while it trains, at whatever size the terminal has."""
+"""The live table: what a terminal shows of a run while it trains, at whatever size the terminal has.
+
+Made of rich's parts, without its ``Table``: that cannot leave out columns in an order, or say how wide its lines are.
+"""
 
 import math
 import time

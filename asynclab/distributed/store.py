@@ -72,10 +72,8 @@ class Store:
         moments: Mapping[str, Any] | None = None,
     ) -> None:
         self.theta = network.theta.detach().clone().share_memory_()
-        self.frames = torch.zeros(writers, dtype=torch.int64).share_memory_()
-        self.updates = torch.zeros(writers, dtype=torch.int64).share_memory_()
-        self.dropped = torch.zeros(writers, dtype=torch.int64).share_memory_()
-        self._claimed = torch.zeros(writers, dtype=torch.int64).share_memory_()  # frames stepped, or about to be
+        counters = (torch.zeros(writers, dtype=torch.int64).share_memory_() for _ in range(4))
+        self.frames, self.updates, self.dropped, self._claimed = counters  # the last: frames stepped, or about to be
         self._budget = ProcessLock()
         self._update = ProcessLock() if lock == "update" else nullcontext()
         # As many numbers as theta has, to which every step adds 1, right after theta and in the same way.
@@ -110,11 +108,7 @@ class Store:
         if not isinstance(self.optimizer, GlobalOptimizer) or self.optimizer.shared:
             return self
         twin = copy.copy(self)
-        twin.optimizer = copy.copy(self.optimizer)
-        twin.optimizer.state = defaultdict(
-            dict,
-            {p: {role: value.clone() for role, value in roles.items()} for p, roles in self.optimizer.state.items()},
-        )
+        twin.optimizer = _twin(self.optimizer, self._params)
         return twin
 
     def replica(self, writers: int) -> "Store":
@@ -128,14 +122,7 @@ class Store:
         for moments in twin.moments.values():
             moments.slots = moments.slots.new_zeros(writers, moments.slots.shape[1])
         twin._params = {name: nn.Parameter(twin.theta[part]) for name, part in self.networks.items()}
-        twin.optimizer = copy.copy(self.optimizer)
-        twin.optimizer.param_groups = [
-            {**group, "params": [twin._params[group["name"]]]} for group in self.optimizer.param_groups
-        ]
-        twin.optimizer.state = defaultdict(dict)
-        for name, p in self._params.items():
-            state = self.optimizer.state[p]
-            twin.optimizer.state[twin._params[name]] = {role: value.clone() for role, value in state.items()}
+        twin.optimizer = _twin(self.optimizer, twin._params)
         return twin
 
     @property
@@ -292,3 +279,14 @@ class Store:
             moments.slots.copy_(state["moments"][name])
         self._claimed.copy_(self.frames)
         self._first_update = self.total_updates()
+
+
+def _twin(optimizer: torch.optim.Optimizer, params: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """Return a copy of an optimizer that steps these parameters, by network, and has a state of its own."""
+    twin = copy.copy(optimizer)
+    twin.param_groups = [{**group, "params": [params[group["name"]]]} for group in optimizer.param_groups]
+    twin.state = defaultdict(dict)
+    for group in optimizer.param_groups:
+        state = optimizer.state[group["params"][0]]
+        twin.state[params[group["name"]]] = {role: value.clone() for role, value in state.items()}
+    return twin

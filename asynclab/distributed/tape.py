@@ -1,7 +1,6 @@
 """What is told, where a run is recorded or repeated (``simulation.tape``), of all that sessions see of each other."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from torch import Tensor
@@ -30,11 +29,6 @@ class Tape(Protocol):
         """
 
 
-@contextmanager
-def alone(tape: Tape | None) -> Iterator[None]:
-    """Be the only session that pushes or pulls, if that is recorded."""
-    if tape is None:
-        yield
-    else:
-        with tape.alone():
-            yield
+def alone(tape: Tape | None) -> AbstractContextManager[None]:
+    """Return a context in which no other session pushes or pulls, if that is recorded."""
+    return nullcontext() if tape is None else tape.alone()

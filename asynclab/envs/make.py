@@ -4,6 +4,7 @@ import multiprocessing as mp
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +103,10 @@ def make_envs(
         raise
     except Exception as error:  # whatever the environment raises
         raise ValueError(f"env.id={id} cannot be made ({why(error)}); {remedy(spec)}") from error
-    pack = list if not is_plain else np.asarray if is_atari(id) else _first
+    # gymnasium's own vectors take one seed, and make the others of it
+    pack: Callable[[list[int]], Any] = list if not is_plain else np.asarray if is_atari(id) else itemgetter(0)
     vector = Vector(id, RecordEpisodeStatistics(env), space, actions, convert, pack, wrappers)
     return Envs(vector, Shaping(clip_reward, episodic_life, normalize_obs, scale_reward))
-
-
-def _first(seeds: list[int]) -> int:
-    return seeds[0]  # gymnasium's vectors take one and make the others of it
 
 
 def has_own_vector(

@@ -131,13 +131,11 @@ class Envs:
     def __init__(self, vector: Vector, shaping: Shaping = Shaping()) -> None:
         env, space = vector.env, vector.obs_space
         self.id = vector.id
+        self._vector = vector
         self._env = env
         self.actions = vector.actions
         self.plain_action_space = env.single_action_space
         self.action_space = vector.actions.space
-        self._convert = vector.convert
-        self._pack = vector.pack
-        self._wrappers = vector.wrappers
         self._clip_reward = shaping.clip_reward
         self._lives = np.zeros(env.num_envs) if shaping.episodic_life else None
         self.num_envs = env.num_envs
@@ -148,14 +146,10 @@ class Envs:
         self._scale_reward = shaping.scale_reward
         self.moments = {}
         if shaping.normalize_obs:
-            if layout.is_image(self.obs_space):
-                raise ValueError(
-                    "env.make.normalize_obs=true is for vectors, and this env shows images; set it to false"
-                )
             if dtype == np.uint8:
+                shown = "images" if layout.is_image(self.obs_space) else "bytes, which are scaled by their space"
                 raise ValueError(
-                    "env.make.normalize_obs=true is for vectors of floats, and this env shows bytes, which are scaled"
-                    " by their space; set it to false"
+                    f"env.make.normalize_obs=true is for vectors of floats, and this env shows {shown}; set it to false"
                 )
             self.moments["obs"] = int(np.prod(space.shape))
             self._obs = np.zeros_like(self.raw)
@@ -189,7 +183,7 @@ class Envs:
         """
         assert len(seeds) == self.num_envs
         try:
-            obs, info = self._env.reset(seed=self._pack(seeds))
+            obs, info = self._env.reset(seed=self._vector.pack(seeds))
             self._take(obs)
         except Exception as error:
             error.add_note(f"raised by env.id={self.id} in reset, or on what it returned")
@@ -203,7 +197,10 @@ class Envs:
         return self._normalized()  # not counted: a session that goes on where it was resets, too
 
     def _take(self, obs: Any) -> None:
-        layout.copy_to(self.raw, obs if self._convert is None else self._convert(obs))
+        layout.copy_to(self.raw, self._converted(obs))
+
+    def _converted(self, obs: Any) -> Any:
+        return obs if self._vector.convert is None else self._vector.convert(obs)
 
     def step(self, action: NDArray[Any]) -> Step:
         """Step every environment; those whose episode ends start a new one.
@@ -220,7 +217,8 @@ class Envs:
             raise
         truncated = truncated & ~terminated
         self._add("obs", self.raw)
-        final = {int(b): self._final(info["final_obs"][b]) for b in np.flatnonzero(truncated)}
+        dtype = self.obs_space.dtype
+        final = {int(b): self._converted(info["final_obs"][b]).astype(dtype) for b in np.flatnonzero(truncated)}
         reward = self._checked(reward, final)
         obs = self._normalized()
         if self._lives is not None:
@@ -234,10 +232,6 @@ class Envs:
             returns, lengths = info["episode"]["r"], info["episode"]["l"]
             episodes = [Episode(int(b), float(returns[b]), int(lengths[b])) for b in np.flatnonzero(ended)]
         return Step(obs, self.scale(reward), terminated.copy(), truncated, final_obs, episodes, raw)
-
-    def _final(self, obs: Any) -> NDArray[Any]:
-        """Return a copy of an episode's last observation, not normalised."""
-        return (obs if self._convert is None else self._convert(obs)).astype(self.obs_space.dtype)
 
     def _checked(self, reward: NDArray[Any], final: dict[int, NDArray[Any]]) -> NDArray[Any]:
         """Return the rewards [B] to learn from, nan where something is not finite, and put 0 into such observations.
@@ -324,7 +318,7 @@ class Envs:
         if not self._traced():
             return {}
         episodes = [traced.state_dict() for traced in self._traced()]
-        statistics = [(float(r), int(n)) for r, n in zip(*self._so_far(), strict=True)]
+        statistics = [(float(r), int(n)) for r, n in zip(*self.so_far(), strict=True)]
         obs, discounted = (torch.from_numpy(x.copy()) for x in (self.raw, self._discounted))
         state = {"episodes": episodes, "obs": obs, "discounted": discounted, "statistics": statistics}
         return state if self._lives is None else state | {"lives": self._lives.tolist()}
@@ -351,14 +345,14 @@ class Envs:
         self._discounted[:] = state["discounted"].numpy()
         if self._lives is not None:
             self._lives = np.array(state["lives"])
-        returns, lengths = self._so_far()
+        returns, lengths = self.so_far()
         for b, (ret, length) in enumerate(state["statistics"]):
             returns[b], lengths[b] = ret, length
         return self._normalized()
 
     def wrap(self, env: gym.Env) -> gym.Env:
         """Return an environment of ``gymnasium.make`` with the configuration's wrappers."""
-        for wrapper in self._wrappers:
+        for wrapper in self._vector.wrappers:
             env = wrapper(env)
         return env
 
@@ -372,7 +366,7 @@ class Envs:
             ValueError: It is not of the environment's observation space, or not finite.
         """
         boxed: Any = self._traced()[0].env if self._traced() else None
-        convert = boxed.func if isinstance(boxed, Boxed) else self._convert
+        convert = boxed.func if isinstance(boxed, Boxed) else self._vector.convert
         if convert is not None:
             try:
                 obs = convert(obs)
@@ -382,7 +376,7 @@ class Envs:
         array = np.asarray(obs)
         if array.shape != self.obs_space.shape or (array.dtype != np.uint8 and self.obs_space.dtype == np.uint8):
             wrap = ""
-            if self._pack is np.asarray:
+            if self._vector.pack is np.asarray:
                 wrap = "; use gymnasium's AtariPreprocessing and FrameStackObservation (help(Policy.act))"
             raise ValueError(
                 f"an observation of shape {array.shape} and type {array.dtype} was given to an agent that was trained"
@@ -394,22 +388,13 @@ class Envs:
         layout.copy_to(ours, self.normalize(array.astype(ours.dtype)[None]))
         return ours
 
-    def perform(self, action: NDArray[Any]) -> Any:
-        """Return one action of the agent, [] int64, [A] int64 or [A] float32, as the plain environment takes it."""
-        return self.actions.one(action)
-
-    def so_far(self, env: int) -> tuple[float, int]:
-        """Return the raw return and the length of an environment's present episode."""
-        returns, lengths = self._so_far()
-        return float(returns[env]), int(lengths[env])
-
     def _traced(self) -> list[Traced]:
         """Return the environments; none if they are not stepped one by one in this process."""
         vector: Any = self._env.unwrapped
         return list(vector.envs) if isinstance(vector, SyncVectorEnv) else []  # type: ignore[arg-type]
 
-    def _so_far(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return the returns and the lengths of the present episodes, each [B]."""
+    def so_far(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the raw returns and the lengths of the present episodes, each [B]."""
         return self._env.episode_returns, self._env.episode_lengths
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 It watches the clock and copies theta itself, so neither the sessions nor the parent do anything for it, and it plays
 the newest weights when it has time: if an evaluation takes longer than ``every`` frames, those in between are left out.
+A seeded run has the same weights, to the bit, with and without it.
 To ``launch`` it is a session like others, and so it is started, watched and started again as they are.
 """
 

@@ -336,7 +336,8 @@ def play(
             agent.on_step(torch.from_numpy(step.done))
             ended = next((Game(episode.ret, episode.length) for episode in step.episodes), None)
             if ended is None and number >= max_episode_steps:
-                ended = Game(*envs.so_far(0), is_cut=True)
+                (ret,), (length,) = envs.so_far()
+                ended = Game(float(ret), int(length), is_cut=True)
                 envs.reset([own])  # as it would do itself at an end: a recording is complete then
             yield ended
             if ended is not None:

@@ -58,4 +58,4 @@ class Policy:
         if deterministic is None:
             deterministic = self._agent.deterministic
         tensor = torch.from_numpy(self._envs.observe(obs))
-        return self._envs.perform(self._agent.act(tensor, deterministic)[0].numpy())
+        return self._envs.actions.one(self._agent.act(tensor, deterministic)[0].numpy())

@@ -1,4 +1,7 @@
-"""The output folder of a run, the lock that keeps two runs from writing one, and files that are whole or not there."""
+"""The output folder of a run, the lock that keeps two runs from writing one, and files that are whole or not there.
+
+The lock is our own: ``filelock`` tells neither who holds one nor, without taking it, whether anybody does.
+"""
 
 import errno
 import fcntl

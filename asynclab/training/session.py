@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -101,16 +101,15 @@ class Session:
             store = store.recorded(self.tape.for_session(rank))
         loop = self.set_up(rank, store, profile, (start.resumes, restarts))
         worker = Worker(self, rank, loop, memory_files)
-        try:
+        with ExitStack() as stack:
+            stack.enter_context(closing(loop.envs))
             if restarts:
                 if memory_files.load(loop.memory):
                     loop.memory.cut(loop.obs)
                 loop.memory.refill(int(store.frames[self.mode.slot(rank)]))
             elif start.checkpoint is not None:
                 worker.saved = resume(loop, start, rank, memory_files)
-        except BaseException:
-            loop.envs.close()
-            raise
+            stack.pop_all()
         profile.start()
         return worker
 
@@ -123,26 +122,22 @@ class Session:
             profile: Told where the time of updates goes.
             life: Of the session; each has random numbers of its own.
         """
-        envs = self.make_envs()
-        try:
-            return self._set_up(envs, rank, store, profile, life)
-        except BaseException:
-            envs.close()  # or processes that step them would be left
-            raise
-
-    def _set_up(self, envs: Envs, rank: int, store: Store, profile: Profile, life: Life) -> Loop:
-        envs.attach(store.moments, self.mode.slot(rank))
-        seeds = Seeds(self.seed, rank, life)
-        env_seeds = seeds.envs(envs.num_envs)
-        agent = self.make_agent(envs.obs_space, envs.action_space)
-        memory = self.make_memory(envs.obs_space, envs.action_space, envs.num_envs, seeds.memory)
+        slot = self.mode.slot(rank)
         device = self.devices[rank % len(self.devices)]
-        learner = Instruments(profile, agent, self.mode, store, self.mode.slot(rank), device, self.rules)
-        torch.manual_seed(seeds.torch)  # not before: building networks that the pull overwrites also draws numbers
-        obs = envs.reset(env_seeds)
-        memory.attach(envs)
-        memory.reset(obs)
-        agent.start(envs.num_envs, rank)
+        seeds = Seeds(self.seed, rank, life)
+        with ExitStack() as stack:
+            envs = stack.enter_context(closing(self.make_envs()))  # or processes that step them would be left
+            envs.attach(store.moments, slot)
+            env_seeds = seeds.envs(envs.num_envs)
+            agent = self.make_agent(envs.obs_space, envs.action_space)
+            memory = self.make_memory(envs.obs_space, envs.action_space, envs.num_envs, seeds.memory)
+            learner = Instruments(profile, agent, self.mode, store, slot, device, self.rules)
+            torch.manual_seed(seeds.torch)  # not before: building networks that the pull overwrites also draws numbers
+            obs = envs.reset(env_seeds)
+            memory.attach(envs)
+            memory.reset(obs)
+            agent.start(envs.num_envs, rank)
+            stack.pop_all()
         return Loop(envs, learner, memory, obs, env_seeds)
 
 
