@@ -187,7 +187,7 @@ def test_moments_of_all_nodes_add_up():
         ({"diagnostics": True}, "distributed.diagnostics=true needs memory"),
         ({"record": True}, "distributed.record=true needs memory"),
         ({"exchange_every": 0}, "distributed.exchange_every=0 must be a whole number of 1 or more"),
-        ({"max_session": 1, "nodes": 2}, "cannot be spread evenly over 2 nodes; set it to 2 or 2"),
+        ({"max_session": 1, "nodes": 2}, "cannot be spread evenly over 2 nodes; set it to 2, or"),
         ({"max_session": 1_000}, "needs 1 x 1000 cores (1000 sessions on each node), and the cluster has"),
         ({"placement": "elsewhere"}, "distributed.placement=elsewhere is unknown"),
         ({"elastic": True, "nodes": 2}, "distributed.elastic=true waits for machines"),

@@ -1,5 +1,6 @@
 """Nodes that exchange in virtual time: nothing is lost, what it costs is what links allow, and it can be repeated."""
 
+import re
 from collections import Counter
 
 import pytest
@@ -174,6 +175,16 @@ def test_what_all_links_have_yet_to_do_is_part_of_the_state(make_trial):
     nodes.inbound.free, nodes.work.free, nodes.outbound.free = 1.0, 2.0, 3.0
     again.load_state_dict(nodes.state_dict())
     assert (again.inbound.free, again.work.free, again.outbound.free) == (1.0, 2.0, 3.0)
+
+
+def test_more_nodes_than_fit_into_memory_are_refused_before_they_are_made(train):
+    settings = ["algo=a3c", "env=pong", "distributed=simulated", "distributed.max_session=10_000"]
+    done = train(*settings, "distributed.nodes=10_000", folder=False)
+    assert done.returncode == 1
+    assert re.search(
+        r"networks of 10,000 nodes about \d+\.\d\d GB .* are available; lower distributed.nodes", done.stderr
+    )
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,11 @@ class Mode:
         """Number of sessions that this machine must have room for."""
         return self.max_session
 
+    @property
+    def nodes_here(self) -> int:
+        """Number of groups of sessions with a network each that this machine must have room for; 0 if all share one."""
+        return 0
+
     def label(self, rank: int) -> str:
         """Return what people call a session."""
         return str(rank)
@@ -243,9 +248,10 @@ class Placed(Mode):
         self.nodes = nodes
         each = self.sessions
         if self.max_session % nodes:
+            fits = f"{each * nodes} or " * bool(each) + f"{(each + 1) * nodes}"
             raise ValueError(
                 f"distributed.max_session={self.max_session} sessions cannot be spread evenly over {nodes} nodes; set"
-                f" it to {max(1, each) * nodes} or {(each + 1) * nodes}, or distributed.nodes otherwise"
+                f" it to {fits}, or distributed.nodes otherwise"
             )
 
     def _set_exchange(self, every: int, outer: Outer) -> None:
@@ -311,6 +317,11 @@ class Simulated(Placed):
                 )
             self._set_nodes(check.count("distributed.nodes", nodes))
         self._set_exchange(exchange_every, outer)
+
+    @property
+    def nodes_here(self) -> int:
+        """Number of all nodes."""
+        return self.nodes or 0
 
 
 class Cluster(Placed):
@@ -410,3 +421,8 @@ class Cluster(Placed):
     def on_this_machine(self) -> int:
         """Number of sessions that this machine must have room for, or the one that is as large as it."""
         return self.max_session if self.address is None else self.sessions
+
+    @property
+    def nodes_here(self) -> int:
+        """Number of nodes that this machine must have room for, likewise."""
+        return self.nodes if self.address is None else 1
