@@ -1,15 +1,20 @@
 """A server and its replicas: changes add up exactly, once each, and no frame is given out twice."""
 
+import queue
+import threading
+
 import numpy as np
 import pytest
 import torch
 
 from asynclab.cluster.exchange import GoneError, Replica, Server, View, newest
+from asynclab.cluster.node import Node
 from asynclab.distributed import Cluster, Network, Store
 from asynclab.distributed.exchange import Outer
 from asynclab.envs.normalize import Moments
 from asynclab.optim import GlobalAdam
 from asynclab.schedules import Constant
+from asynclab.simulation.clock import Clock
 
 
 def make_store(writers=2, max_frame=1_000):
@@ -36,8 +41,8 @@ def learn(replica, *change):
     replica.store.updates[0] += 1
 
 
-def exchange(server, replica):
-    replica.take(server.exchange(replica.change()))
+def exchange(server, replica, whole=True):
+    replica.take(server.exchange(replica.change(whole)))
 
 
 def test_the_changes_of_two_nodes_add_up_to_known_numbers():
@@ -167,6 +172,84 @@ def test_the_budget_is_met_exactly(nodes, max_frame, total):
             exchange(server, replica)
     assert server.counts[0].sum() == total
     assert all(replica.store.total_frames() == total for replica in replicas[-1:])
+
+
+def test_between_two_exchanges_a_node_tells_its_counters_and_theta_stays_where_it_is():
+    clock = Clock()
+    server = Server(Outer(), 1_000, 2, make_view())
+    a, b = (Replica(make_store(), server.join(node, 0), 3, 2, clock) for node in range(2))
+    learn(b, 0.0, 0.0, 1.0)
+    b.take(server.exchange(b.change(whole=True)))
+    learn(a, 1.0, 0.0, 0.0)
+    a.store.claim(0, 2)
+    a.store.frames[0] += 2
+    assert not a.is_due()
+    clock.now = 1.0
+    assert a.is_due()  # for the counters
+    exchange(server, a, whole=False)
+    assert server.counts[:, 0].tolist() == [2, 0, 0]  # of updates only what theta has
+    assert server.theta.tolist() == [0.0, 0.0, 1.0]
+    assert a.store.theta.tolist() == [1.0, 0.0, 0.0]
+    assert a.store.total_updates() == 1  # of b's its theta does not have
+    found = a.found()
+    assert (found.times, found.seconds) == (0, 0.0)
+    assert 0 < found.nbytes < 200
+    learn(a, 1.0, 0.0, 0.0)
+    assert not a.is_due()
+    learn(a, 1.0, 0.0, 0.0)
+    assert a.is_due()
+    exchange(server, a, whole=False)
+    assert server.theta.tolist() == a.store.theta.tolist() == [3.0, 0.0, 1.0]
+    assert server.counts[1].tolist() == [3, 1]
+    assert a.found().staleness == {1: 1}
+
+
+def test_a_server_that_died_between_two_exchanges_is_replaced_and_no_change_is_lost():
+    server, (a, b) = make()
+    mirror = server.look(-1)._replace(theta=server.theta.copy())
+    learn(a, 1.0, 0.0, 0.0)
+    exchange(server, a)
+    b.every = 2
+    learn(b, 0.0, 1.0, 0.0)
+    exchange(server, b, whole=False)  # its counters: it hears of a change that it does not have
+    server = Server(Outer(), 1_000, 2, newest(mirror, {0: a.report(), 1: b.report()}))
+    learn(b, 0.0, 1.0, 0.0)
+    exchange(server, b, whole=False)
+    assert server.theta.tolist() == b.store.theta.tolist() == [1.0, 2.0, 0.0]
+
+
+class Deaf(Node):
+    """A node, but for its sessions, whose server does not answer the first times."""
+
+    def __init__(self, replica, server, times):
+        self.replica, self.times = replica, times
+        self._server, self._exchanging = server, threading.Lock()
+        self._saved, self._out, self._wants_state = {}, queue.SimpleQueue(), False
+
+    def _ask(self, method, change):
+        self.times -= 1
+        return None if self.times >= 0 else self._server.exchange(change)
+
+
+def test_what_sessions_hand_in_the_server_knows_although_it_has_not_answered_what_was_sent_before():
+    server, (a, _) = make()
+    node = Deaf(a, server, times=2)
+    learn(a, 1.0, 0.0, 0.0)
+    assert not node._exchange()
+    learn(a, 1.0, 0.0, 0.0)
+    node._deliver()
+    assert server.theta.tolist() == [2.0, 0.0, 0.0]
+    assert server.counts[1].tolist() == [2, 0]
+
+
+@pytest.mark.parametrize(("nodes", "seconds"), [(2, 1.0), (100, 1.0), (1_000, 10.0)])
+def test_many_nodes_tell_their_counters_more_rarely(nodes, seconds):
+    clock = Clock()
+    replica = Replica(make_store(), Server(Outer(), 10**6, 2, make_view(nodes)).join(0, 0), 1, 2, clock)
+    clock.now = 0.99 * seconds
+    assert not replica.is_due()
+    clock.now = seconds
+    assert replica.is_due()
 
 
 def test_moments_of_all_nodes_add_up():

@@ -91,6 +91,16 @@ def test_an_exchange_takes_what_latency_links_and_server_allow(make_trial):
     assert found.nbytes > (found.times - 1) * 2 * 4 * trial.stores[0].theta.numel() * 0.9
 
 
+def test_changes_are_exchanged_every_so_many_updates_however_long_these_take(make_trial):
+    timing = Constant(step=0.1)  # ten steps and an update a second
+    trial = make_trial("a3c", mode=Simulated(2, nodes=2, exchange_every=10, timing=timing), max_frame=2_000)
+    found = exchanges(run(trial))
+    assert trial.stores[0].updates.tolist() == [50, 50]
+    assert [found[node].times for node in range(2)] == [6, 6]  # the last one is of what was left, which is nothing
+    change = 2 * 4 * trial.stores[0].theta.numel()
+    assert found[0].nbytes < 6.5 * change  # counters and leases are small
+
+
 def test_changes_of_many_nodes_wait_for_the_servers_link(make_trial):
     mean = []
     for nodes in (1, 8):

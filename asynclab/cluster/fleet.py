@@ -207,7 +207,7 @@ class _Fleet:
             case Failure(rank=rank, restarts=restarts):
                 self.control.begin(rank, restarts)
                 yield event
-            case Exchanges(times=0):
+            case Exchanges(nbytes=0):
                 pass
             case _:
                 yield event

@@ -239,7 +239,7 @@ class Node:
 
     def _deliver(self) -> None:
         """Hand in what the sessions have saved, when the server knows all that they had done by then."""
-        while not self._exchange():
+        while not self._exchange(whole=True):
             time.sleep(RETRY)
         files = {}
         for saved in self._saved.values():
@@ -275,15 +275,19 @@ class Node:
                 told = time.monotonic()
                 self._out.put(self._found())
 
-    def _exchange(self) -> bool:
-        """Return whether the server has answered."""
+    def _exchange(self, whole: bool = False) -> bool:
+        """Return whether the server has answered.
+
+        Args:
+            whole: Let it know all that the sessions have done by now: an answer to what was sent before does not do.
+        """
         assert self.replica is not None
         with self._exchanging:
-            began = time.monotonic()
-            reply = self._ask("exchange", self.replica.change())
+            began, was_waiting = time.monotonic(), self.replica.is_waiting()
+            reply = self._ask("exchange", self.replica.change(whole))
             if reply is not None:
                 self.replica.take(reply, time.monotonic() - began)
-        return reply is not None
+        return reply is not None and not (whole and was_waiting)
 
     def _found(self) -> Exchanges:
         assert self.replica is not None
