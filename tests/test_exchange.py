@@ -143,6 +143,14 @@ def test_a_node_that_was_given_up_is_refused_and_its_lease_is_given_back():
     assert (int(again.store.frames[0]), again.store.unclaimed()) == (2, server.granted[0] - 2)
 
 
+def test_a_node_keeps_what_it_was_granted_if_it_joins_before_the_server_hears_that_it_was_lost():
+    server, _ = make(max_frame=100)
+    server.join(0, 1)
+    granted = server.granted[0]
+    server.leave(0, 1)
+    assert server.granted[0] == granted > 0
+
+
 def test_what_a_node_had_leased_that_never_comes_back_is_stepped_by_the_others():
     server, (a, b) = make(max_frame=100)
     a.store.claim(0, 2)
@@ -271,9 +279,15 @@ def test_moments_of_all_nodes_add_up():
         ({"record": True}, "distributed.record=true needs memory"),
         ({"exchange_every": 0}, "distributed.exchange_every=0 must be a whole number of 1 or more"),
         ({"max_session": 1, "nodes": 2}, "cannot be spread evenly over 2 nodes; set it to 2, or"),
-        ({"max_session": 1_000}, "needs 1 x 1000 cores (1000 sessions on each node), and the cluster has"),
+        ({"max_session": 1_000}, "needs 1 x 1000 cores (1000 sessions on each node), and this machine has"),
         ({"placement": "elsewhere"}, "distributed.placement=elsewhere is unknown"),
-        ({"elastic": True, "nodes": 2}, "distributed.elastic=true waits for machines"),
+        ({"elastic": True, "nodes": 2}, "distributed.elastic=true waits for machines, and nothing says for how many"),
+        ({"elastic": True, "nodes": 2, "max_session": 2}, "none can join a Ray that is started here"),
+        ({"address": "local"}, "distributed.address=local must be auto, <host>:<port> with a port from 1 to 65535"),
+        ({"address": "10.0.0.1"}, "distributed.address=10.0.0.1 must be auto, <host>:<port>"),
+        ({"address": "10.0.0.1:99999"}, "distributed.address=10.0.0.1:99999 must be auto, <host>:<port>"),
+        ({"address": "ray://10.0.0.1:10001"}, "distributed.address=ray://10.0.0.1:10001 must be auto, <host>:<port>"),
+        ({"address": 5}, "distributed.address=5 must be auto, <host>:<port>"),
         ({"outer": 1.0}, "distributed.outer=1.0 must have lr and momentum"),
     ],
 )

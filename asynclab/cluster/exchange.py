@@ -185,12 +185,11 @@ class Server:
     def leave(self, node: int, life: int) -> None:
         """Give back what a node that was lost had not used; only this life of it, or a later one, has its place now.
 
-        Raises:
-            GoneError: A later one has it already.
+        Nothing happens if one of them has it already: it may have joined before this was heard.
         """
-        self._check(node, life)
-        self.lives[node], self.applied[node] = life, life << 32
-        self.granted[node] = int(self.counts[0, self._rows(node)].sum())
+        if life > self.lives[node]:
+            self.lives[node], self.applied[node] = life, life << 32
+            self.granted[node] = int(self.counts[0, self._rows(node)].sum())
 
     def exchange(self, change: Change) -> Reply:
         """Take a node's change into account, once however often it is sent; return what it is to know.

@@ -167,9 +167,15 @@ class Node:
         return News(time.monotonic(), events, self.control.report(), had_ended, self._error)
 
     def report(self) -> View | None:
-        """Return what a new server is to know; None if there was no server yet, or it is still waited for."""
-        if self.replica is None or not self._exchanging.acquire(timeout=PATIENCE / 10):
+        """Return what a new server is to know; None if no session has stepped, as no server has let them.
+
+        Raises:
+            TimeoutError: The old one is still waited for.
+        """
+        if self.replica is None:
             return None
+        if not self._exchanging.acquire(timeout=PATIENCE / 10):
+            raise TimeoutError
         try:
             return self.replica.report()
         finally:
