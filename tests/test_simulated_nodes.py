@@ -1,5 +1,6 @@
 """Nodes that exchange in virtual time: nothing is lost, what it costs is what links allow, and it can be repeated."""
 
+import json
 import re
 from collections import Counter
 
@@ -109,6 +110,22 @@ def test_changes_of_many_nodes_wait_for_the_servers_link(make_trial):
         found = exchanges(run(trial)).values()
         mean.append(sum(one.seconds for one in found) / sum(one.times for one in found))
     assert mean[1] > 3 * mean[0]
+
+
+def test_what_exchanges_cost_is_in_the_metrics_and_in_the_summary(make_trial, tmp_path):
+    trial = make_trial("a3c", mode=Simulated(2, nodes=2, exchange_every=2, timing=FAR), max_frame=600)
+    trial.run()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    metrics = [
+        line["metrics"] for line in lines if line["kind"] == "trial" and "cluster/exchange_ms" in line["metrics"]
+    ]
+    assert metrics[-1]["cluster/exchanges_per_second"] > 0
+    assert metrics[-1]["cluster/mb_per_second"] > 0
+    assert metrics[-1]["cluster/exchange_ms"] > 20  # twice the latency
+    assert metrics[-1]["cluster/staleness_mean"] > 0
+    found = json.loads((tmp_path / "summary.json").read_text())["exchanges"]
+    assert [node["node"] for node in found] == [0, 1]
+    assert all(node["count"] >= 7 and node["bytes"] > 0 and node["staleness"]["max"] > 0 for node in found)
 
 
 def test_the_outer_step_is_the_servers(make_trial):
