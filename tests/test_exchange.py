@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from asynclab.cluster import machines
 from asynclab.cluster.exchange import GoneError, Replica, Server, View, newest
 from asynclab.cluster.node import Node
 from asynclab.distributed import Cluster, Network, Store
@@ -294,6 +295,12 @@ def test_moments_of_all_nodes_add_up():
 def test_bad_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(")", r"\)")):
         Cluster(**settings)
+
+
+def test_without_ray_what_to_install_is_said(monkeypatch):
+    monkeypatch.setattr(machines, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs Ray, which is not installed: pip install 'asynclab\[cluster\]'"):
+        machines.check(Cluster(1))
 
 
 def test_sessions_are_spread_over_machines():
