@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from asynclab import precision
-from asynclab.distributed import Synced
+from asynclab.distributed import Simulated, Synced
 from asynclab.run import resources
 from asynclab.run.recorder import Recorder
 from asynclab.run.snapshots import Snapshot
@@ -178,10 +178,14 @@ def test_shared_memory_and_memory_are_compared_with_the_plan(monkeypatch):
     with pytest.raises(ValueError, match=r"need .* of shared memory and /dev/shm has .*--shm-size"):
         resources.check_shared_memory(10**15)
     with pytest.raises(ValueError, match=r"the sessions' memories need 1000000\.00 GB .*lower algo\.memory\.capacity"):
-        resources.check_memory(1_000, 10**12, 1_000)
+        resources.check_memory(Synced(1_000), 10**12, 0)
     monkeypatch.setattr(resources, "available_memory", lambda: 10**9)
     with pytest.raises(ValueError, match=r"their processes about 2\.40 GB, and 1\.00 GB are available"):
-        resources.check_memory(16, 10, 16)
+        resources.check_memory(Synced(16), 10, 10**9)
+    # 19 more sessions have weights and a gradient of their own, and four nodes 22 times as much as a network
+    with pytest.raises(ValueError, match=r"about 739\.0 MB, the networks of 4 nodes about 880\.0 MB \(220\.0 MB each"):
+        resources.check_memory(Simulated(20, nodes=4), 0, 10**7)
+    resources.check_memory(Simulated(20, nodes=4), 0, 10**5)
 
 
 @pytest.mark.parametrize("sessions", [1, 2])

@@ -1,15 +1,21 @@
 """A server and its replicas: changes add up exactly, once each, and no frame is given out twice."""
 
+import queue
+import threading
+
 import numpy as np
 import pytest
 import torch
 
+from asynclab.cluster import machines
 from asynclab.cluster.exchange import GoneError, Replica, Server, View, newest
+from asynclab.cluster.node import Node
 from asynclab.distributed import Cluster, Network, Store
 from asynclab.distributed.exchange import Outer
 from asynclab.envs.normalize import Moments
 from asynclab.optim import GlobalAdam
 from asynclab.schedules import Constant
+from asynclab.simulation.clock import Clock
 
 
 def make_store(writers=2, max_frame=1_000):
@@ -36,8 +42,8 @@ def learn(replica, *change):
     replica.store.updates[0] += 1
 
 
-def exchange(server, replica):
-    replica.take(server.exchange(replica.change()))
+def exchange(server, replica, whole=True):
+    replica.take(server.exchange(replica.change(whole)))
 
 
 def test_the_changes_of_two_nodes_add_up_to_known_numbers():
@@ -138,6 +144,14 @@ def test_a_node_that_was_given_up_is_refused_and_its_lease_is_given_back():
     assert (int(again.store.frames[0]), again.store.unclaimed()) == (2, server.granted[0] - 2)
 
 
+def test_a_node_keeps_what_it_was_granted_if_it_joins_before_the_server_hears_that_it_was_lost():
+    server, _ = make(max_frame=100)
+    server.join(0, 1)
+    granted = server.granted[0]
+    server.leave(0, 1)
+    assert server.granted[0] == granted > 0
+
+
 def test_what_a_node_had_leased_that_never_comes_back_is_stepped_by_the_others():
     server, (a, b) = make(max_frame=100)
     a.store.claim(0, 2)
@@ -169,6 +183,84 @@ def test_the_budget_is_met_exactly(nodes, max_frame, total):
     assert all(replica.store.total_frames() == total for replica in replicas[-1:])
 
 
+def test_between_two_exchanges_a_node_tells_its_counters_and_theta_stays_where_it_is():
+    clock = Clock()
+    server = Server(Outer(), 1_000, 2, make_view())
+    a, b = (Replica(make_store(), server.join(node, 0), 3, 2, clock) for node in range(2))
+    learn(b, 0.0, 0.0, 1.0)
+    b.take(server.exchange(b.change(whole=True)))
+    learn(a, 1.0, 0.0, 0.0)
+    a.store.claim(0, 2)
+    a.store.frames[0] += 2
+    assert not a.is_due()
+    clock.now = 1.0
+    assert a.is_due()  # for the counters
+    exchange(server, a, whole=False)
+    assert server.counts[:, 0].tolist() == [2, 0, 0]  # of updates only what theta has
+    assert server.theta.tolist() == [0.0, 0.0, 1.0]
+    assert a.store.theta.tolist() == [1.0, 0.0, 0.0]
+    assert a.store.total_updates() == 1  # of b's its theta does not have
+    found = a.found()
+    assert (found.times, found.seconds) == (0, 0.0)
+    assert 0 < found.nbytes < 200
+    learn(a, 1.0, 0.0, 0.0)
+    assert not a.is_due()
+    learn(a, 1.0, 0.0, 0.0)
+    assert a.is_due()
+    exchange(server, a, whole=False)
+    assert server.theta.tolist() == a.store.theta.tolist() == [3.0, 0.0, 1.0]
+    assert server.counts[1].tolist() == [3, 1]
+    assert a.found().staleness == {1: 1}
+
+
+def test_a_server_that_died_between_two_exchanges_is_replaced_and_no_change_is_lost():
+    server, (a, b) = make()
+    mirror = server.look(-1)._replace(theta=server.theta.copy())
+    learn(a, 1.0, 0.0, 0.0)
+    exchange(server, a)
+    b.every = 2
+    learn(b, 0.0, 1.0, 0.0)
+    exchange(server, b, whole=False)  # its counters: it hears of a change that it does not have
+    server = Server(Outer(), 1_000, 2, newest(mirror, {0: a.report(), 1: b.report()}))
+    learn(b, 0.0, 1.0, 0.0)
+    exchange(server, b, whole=False)
+    assert server.theta.tolist() == b.store.theta.tolist() == [1.0, 2.0, 0.0]
+
+
+class Deaf(Node):
+    """A node, but for its sessions, whose server does not answer the first times."""
+
+    def __init__(self, replica, server, times):
+        self.replica, self.times = replica, times
+        self._server, self._exchanging = server, threading.Lock()
+        self._saved, self._out, self._wants_state = {}, queue.SimpleQueue(), False
+
+    def _ask(self, method, change):
+        self.times -= 1
+        return None if self.times >= 0 else self._server.exchange(change)
+
+
+def test_what_sessions_hand_in_the_server_knows_although_it_has_not_answered_what_was_sent_before():
+    server, (a, _) = make()
+    node = Deaf(a, server, times=2)
+    learn(a, 1.0, 0.0, 0.0)
+    assert not node._exchange()
+    learn(a, 1.0, 0.0, 0.0)
+    node._deliver()
+    assert server.theta.tolist() == [2.0, 0.0, 0.0]
+    assert server.counts[1].tolist() == [2, 0]
+
+
+@pytest.mark.parametrize(("nodes", "seconds"), [(2, 1.0), (100, 1.0), (1_000, 10.0)])
+def test_many_nodes_tell_their_counters_more_rarely(nodes, seconds):
+    clock = Clock()
+    replica = Replica(make_store(), Server(Outer(), 10**6, 2, make_view(nodes)).join(0, 0), 1, 2, clock)
+    clock.now = 0.99 * seconds
+    assert not replica.is_due()
+    clock.now = seconds
+    assert replica.is_due()
+
+
 def test_moments_of_all_nodes_add_up():
     server, (a, b) = make()
     a.store.moments["obs"].add(0, np.array([[1.0], [2.0]]))
@@ -187,16 +279,28 @@ def test_moments_of_all_nodes_add_up():
         ({"diagnostics": True}, "distributed.diagnostics=true needs memory"),
         ({"record": True}, "distributed.record=true needs memory"),
         ({"exchange_every": 0}, "distributed.exchange_every=0 must be a whole number of 1 or more"),
-        ({"max_session": 1, "nodes": 2}, "cannot be spread evenly over 2 nodes; set it to 2 or 2"),
-        ({"max_session": 1_000}, "needs 1 x 1000 cores (1000 sessions on each node), and the cluster has"),
+        ({"max_session": 1, "nodes": 2}, "cannot be spread evenly over 2 nodes; set it to 2, or"),
+        ({"max_session": 1_000}, "needs 1 x 1000 cores (1000 sessions on each node), and this machine has"),
         ({"placement": "elsewhere"}, "distributed.placement=elsewhere is unknown"),
-        ({"elastic": True, "nodes": 2}, "distributed.elastic=true waits for machines"),
+        ({"elastic": True, "nodes": 2}, "distributed.elastic=true waits for machines, and nothing says for how many"),
+        ({"elastic": True, "nodes": 2, "max_session": 2}, "none can join a Ray that is started here"),
+        ({"address": "local"}, "distributed.address=local must be auto, <host>:<port> with a port from 1 to 65535"),
+        ({"address": "10.0.0.1"}, "distributed.address=10.0.0.1 must be auto, <host>:<port>"),
+        ({"address": "10.0.0.1:99999"}, "distributed.address=10.0.0.1:99999 must be auto, <host>:<port>"),
+        ({"address": "ray://10.0.0.1:10001"}, "distributed.address=ray://10.0.0.1:10001 must be auto, <host>:<port>"),
+        ({"address": 5}, "distributed.address=5 must be auto, <host>:<port>"),
         ({"outer": 1.0}, "distributed.outer=1.0 must have lr and momentum"),
     ],
 )
 def test_bad_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(")", r"\)")):
         Cluster(**settings)
+
+
+def test_without_ray_what_to_install_is_said(monkeypatch):
+    monkeypatch.setattr(machines, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs Ray, which is not installed: pip install 'asynclab\[cluster\]'"):
+        machines.check(Cluster(1))
 
 
 def test_sessions_are_spread_over_machines():

@@ -99,7 +99,7 @@ def test_memory_is_that_of_the_tightest_group_on_the_way_up(groups, tree, files,
     assert machine.memory() == (available * MIB, total * MIB)
     assert resources.available_memory() == available * MIB
     with pytest.raises(ValueError, match=rf"and {available * MIB / 1e6:.1f} MB are available"):
-        resources.check_memory(1, 10, 1)
+        resources.check_memory(Synced(1), 10, 0)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Nodes that exchange in virtual time: nothing is lost, what it costs is what links allow, and it can be repeated."""
 
+import json
+import re
 from collections import Counter
 
 import pytest
@@ -12,8 +14,8 @@ from asynclab.distributed.exchange import Outer
 from asynclab.distributed.timing import Constant, Lognormal
 from asynclab.run.trial import TrialError
 from asynclab.simulation.nodes import Nodes
-from asynclab.simulation.simulator import simulate
-from asynclab.storage import checkpoint
+from asynclab.simulation.simulator import NODES, simulate
+from asynclab.storage import checkpoint, snapshot
 from asynclab.training.messages import Record
 
 pytestmark = pytest.mark.medium
@@ -90,6 +92,16 @@ def test_an_exchange_takes_what_latency_links_and_server_allow(make_trial):
     assert found.nbytes > (found.times - 1) * 2 * 4 * trial.stores[0].theta.numel() * 0.9
 
 
+def test_changes_are_exchanged_every_so_many_updates_however_long_these_take(make_trial):
+    timing = Constant(step=0.1)  # ten steps and an update a second
+    trial = make_trial("a3c", mode=Simulated(2, nodes=2, exchange_every=10, timing=timing), max_frame=2_000)
+    found = exchanges(run(trial))
+    assert trial.stores[0].updates.tolist() == [50, 50]
+    assert [found[node].times for node in range(2)] == [6, 6]  # the last one is of what was left, which is nothing
+    change = 2 * 4 * trial.stores[0].theta.numel()
+    assert found[0].nbytes < 6.5 * change  # counters and leases are small
+
+
 def test_changes_of_many_nodes_wait_for_the_servers_link(make_trial):
     mean = []
     for nodes in (1, 8):
@@ -98,6 +110,22 @@ def test_changes_of_many_nodes_wait_for_the_servers_link(make_trial):
         found = exchanges(run(trial)).values()
         mean.append(sum(one.seconds for one in found) / sum(one.times for one in found))
     assert mean[1] > 3 * mean[0]
+
+
+def test_what_exchanges_cost_is_in_the_metrics_and_in_the_summary(make_trial, tmp_path):
+    trial = make_trial("a3c", mode=Simulated(2, nodes=2, exchange_every=2, timing=FAR), max_frame=600)
+    trial.run()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    metrics = [
+        line["metrics"] for line in lines if line["kind"] == "trial" and "cluster/exchange_ms" in line["metrics"]
+    ]
+    assert metrics[-1]["cluster/exchanges_per_second"] > 0
+    assert metrics[-1]["cluster/mb_per_second"] > 0
+    assert metrics[-1]["cluster/exchange_ms"] > 20  # twice the latency
+    assert metrics[-1]["cluster/staleness_mean"] > 0
+    found = json.loads((tmp_path / "summary.json").read_text())["exchanges"]
+    assert [node["node"] for node in found] == [0, 1]
+    assert all(node["count"] >= 7 and node["bytes"] > 0 and node["staleness"]["max"] > 0 for node in found)
 
 
 def test_the_outer_step_is_the_servers(make_trial):
@@ -122,7 +150,7 @@ def test_it_is_repeated_to_the_bit(make_trial):
 
 @pytest.mark.parametrize(
     ("algo", "placement", "max_frame", "turns"),
-    [*[("a3c", "synced", 600, turns) for turns in (100, 150, 151, 152, 153)], ("sac", "shared", 300, 300),
+    [*[("a3c", "synced", 600, turns) for turns in (100, 150, 151)], ("sac", "shared", 300, 300),
      ("ppo_normalized", "synced", 300, 100)],
 )  # fmt: skip
 def test_a_stopped_simulation_goes_on_as_if_it_had_not(make_trial, tmp_path, algo, placement, max_frame, turns):
@@ -142,6 +170,48 @@ def test_a_stopped_simulation_goes_on_as_if_it_had_not(make_trial, tmp_path, alg
     assert torch.equal(second.stores[0].theta, whole.stores[0].theta)
     assert second.stores[0].updates.tolist() == whole.stores[0].updates.tolist()
     assert second.clock() == whole.clock()
+
+
+@pytest.mark.parametrize(
+    ("timing", "waits"), [(Constant(bandwidth=2e5, exchange=0.0), "link"), (Constant(exchange=0.02), "server")]
+)
+def test_messages_that_wait_when_a_simulation_is_stopped_hold_others_up_when_it_goes_on(
+    make_trial, tmp_path, timing, waits
+):
+    def make(**settings):
+        return make_trial("a3c", mode=Simulated(6, nodes=6, exchange_every=1, timing=timing), max_frame=400, **settings)
+
+    whole = make()
+    run(whole)
+    first = make()
+    stop_after(first, 200)
+    with pytest.raises(TrialError, match="asked to end"):
+        first.run()
+    found = checkpoint.load(tmp_path)
+    inbound, work, _ = snapshot.read_tensors(found.path / NODES)["links"]
+    assert {"link": inbound, "server": work}[waits] > first.clock() + 0.02  # several messages
+    second = make(checkpoint=found)
+    second.run()
+    assert torch.equal(second.stores[0].theta, whole.stores[0].theta)
+    assert second.clock() == whole.clock()
+
+
+def test_what_all_links_have_yet_to_do_is_part_of_the_state(make_trial):
+    trial = make_trial("a3c", mode=Simulated(2, nodes=2))
+    nodes, again = (Nodes(trial.mode, trial.stores[0], 2, trial.clock) for _ in range(2))
+    nodes.inbound.free, nodes.work.free, nodes.outbound.free = 1.0, 2.0, 3.0
+    again.load_state_dict(nodes.state_dict())
+    assert (again.inbound.free, again.work.free, again.outbound.free) == (1.0, 2.0, 3.0)
+
+
+def test_more_nodes_than_fit_into_memory_are_refused_before_they_are_made(train):
+    settings = ["algo=a3c", "env=pong", "distributed=simulated", "distributed.max_session=10_000"]
+    done = train(*settings, "distributed.nodes=10_000", folder=False)
+    assert done.returncode == 1
+    assert re.search(
+        r"networks of 10,000 nodes about \d+\.\d\d GB .* are available; lower distributed.nodes", done.stderr
+    )
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """What machines tell each other: a server's theta, and replicas of it that are trained and exchange their changes.
 
 A replica sends by how much its theta has changed since it last heard of the server's, and adds what it is told of the
-others' changes to its own, so its sessions never stop.  A cluster and the simulator use the same.
+others' changes to its own, so its sessions never stop.  In between it only tells its counters and asks for frames.
+A cluster and the simulator use the same.
 P: parameters, N: nodes, W: sessions of all nodes, K: sessions of one, C: counters (frames, updates, dropped).
 """
 
@@ -19,7 +20,8 @@ from asynclab.distributed import Store
 from asynclab.distributed.exchange import Outer
 from asynclab.moments import merge
 
-IDLE = 1.0  # seconds without an exchange after which there is one, so that counters are known
+IDLE = 1.0  # seconds without a word after which a node tells its counters
+MANY = 100  # nodes; more do so more rarely, as a server answers some 600 messages a second
 RETRY = 0.1  # seconds between two requests for frames while there are none
 LEAST = 8  # steps of every session that a lease is meant to last for
 
@@ -37,9 +39,10 @@ class Change(NamedTuple):
         node: Whose it is.
         life: Of the node: how often it had been started before.
         number: Of the change; it grows from life to life.
-        version: Of the server's theta that the node has heard of last.
+        version: Of the server's theta that the node has heard of last; None if it only tells its counters and asks for
+            frames, and theta is not exchanged.
         delta: [P] by how much its theta has changed since; None if not.
-        counts: [C, K] of its sessions.
+        counts: [C, K] of its sessions: of updates those that the server's theta has with this change.
         moments: By name: what its sessions have seen, [K, 1 + 2 D].
         want: Frames that it asks for.
     """
@@ -47,7 +50,7 @@ class Change(NamedTuple):
     node: int
     life: int
     number: int
-    version: int
+    version: int | None
     delta: NDArray | None
     counts: NDArray
     moments: Moments
@@ -58,7 +61,7 @@ class Reply(NamedTuple):
     """What a node is told.
 
     Attributes:
-        theta: [P] of the server; None if the node knows it.
+        theta: [P] of the server; None if the node knows it, or has not asked for it.
         version: How many changes there have been.
         applied: [N] number of every node's last one.
         counts: [C] of all others' sessions.
@@ -182,12 +185,11 @@ class Server:
     def leave(self, node: int, life: int) -> None:
         """Give back what a node that was lost had not used; only this life of it, or a later one, has its place now.
 
-        Raises:
-            GoneError: A later one has it already.
+        Nothing happens if one of them has it already: it may have joined before this was heard.
         """
-        self._check(node, life)
-        self.lives[node], self.applied[node] = life, life << 32
-        self.granted[node] = int(self.counts[0, self._rows(node)].sum())
+        if life > self.lives[node]:
+            self.lives[node], self.applied[node] = life, life << 32
+            self.granted[node] = int(self.counts[0, self._rows(node)].sum())
 
     def exchange(self, change: Change) -> Reply:
         """Take a node's change into account, once however often it is sent; return what it is to know.
@@ -239,13 +241,13 @@ class Server:
         steps = -(-max(0, want) // self.step)
         self.granted[node] += min(steps * self.step, share, left)
 
-    def _reply(self, node: int, version: int) -> Reply:
+    def _reply(self, node: int, version: int | None) -> Reply:
         rows = self._rows(node)
         others = {}
         for name, slots in self.moments.items():
             others[name] = merge(np.delete(slots, rows, axis=0))
         return Reply(
-            None if version == self.version else self.theta.copy(), self.version, tuple(self.applied),
+            None if version in (None, self.version) else self.theta.copy(), self.version, tuple(self.applied),
             np.delete(self.counts, rows, axis=1).sum(1), others, self.granted[node],
         )  # fmt: skip
 
@@ -263,7 +265,7 @@ def newest(view: View, reports: Mapping[int, View]) -> View:
     sessions = counts.shape[1] // len(lives)
     for node, report in reports.items():
         rows = slice(node * sessions, (node + 1) * sessions)
-        counts[:, rows] = report.counts
+        counts[:, rows] = np.maximum(counts[:, rows], report.counts)  # neither knows all: a reply may have been lost
         for name, slots in report.moments.items():
             moments[name][rows] = slots
         granted[node], lives[node] = report.granted[0], report.lives[0]
@@ -275,9 +277,9 @@ class Exchanges(NamedTuple):
 
     Attributes:
         node: Its number.
-        times: How many there were.
+        times: How many there were, of changes.
         seconds: That they took, together.
-        nbytes: That were sent both ways.
+        nbytes: That were sent both ways, also of counters only.
         staleness: How often a change was how many updates of other nodes old.
     """
 
@@ -311,6 +313,7 @@ class Replica:
         self.store = store
         self.node, self.life = welcome.node, welcome.life
         self.every = every
+        self._idle = IDLE * max(1.0, len(welcome.reply.applied) / MANY)
         self._clock = clock
         self._least = self._usual = LEAST * welcome.counts.shape[1] * step  # frames between two exchanges
         self._number = welcome.life << 32
@@ -326,25 +329,36 @@ class Replica:
         self._hear(welcome.reply)
 
     def is_due(self) -> bool:
-        """Return whether it is time for an exchange: of changes, or because frames or news run out."""
-        now, updates = self._clock(), int(self.store.updates[:-1].sum())
+        """Return whether it is time to tell the server something: changes, or because frames or news run out."""
+        now = self._clock()
         is_low = self.store.unclaimed() < self._usual // 2 and now >= self._next
-        is_old = now - self._last >= IDLE
-        return self._sent is not None or is_low or is_old or updates - self._counts[1].sum() >= self.every
+        return self.is_waiting() or is_low or now - self._last >= self._idle or self._has_learned(self.every)
 
-    def change(self) -> Change:
-        """Return what is to be sent: the same again as long as there is no reply to it."""
+    def is_waiting(self) -> bool:
+        """Return whether something has been sent, and there is no reply to it yet."""
+        return self._sent is not None
+
+    def change(self, whole: bool = False) -> Change:
+        """Return what is to be sent: the same again as long as there is no reply to it.
+
+        Args:
+            whole: Send changes although it is not time for them.
+        """
         if self._sent is None:
-            counts, theta, delta = self._own_counts(), self.base, None
-            if (counts[1] > self._counts[1]).any():
-                theta = self.store.theta.numpy().copy()
-                delta = theta - self.base
-            self._usual = max(int(counts[0].sum() - self._counts[0].sum()), self._least)
+            counts, theta, version, delta = self._own_counts(), self.base, None, None
+            if whole or self._has_learned(self.every):
+                version = self.version
+                if self._has_learned():
+                    theta = self.store.theta.numpy().copy()
+                    delta = theta - self.base
+            else:
+                counts[1] = self._counts[1]
+            # one message right after another says little
+            self._usual = max(int(counts[0].sum() - self._counts[0].sum()), self._usual // 2, self._least)
             self._number += 1
             moments = {name: moments.slots[:-1].numpy().copy() for name, moments in self.store.moments.items()}
             want = 2 * self._usual - self.store.unclaimed()
-            change = Change(self.node, self.life, self._number, self.version, delta, counts, moments, want)
-            self._sent = change, theta
+            self._sent = Change(self.node, self.life, self._number, version, delta, counts, moments, want), theta
         return self._sent[0]
 
     def take(self, reply: Reply, seconds: float = 0.0) -> None:
@@ -364,15 +378,18 @@ class Replica:
             self._staleness[int(reply.counts[1]) - int(self.store.updates[-1])] += 1
         self._counts, self._sent, self._last = change.counts, None, self._clock()
         self._next = self._last + RETRY * (reply.granted == self.granted)
-        self._hear(reply)
+        has_theta = change.version is not None
+        self._hear(reply, has_theta)
         _, times, before, nbytes, _ = self._found
-        self._found = Exchanges(self.node, times + 1, before + seconds, nbytes + size(change) + size(reply))
+        nbytes += size(change) + size(reply)
+        self._found = Exchanges(self.node, times + has_theta, before + seconds * has_theta, nbytes)
 
     def report(self) -> View:
         """Return what this node knows, for a new server."""
         moments = {name: moments.slots[:-1].numpy() for name, moments in self.store.moments.items()}
-        granted, lives = (self.granted,), (self.life,)
-        return View(self.base, None, self.version, self.applied, self._own_counts(), moments, granted, lives)
+        granted, lives, counts = (self.granted,), (self.life,), self._own_counts()
+        counts[1] = self._counts[1]
+        return View(self.base, None, self.version, self.applied, counts, moments, granted, lives)
 
     def found(self) -> Exchanges:
         """Return what exchanges have cost since the last call."""
@@ -403,18 +420,25 @@ class Replica:
             setattr(self, name, state[name])
         self.store.lease(self.granted)
 
+    def _has_learned(self, updates: int = 1) -> bool:
+        """Return whether there have been so many updates since the last change."""
+        return int(self.store.updates[:-1].sum() - self._counts[1].sum()) >= updates
+
     def _own_counts(self) -> NDArray:
         store = self.store
         return torch.stack([store.frames, store.updates, store.dropped])[:, :-1].numpy().copy()
 
-    def _hear(self, reply: Reply) -> None:
-        """Take note of the other nodes' counters, after their changes: what is counted is in theta."""
+    def _hear(self, reply: Reply, has_theta: bool = True) -> None:
+        """Take note of the other nodes' counters, after their changes: updates that are counted are in theta."""
         store = self.store
-        for slots, count in zip((store.frames, store.updates, store.dropped), reply.counts, strict=True):
-            slots[-1] = int(count)
+        frames, updates, dropped = map(int, reply.counts)
+        store.frames[-1], store.dropped[-1] = frames, dropped
+        if has_theta:
+            store.updates[-1] = updates
+            self.version, self.applied = reply.version, reply.applied
         for name, row in reply.moments.items():
             store.moments[name].slots[-1] = torch.from_numpy(np.array(row))
-        self.version, self.applied, self.granted = reply.version, reply.applied, reply.granted
+        self.granted = reply.granted
         store.lease(reply.granted)
 
 

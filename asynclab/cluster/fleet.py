@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +103,7 @@ class _Fleet:
         self.server = self._start_server()
         self._looking: Any = None  # at the server
         self._unanswered = 0.0  # seconds
+        self._is_heard = False  # it has answered; to begin may take much longer
         self._held: list[Any] = []  # events that are told when the store is up to date
         self._covered = 0  # how many of them it is up to date for at the next look
         self._next_look = 0.0
@@ -207,7 +209,7 @@ class _Fleet:
             case Failure(rank=rank, restarts=restarts):
                 self.control.begin(rank, restarts)
                 yield event
-            case Exchanges(times=0):
+            case Exchanges(nbytes=0):
                 pass
             case _:
                 yield event
@@ -281,10 +283,11 @@ class _Fleet:
         return {key: state[key] for key in ("optimizer", "target")}
 
     def _files(self, member: _Member) -> dict[str, bytes]:
-        """Return what a node's sessions go on from, if it has never been started."""
-        if self.start.checkpoint is None or member.life:
+        """Return what a node's sessions go on from, if they have never begun."""
+        ranks = self.plan.mode.ranks(member.node)
+        if self.start.checkpoint is None or any(self.control.restarts(rank) for rank in ranks):
             return {}
-        names = [f"session_{rank:02d}.pt" for rank in self.plan.mode.ranks(member.node)]
+        names = [f"session_{rank:02d}.pt" for rank in ranks]
         return {name: (self.start.checkpoint / name).read_bytes() for name in names if name in self.start.files}
 
     # The server
@@ -298,20 +301,20 @@ class _Fleet:
         """Keep the store up to date, and tell what has waited for that; replace a server that does not answer."""
         self._unanswered += passed
         if self._looking is not None and self._looking in ready:
-            ref, self._looking, self._unanswered = self._looking, None, 0.0
+            ref, self._looking, self._unanswered, self._is_heard = self._looking, None, 0.0, True
             try:
                 self._mirror(ray.get(ref))
             except RayTaskError:
                 raise
             except RayError as error:
-                self._replace_server(_in_words(error))
+                yield from self._replace_server(_in_words(error))
             else:
                 told, self._held = self._held[: self._covered], self._held[self._covered :]
                 yield from (event for event in told if event is not None)
-        elif self._looking is not None and self._unanswered >= self.plan.mode.hang_after:
+        elif self._looking is not None and self._unanswered >= self._patience():
             ray.kill(self.server)
             self._looking = None
-            self._replace_server(f"said nothing for {self.plan.mode.hang_after:.0f} s and was killed")
+            yield from self._replace_server(f"said nothing for {self._patience():.0f} s and was killed")
         if self._looking is None and (self._held or time.monotonic() >= self._next_look):
             self._covered, self._next_look = len(self._held), time.monotonic() + TICK
             self._looking, self._unanswered = self.server.look.remote(self.view.version), 0.0
@@ -322,27 +325,35 @@ class _Fleet:
             view if view.theta is not None else view._replace(theta=self.view.theta, velocity=self.view.velocity)
         )
 
-    def _replace_server(self, cause: str) -> None:
-        """Start another server with the newest of what is known."""
-        members = [member for member in self.members if member.actor is not None and member.begun]
-        asked = {member.actor.report.remote(): member.node for member in members}
+    def _patience(self) -> float:
+        """Return after how many seconds without an answer the server counts as hung."""
+        return self.plan.mode.hang_after * (1 if self._is_heard else 10)
+
+    def _replace_server(self, cause: str) -> Iterator[Any]:
+        """Start another server with the newest of what is known, and nodes again of which nothing is."""
+        members = [member for member in self.members if member.actor is not None and not member.has_ended]
+        asked = {member.actor.report.remote(): member.node for member in self.members if member.actor and member.begun}
         ready, _ = ray.wait([*asked], num_returns=len(asked), timeout=REPORT) if asked else ([], [])
-        reports = {}
+        reports: dict[int, View | None] = {}
         for ref in ready:
-            try:
-                report = ray.get(ref)
-            except RayError:  # lost, too
-                continue
-            if report is not None:
-                reports[asked[ref]] = report
-        self._mirror(newest(self.view, reports))
-        self.server = self._start_server()
-        for member in self.members:  # the old one may not have heard
-            if self.view.lives[member.node] < member.life:
-                self.server.leave.remote(member.node, member.life)
+            with suppress(RayError):  # lost, too
+                reports[asked[ref]] = ray.get(ref)
+        self._mirror(newest(self.view, {node: report for node, report in reports.items() if report is not None}))
+        self.server, self._is_heard = self._start_server(), False
         log.warning(
             "the server %s; another one goes on with its weights after exchange %d", cause, self.view.version
         )  # fmt: skip
+        # what the old one had granted a node last the new one does not know, unless the node has told: it is refused
+        for member in members:
+            if not member.begun or reports.get(member.node, self.view) is None:
+                ray.kill(member.actor)
+                member.actor, member.pending, member.due = None, None, time.monotonic()
+                member.life += 1
+            elif member.node not in reports:
+                yield from self._lose(member, "could not say what it had done when the server was lost")
+        for member in self.members:  # the old one may not have heard
+            if self.view.lives[member.node] < member.life:
+                self.server.leave.remote(member.node, member.life)
 
 
 def _in_words(error: Exception) -> str:

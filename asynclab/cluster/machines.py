@@ -26,6 +26,7 @@ from asynclab.distributed import Cluster
 
 OBJECTS = 100 * 2**20  # bytes of Ray's store of objects, at least
 CONNECT = 10.0  # seconds in which a cluster must answer
+ANSWER = 180.0  # in which all its machines must, together; to begin a process there may take half a minute
 
 # A process of its own, told which processes Ray has here.  If its input ends before it is ended itself, we have died
 # without a word; some of Ray's would live on for minutes.
@@ -54,21 +55,26 @@ def check(mode: Cluster) -> None:
     if mode.address is None:
         return
     import ray
-    from ray.exceptions import RayError
+    from ray.exceptions import GetTimeoutError, RayError
 
     leave()
     _connect(mode.address)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     mode.settle([int(node["Resources"].get("CPU", 0)) for node in nodes])
     try:
-        found = [(node["NodeManagerHostname"], _ask_versions(node["NodeID"])) for node in nodes]
+        found = ray.get([_ask_versions(node["NodeID"]) for node in nodes], timeout=ANSWER)
+    except GetTimeoutError as error:
+        raise ValueError(
+            f"distributed.address={mode.address}: not all {len(nodes)} machines of the cluster have answered within"
+            f" {ANSWER:.0f} s; see ray status, and take away what does not answer"
+        ) from error
     except RayError as error:
         raise ValueError(
             f"distributed.address={mode.address}: asynclab cannot be imported on all machines of the cluster; install"
             f" the same version on each ({str(error).strip().splitlines()[-1]})"
         ) from error
     here = versions()
-    for host, there in found:
+    for host, there in zip((node["NodeManagerHostname"] for node in nodes), found, strict=True):
         if there != here:
             raise ValueError(
                 f"distributed.address={mode.address}: {host} has {_in_words(there)}, and this machine has"
@@ -145,7 +151,7 @@ def _connect(address: str) -> None:
     """
     host, _, port = address.rpartition(":")
     try:
-        if port.isdecimal():
+        if host:  # not auto
             socket.create_connection((host, int(port)), CONNECT).close()
         _init(address=address)
     except (OSError, ValueError) as error:
@@ -188,7 +194,7 @@ def _ask_versions(node: str) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     there = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.get(ray.remote(num_cpus=0)(versions).options(scheduling_strategy=there).remote())
+    return ray.remote(num_cpus=0)(versions).options(scheduling_strategy=there).remote()
 
 
 def _in_words(found: dict[str, str]) -> str:

@@ -167,9 +167,15 @@ class Node:
         return News(time.monotonic(), events, self.control.report(), had_ended, self._error)
 
     def report(self) -> View | None:
-        """Return what a new server is to know; None if there was no server yet, or it is still waited for."""
-        if self.replica is None or not self._exchanging.acquire(timeout=PATIENCE / 10):
+        """Return what a new server is to know; None if no session has stepped, as no server has let them.
+
+        Raises:
+            TimeoutError: The old one is still waited for.
+        """
+        if self.replica is None:
             return None
+        if not self._exchanging.acquire(timeout=PATIENCE / 10):
+            raise TimeoutError
         try:
             return self.replica.report()
         finally:
@@ -239,7 +245,7 @@ class Node:
 
     def _deliver(self) -> None:
         """Hand in what the sessions have saved, when the server knows all that they had done by then."""
-        while not self._exchange():
+        while not self._exchange(whole=True):
             time.sleep(RETRY)
         files = {}
         for saved in self._saved.values():
@@ -275,15 +281,19 @@ class Node:
                 told = time.monotonic()
                 self._out.put(self._found())
 
-    def _exchange(self) -> bool:
-        """Return whether the server has answered."""
+    def _exchange(self, whole: bool = False) -> bool:
+        """Return whether the server has answered.
+
+        Args:
+            whole: Let it know all that the sessions have done by now: an answer to what was sent before does not do.
+        """
         assert self.replica is not None
         with self._exchanging:
-            began = time.monotonic()
-            reply = self._ask("exchange", self.replica.change())
+            began, was_waiting = time.monotonic(), self.replica.is_waiting()
+            reply = self._ask("exchange", self.replica.change(whole))
             if reply is not None:
                 self.replica.take(reply, time.monotonic() - began)
-        return reply is not None
+        return reply is not None and not (whole and was_waiting)
 
     def _found(self) -> Exchanges:
         assert self.replica is not None

@@ -93,6 +93,11 @@ class Mode:
         """Number of sessions that this machine must have room for."""
         return self.max_session
 
+    @property
+    def nodes_here(self) -> int:
+        """Number of groups of sessions with a network each that this machine must have room for; 0 if all share one."""
+        return 0
+
     def label(self, rank: int) -> str:
         """Return what people call a session."""
         return str(rank)
@@ -243,9 +248,10 @@ class Placed(Mode):
         self.nodes = nodes
         each = self.sessions
         if self.max_session % nodes:
+            fits = f"{each * nodes} or " * bool(each) + f"{(each + 1) * nodes}"
             raise ValueError(
                 f"distributed.max_session={self.max_session} sessions cannot be spread evenly over {nodes} nodes; set"
-                f" it to {max(1, each) * nodes} or {(each + 1) * nodes}, or distributed.nodes otherwise"
+                f" it to {fits}, or distributed.nodes otherwise"
             )
 
     def _set_exchange(self, every: int, outer: Outer) -> None:
@@ -312,6 +318,11 @@ class Simulated(Placed):
             self._set_nodes(check.count("distributed.nodes", nodes))
         self._set_exchange(exchange_every, outer)
 
+    @property
+    def nodes_here(self) -> int:
+        """Number of all nodes."""
+        return self.nodes or 0
+
 
 class Cluster(Placed):
     """Sessions on many machines: Hogwild! inside each (a node), exchange of changes between them (``exchange``).
@@ -367,14 +378,24 @@ class Cluster(Placed):
         )  # fmt: skip
         if nodes is not None:
             check.count("distributed.nodes", nodes)
-        if address is not None and (not isinstance(address, str) or not address):
-            raise ValueError(f"distributed.address={address} must be auto, <host>:<port>, or null to start Ray here")
+        if address not in (None, "auto"):
+            host, _, port = str(address).rpartition(":")
+            if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 2**16:
+                raise ValueError(
+                    f"distributed.address={address} must be auto, <host>:<port> with a port from 1 to 65535, or null to"
+                    " start Ray here"
+                )
         self.address = address
         self.elastic = check.flag("distributed.elastic", elastic)
         if elastic and (nodes is None or max_session is None):
             raise ValueError(
                 "distributed.elastic=true waits for machines, and nothing says for how many; set distributed.nodes and"
                 " distributed.max_session to what there will be"
+            )
+        if elastic and address is None:
+            raise ValueError(
+                "distributed.elastic=true waits for machines, and none can join a Ray that is started here for this run"
+                " only; set distributed.address to that of a cluster"
             )
         self._set_exchange(exchange_every, outer)
         self._asked = max_session, nodes
@@ -400,13 +421,21 @@ class Cluster(Placed):
         room = sum(n // (each * threads) for n in cores)
         if room < (1 if self.elastic else self.nodes):
             of = f"{each} sessions" + f" with {threads} threads each" * (threads > 1)
+            place, more = ("this machine", "set distributed.address to that of a cluster")
+            if self.address is not None:
+                place, more = "the cluster", "let more machines join"
             raise ValueError(
                 f"distributed.max_session={self.max_session} needs {self.nodes} x {each * threads} cores ({of} on each"
-                f" node), and the cluster has {', '.join(map(str, cores))}; lower distributed.max_session, set"
-                " distributed.nodes otherwise, or let more machines join"
+                f" node), and {place} has {', '.join(map(str, cores))}; lower distributed.max_session, set"
+                f" distributed.nodes otherwise, or {more}"
             )
 
     @property
     def on_this_machine(self) -> int:
         """Number of sessions that this machine must have room for, or the one that is as large as it."""
         return self.max_session if self.address is None else self.sessions
+
+    @property
+    def nodes_here(self) -> int:
+        """Number of nodes that this machine must have room for, likewise."""
+        return self.nodes if self.address is None else 1

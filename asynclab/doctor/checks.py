@@ -358,7 +358,7 @@ def fits(subject: Subject) -> str:
     memory = trial.session.make_memory(subject.obs_space, subject.action_space, num_envs).nbytes()
     shared = sum(_shared_bytes(store) for store in trial.stores)
     try:
-        resources.check_memory(mode.max_session, memory, mode.processes)
+        resources.check_memory(mode, memory, 4 * trial.stores[0].theta.numel())
         resources.check_shared_memory(shared)
         resources.check_descriptors(mode.processes, mode.num_stores)
     except ValueError as error:

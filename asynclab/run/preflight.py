@@ -86,14 +86,14 @@ def check_run(cfg: Config, folder: Path, schedule: Schedule, checkpoint: Checkpo
     if schedule.every is not None and schedule.changes:
         check_changes(cfg.env.make, schedule.changes, "eval.")
     memory = _memory(cfg, envs)
-    resources.check_memory(mode.on_this_machine, memory.nbytes(), mode.processes)
+    agent = cfg.algo.agent(envs.obs_space, envs.action_space)
+    resources.check_memory(mode, memory.nbytes(), 4 * flat.size(agent.nets))
     if cfg.env.max_frame < (needed := memory.min_frame(mode.writers)):
         raise ValueError(
             f"env.max_frame={cfg.env.max_frame} ends before every session has learned once; set it to {needed} or more"
         )
     refill = memory.refill(cfg.env.max_frame // mode.writers)
     resources.check_descriptors(mode.processes, mode.num_stores, schedule.every is not None)
-    agent = cfg.algo.agent(envs.obs_space, envs.action_space)
     devices = choose_devices(cfg.device, mode, flat.size(agent.nets))
     if mode.record:
         _check_repeatable(envs, agent, devices)
@@ -147,7 +147,8 @@ def _check_room(cfg: Config, folder: Path, agent: Agent, memory_bytes: int) -> t
         save_memory = memories <= 1e9 * check.number("checkpoint_memory", cfg.checkpoint_memory)
     weights = 4 * flat.size(agent.nets) * mode.num_stores
     resources.check_shared_memory(5 * weights)  # theta, two moments, the probe, and a margin
-    resources.check_disk(folder, 3 * weights, checkpoints.missing + 2, on_disk * save_memory)
+    nodes = 4 * flat.size(agent.nets) * resources.NODE_COPIES_ON_DISK * mode.nodes_here * mode.is_simulated
+    resources.check_disk(folder, 3 * weights + nodes, checkpoints.missing + 2, on_disk * save_memory)
     return on_disk, save_memory
 
 

@@ -9,9 +9,14 @@ from pathlib import Path
 import psutil
 
 from asynclab import machine
+from asynclab.distributed import Mode
 
 PROCESS_BYTES = 150 * 10**6  # of a session besides its memory; measured with 16 sessions on Pong: 128 MiB
 SESSION_BYTES = 10**6  # of one more session in a process; measured with 1,024 on CartPole: 0.35 MiB
+SESSION_COPIES = 3  # of its weights: these and their gradient, and both in bf16
+# Of its weights, by a node: theta, two moments, the server's theta, what is sent and answered, and all of it twice more
+# while a checkpoint is written; measured with 40 nodes of 866,439 weights each: 22
+NODE_COPIES, NODE_COPIES_ON_DISK = 22, 7
 OWN_DESCRIPTORS, SESSION_DESCRIPTORS, STORE_DESCRIPTORS, EVALUATOR_DESCRIPTORS = 38, 5, 10, 15  # of the parent
 WEIGHTS_PER_THREAD = 100_000  # with fewer, threads of an update wait for each other for longer than they gain
 
@@ -51,22 +56,28 @@ def core_seconds() -> float:
     return total
 
 
-def check_memory(sessions: int, each: int, processes: int) -> None:
-    """Refuse to start if what the sessions will remember cannot fit.
+def check_memory(mode: Mode, each: int, weights: int) -> None:
+    """Refuse to start if what sessions and nodes will have cannot fit.
 
     Args:
-        sessions: Their number.
+        mode: How many there are.
         each: Bytes of one session's memory.
-        processes: In which they are.
+        weights: Bytes of a session's networks.
     """
-    available = available_memory()
-    processes = processes * PROCESS_BYTES + (sessions - processes) * SESSION_BYTES
+    available, sessions, nodes = available_memory(), mode.on_this_machine, mode.nodes_here
+    more = sessions - mode.processes
+    processes = mode.processes * PROCESS_BYTES + more * (SESSION_BYTES + SESSION_COPIES * weights)
+    networks = nodes * NODE_COPIES * weights
     total = each * sessions
-    if total + processes > available:
+    if total + processes + networks > available:
         raise ValueError(
-            f"the sessions' memories need {size(total)} ({size(each)} each), their processes about"
-            f" {size(processes)}, and {size(available)} are available; lower algo.memory.capacity, env.num_envs or"
-            " distributed.max_session"
+            f"the sessions' memories need {size(total)} ({size(each)} each), their processes about {size(processes)},"
+            + f" the networks of {nodes:,} nodes about {size(networks)} ({size(NODE_COPIES * weights)} each with"
+            " optimizer, messages and checkpoint),"
+            * bool(nodes)
+            + f" and {size(available)} are available; lower "
+            + "distributed.nodes, " * (nodes > 1)
+            + "algo.memory.capacity, env.num_envs or distributed.max_session"
         )
 
 

@@ -124,13 +124,13 @@ class Statistics:
         """Return by tag what exchanges since the last call have cost, in as many seconds; none if there were none."""
         new, self._new_exchanges = self._new_exchanges.values(), {}
         count, nbytes = sum(found.times for found in new), sum(found.nbytes for found in new)
-        if not count:
+        if not nbytes:
             return {}
         stale = staleness.summary(sum((Counter(found.staleness) for found in new), Counter())) or {}
         return {
             "cluster/exchanges_per_second": count / max(seconds, 1e-9),
-            "cluster/exchange_ms": 1e3 * sum(found.seconds for found in new) / count,
             "cluster/mb_per_second": 1e-6 * nbytes / max(seconds, 1e-9),
+            **({"cluster/exchange_ms": 1e3 * sum(found.seconds for found in new) / count} if count else {}),
             **{f"cluster/staleness_{name}": value for name, value in stale.items()},
         }
 

@@ -10,6 +10,7 @@ from asynclab.cluster.exchange import RETRY, Change, Exchanges, Replica, Reply, 
 from asynclab.distributed import Simulated, Store
 from asynclab.simulation.clock import Clock
 
+COUNTERS = 0.0015  # seconds of a server for a message without theta, at most: what Ray itself takes for one
 TELL = 1.0  # virtual seconds between two reports of what exchanges have cost
 
 
@@ -93,7 +94,8 @@ class Nodes:
             return None
         node.change, node.began = node.replica.change(), now
         arrival = self.inbound.until(now + self.mode.timing.latency, size(node.change) / self.mode.timing.bandwidth)
-        node.due = self.work.until(arrival, self.mode.timing.exchange)
+        seconds = self.mode.timing.exchange
+        node.due = self.work.until(arrival, seconds if node.change.version is not None else min(seconds, COUNTERS))
         return node.due
 
     def rest(self, number: int) -> float | None:
@@ -135,7 +137,7 @@ class Nodes:
             if node.change is not None:
                 node.replica.take(node.reply or self._serve(node.change))
                 node.change = node.reply = node.due = None
-            node.replica.take(self._serve(node.replica.change()))
+            node.replica.take(self._serve(node.replica.change(whole=True)))
 
     def count(self, number: int) -> None:
         """Let the store of all sessions know what a node's have done, before the server does."""
@@ -147,9 +149,10 @@ class Nodes:
     def _serve(self, change: Change) -> Reply:
         reply = self.server.exchange(change)
         view = self.server.look(-1)
-        self.store.theta.copy_(torch.from_numpy(view.theta))
-        if view.velocity is not None:
-            self.store.velocity = torch.from_numpy(view.velocity)
+        if change.delta is not None:
+            self.store.theta.copy_(torch.from_numpy(view.theta))
+            if view.velocity is not None:
+                self.store.velocity = torch.from_numpy(view.velocity)
         for name, slots in view.moments.items():
             self.store.moments[name].slots.copy_(torch.from_numpy(slots))
         return reply

@@ -75,6 +75,14 @@ def test_a_killed_server(start, machines):
     assert "the server was killed, or cannot be reached; another one goes on" in run.text()
 
 
+def test_a_server_that_is_killed_while_nodes_begin(machines, tmp_path):
+    run = Run(tmp_path / "run", *SMALL, *machines.settings(), "distributed.max_session=4", "distributed.nodes=2",
+              "distributed.hang_after=10", "env.max_frame=150_000")  # fmt: skip
+    run.until(lambda: machines.actors("Node"))
+    machines.actors("Server")[0].kill()
+    check(run, 0)
+
+
 def test_a_server_that_is_stopped(start, machines):
     run = start(frames=400_000)
     machines.actors("Server")[0].suspend()
