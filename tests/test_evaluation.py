@@ -26,7 +26,7 @@ from hydra.errors import CompactHydraException, ConfigCompositionException
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from asynclab import build, config
+from asynclab import build, config, progress
 from asynclab.analysis import curves
 from asynclab.distributed import Synced
 from asynclab.evaluation import evaluator, play
@@ -129,6 +129,14 @@ def test_results_are_written_with_what_it_takes_to_repeat_them(run, tmp_path):
     assert (content["run"], content["videos"]) == (str(run), [])
     assert content["packages"]["torch"] == metadata.version("torch")  # torch.__version__ may add its CUDA
     assert content["asynclab"]
+
+
+def test_a_long_episode_shows_its_steps(run, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "EVERY", 0.01)
+    games = play.play
+    monkeypatch.setattr(play, "play", lambda *args: (time.sleep(0.02) or game for game in games(*args)))
+    evaluate(run, 1)
+    assert re.search(r"^0 of 1 episodes, [1-9]\d* steps in 0:00:0\d$", capsys.readouterr().err, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
