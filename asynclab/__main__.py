@@ -56,7 +56,7 @@ def main() -> None:
         close = difflib.get_close_matches(name, COMMANDS, 1)
         guess = f"; did you mean asynclab {close[0]}?" if close else ""
         sys.exit(f"asynclab {name} is not a command{guess} asynclab --help lists them")
-    elif name not in ("train", "play") and {"--help", "-h"} & set(settings):
+    elif name != "train" and {"--help", "-h"} & set(settings):
         print(_help(name), end="")
     else:
         _run(program, name, settings)
@@ -99,9 +99,11 @@ def _help(name: str) -> str:
     """Return what a command does, and its settings as their file in ``conf`` explains them."""
     from asynclab import config
 
-    text = (Path(config.CONF) / f"{_path(name).stem}.yaml").read_text()
+    text = (Path(config.CONF) / f"{_path('evaluate' if name == 'play' else name).stem}.yaml").read_text()
     own = text.partition("\n\n")[2].partition("\nhydra:")[0].strip()
     shared = "any setting of asynclab train, and these" if "env:" in text else "settings"
+    if name == "play":
+        shared = "asynclab play [agent of the zoo, or output folder]: settings"
     return f"asynclab {name}: {COMMANDS[name]}\n\n{shared}, as key=value\n\n{own}\n"
 
 

@@ -28,12 +28,13 @@ def counted(items: Collection[Item], what: str) -> Iterator[Item]:
 
 
 @contextmanager
-def shown(what: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+def shown(what: str, total: int | None = None, detail: Callable[[], str] = lambda: "") -> Iterator[Callable[[], None]]:
     """Show how far it is while this lasts; call what is yielded whenever one more is done.
 
     Args:
         what: The things, such as ``episodes``; or what is done, if they cannot be counted.
         total: How many there are; None if nobody knows.
+        detail: Returns what to say besides, such as the steps of an episode that has not ended.
     """
     began, done, ended = time.monotonic(), [0], threading.Event()
 
@@ -45,7 +46,8 @@ def shown(what: str, total: int | None = None) -> Iterator[Callable[[], None]]:
         if total is None:
             return f"{what}: {duration(passed)}"
         left = f", {duration(passed / done[0] * (total - done[0]))} left" if done[0] else ""
-        return f"{done[0]:,} of {total:,} {what} in {duration(passed)}{left}"
+        more = f", {said}" if (said := detail()) else ""
+        return f"{done[0]:,} of {total:,} {what}{more} in {duration(passed)}{left}"
 
     thread = threading.Thread(target=_show, args=(line, lambda: done[0], total, ended), daemon=True)
     thread.start()

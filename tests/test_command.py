@@ -30,7 +30,7 @@ def test_help_lists_every_command_with_a_line():
     assert process.stdout == asynclab().stdout
 
 
-@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"train", "play"}))
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"train"}))
 def test_help_of_a_command_has_its_settings_with_their_meaning(name):
     process = asynclab(name, "--help")
     assert process.stdout.startswith(f"asynclab {name}: {COMMANDS[name]}\n")
@@ -39,6 +39,8 @@ def test_help_of_a_command_has_its_settings_with_their_meaning(name):
     assert all(re.fullmatch(r"[\w ]+:.*  # \S.*", line) for line in settings), settings
     if name in ("doctor", "benchmark"):
         assert "any setting of asynclab train" in process.stdout
+    if name == "play":
+        assert "\nasynclab play [agent of the zoo, or output folder]: settings, as key=value\n" in process.stdout
 
 
 def test_help_of_train_is_ours():

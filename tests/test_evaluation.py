@@ -13,6 +13,7 @@ import threading
 import time
 from contextlib import contextmanager
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 
 import commands
@@ -25,7 +26,7 @@ from hydra.errors import CompactHydraException, ConfigCompositionException
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from asynclab import build, config
+from asynclab import build, config, progress
 from asynclab.analysis import curves
 from asynclab.distributed import Synced
 from asynclab.evaluation import evaluator, play
@@ -126,8 +127,16 @@ def test_results_are_written_with_what_it_takes_to_repeat_them(run, tmp_path):
     assert (content["seeds"], content["deterministic"], content["session"]) == ([1000, 1001, 1002], True, 0)
     assert (content["env"], content["checkpoint"], content["frames"]) == ("CartPole-v1", "000001", 400)
     assert (content["run"], content["videos"]) == (str(run), [])
-    assert content["packages"]["torch"] == torch.__version__
+    assert content["packages"]["torch"] == metadata.version("torch")  # torch.__version__ may add its CUDA
     assert content["asynclab"]
+
+
+def test_a_long_episode_shows_its_steps(run, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "EVERY", 0.01)
+    games = play.play
+    monkeypatch.setattr(play, "play", lambda *args: (time.sleep(0.02) or game for game in games(*args)))
+    evaluate(run, 1)
+    assert re.search(r"^0 of 1 episodes, [1-9]\d* steps in 0:00:0\d$", capsys.readouterr().err, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def wheel(tmp_path_factory):
     """Return the built wheel; it is built of a copy, because a build leaves files that would be in the next one."""
     folder = tmp_path_factory.mktemp("build")
     copy_checkout(folder / "copy")
-    shell(folder, "python -m build --wheel --no-isolation --outdir . copy")
+    (folder / "build.log").write_text(shell(folder, "python -m build --wheel --no-isolation --outdir . copy 2>&1"))
     return next(folder.glob("*.whl"))
 
 
@@ -68,6 +68,7 @@ def test_the_wheel_has_all_configs_and_commands_and_nothing_else(wheel):
     pages = {str(path.relative_to(ROOT)) for path in ROOT.glob("asynclab/**/*.html")}
     assert {"asynclab/analysis/template.html"} <= pages <= set(names)
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"asynclab"}
+    assert "Package would be ignored" not in (wheel.parent / "build.log").read_text()  # will be an error
 
 
 @pytest.mark.medium

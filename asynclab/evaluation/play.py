@@ -394,8 +394,12 @@ def evaluate(
             deterministic = player.agent.deterministic
         stem = _stem(player.checkpoint, deterministic)
         played = play(player.agent, player.envs, episodes, deterministic, seed, session, max_episode_steps)
-        advance = stack.enter_context(progress.shown("episodes", episodes))
-        for game in filter(None, played):
+        steps = 0
+        advance = stack.enter_context(progress.shown("episodes", episodes, lambda: f"{steps:,} steps"))
+        for game in played:
+            steps += 1
+            if game is None:
+                continue
             if videos is not None and scratch is not None:
                 episode = f"episode_{len(games)}_seed_{seed + len(games)}_return_{game.ret:.2f}"
                 files.append(_keep_video(scratch, videos / f"{stem}_{episode}.mp4"))
