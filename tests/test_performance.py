@@ -61,23 +61,6 @@ def test_sessions_keep_freed_memory():
     assert max(items([faults, faults])) < 20_000
 
 
-@pytest.mark.parametrize(
-    ("typed", "found"),
-    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)],
-)
-def test_threads_of_sessions_sleep_soon_if_the_user_says_nothing_else(typed, found):
-    code = (
-        "from multiprocessing import forkserver; from pathlib import Path; from asynclab.processes import server\n"
-        "server.MODULES.clear(); server.start_server()\n"
-        "print(Path(f'/proc/{forkserver._forkserver._forkserver_pid}/environ').read_text())"
-    )
-    known = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    done = subprocess.run([sys.executable, "-c", code], env=known | typed, capture_output=True, text=True, timeout=60,
-                          check=True)  # fmt: skip
-    settings = dict(entry.partition("=")[::2] for entry in done.stdout.split("\0"))
-    assert settings.get("GOMP_SPINCOUNT") == found
-
-
 def imports(session, rank, store):
     """Run a session and yield the modules that it has imported."""
     before = set(sys.modules)

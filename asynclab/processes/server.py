@@ -4,7 +4,6 @@ Importing this file imports nothing large, so that the server can start before t
 """
 
 import multiprocessing as mp
-import os
 import resource
 from multiprocessing import forkserver, resource_tracker
 
@@ -12,20 +11,12 @@ from asynclab import signals
 
 # Importing these runs no torch operator: a process forked after one can hang in its first parallel region.
 MODULES = ["torch", "hydra", "gymnasium.wrappers.vector", "ale_py", "asynclab.training.session"]
-# How often a thread of libgomp, torch's OpenMP on Linux, looks for work before it sleeps; by itself 300,000 times, in
-# which threads of several runs keep each other from the cores.  docs/performance.md says what it costs and gains.
-SPINS = "10000"
 
 
 def start_server() -> None:
-    """Start the fork server, with as many open files as we may have; do nothing if it runs.
-
-    Where the environment says nothing about waiting threads (``OMP_WAIT_POLICY``, ``GOMP_SPINCOUNT``), it then does.
-    """
+    """Start the fork server, with as many open files as we may have; do nothing if it runs."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     mp.set_forkserver_preload(MODULES)
     if mp.get_start_method(allow_none=True) not in mp.get_all_start_methods():
         mp.set_start_method("forkserver", force=True)  # joblib's own, which processes of the server could not take over
