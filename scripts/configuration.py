@@ -30,7 +30,7 @@ the optimizer.
 
 A `_target_` names what is made, with the keys beside it as its arguments. Schedules, factors by the share of the
 budget that is used up, are `asynclab.schedules.Constant` and `asynclab.schedules.Linear`, which goes from 1 to
-`final`, from `begin` on (`algo.lr_schedule.begin=0.6`: after 60 % of the budget).
+`final`, from `begin` on (at once; `+algo.lr_schedule.begin=0.6`: after 60 % of the budget).
 [extending.md](extending.md) says how to add choices and targets of your own. Hydra's own settings are in its
 documentation; `hydra.run.dir` is the output folder, `hydra.sweep.dir` a sweep's (`-m`).
 """
