@@ -223,8 +223,8 @@ class Recorder:
         self._line(metrics.TRIAL, total_frames=frames, updates=updates, seconds=now - self._start, metrics=scalars)
         budget, evaluation = self.status.budget, self.statistics.evaluation
         fps, stale = since.fps(moment), scalars.get("hogwild/staleness_mean", math.nan)
-        passed = (time.monotonic() - self._real_start) / max(frames, 1) if self._is_simulated else 1 / max(fps, 1e-9)
-        left = duration(max(budget - frames, 0) * passed)
+        speed = frames / (time.monotonic() - self._real_start) if self._is_simulated else fps
+        left = duration(max(budget - frames, 0) / speed if speed else math.inf)
         log.info(
             "frames %s/%s (%.1f%%)  per session %s  fps %s  return %.2f%s  updates %s%s%s%s  left %s",
             f"{frames:,}", f"{budget:,}", 100 * frames / budget, f"{frames // self.mode.max_session:,}", f"{fps:,.0f}",
