@@ -59,20 +59,24 @@ def check(mode: Cluster) -> None:
 
     leave()
     _connect(mode.address)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    mode.settle([int(node["Resources"].get("CPU", 0)) for node in nodes])
-    try:
-        found = ray.get([_ask_versions(node["NodeID"]) for node in nodes], timeout=ANSWER)
-    except GetTimeoutError as error:
-        raise ValueError(
-            f"distributed.address={mode.address}: not all {len(nodes)} machines of the cluster have answered within"
-            f" {ANSWER:.0f} s; see ray status, and take away what does not answer"
-        ) from error
-    except RayError as error:
-        raise ValueError(
-            f"distributed.address={mode.address}: asynclab cannot be imported on all machines of the cluster; install"
-            f" the same version on each ({str(error).strip().splitlines()[-1]})"
-        ) from error
+    while True:
+        nodes = _alive()
+        mode.settle([int(node["Resources"].get("CPU", 0)) for node in nodes])
+        try:
+            found = ray.get([_ask_versions(node["NodeID"]) for node in nodes], timeout=ANSWER)
+            break
+        except GetTimeoutError as error:
+            raise ValueError(
+                f"distributed.address={mode.address}: not all {len(nodes)} machines of the cluster have answered within"
+                f" {ANSWER:.0f} s; see ray status, and take away what does not answer"
+            ) from error
+        except RayError as error:
+            left = {node["NodeID"] for node in _alive()}
+            if all(node["NodeID"] in left for node in nodes):  # or one was lost meanwhile, and the others may do
+                raise ValueError(
+                    f"distributed.address={mode.address}: asynclab cannot be imported on all machines of the cluster;"
+                    f" install the same version on each ({str(error).strip().splitlines()[-1]})"
+                ) from error
     here = versions()
     for host, there in zip((node["NodeManagerHostname"] for node in nodes), found, strict=True):
         if there != here:
@@ -187,6 +191,13 @@ def _init(**settings: Any) -> None:
         finally:
             if handler is not None:
                 signal.signal(signal.SIGTERM, handler)
+
+
+def _alive() -> list[dict[str, Any]]:
+    """Return the machines that Ray has not given up."""
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _ask_versions(node: str) -> Any:

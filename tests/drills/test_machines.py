@@ -91,20 +91,22 @@ def test_a_server_that_is_stopped(start, machines):
 
 
 def test_a_node_for_which_there_is_no_room_yet_says_so_and_begins_when_there_is(machines, tmp_path):
-    machines.kill(machines.nodes.pop())
-    run = Run(tmp_path / "run", *SMALL, *machines.settings(), "distributed.max_session=4", "distributed.nodes=2",
-              "distributed.elastic=true", "env.max_frame=600_000")  # fmt: skip
-    run.until(lambda: "has not begun: no machine has 2 cores free" in run.text())
-    machines.nodes.append(machines.add(2))
+    machines.kill(machines.nodes[1])
+    try:
+        run = Run(tmp_path / "run", *SMALL, *machines.settings(), "distributed.max_session=4", "distributed.nodes=2",
+                  "distributed.elastic=true", "env.max_frame=600_000")  # fmt: skip
+        run.until(lambda: "has not begun: no machine has 2 cores free" in run.text())
+    finally:
+        machines.nodes[1] = machines.add(2)
     check(run, 0, frames=600_000)
     assert min(run.summary()["session_frames"]) > 0
 
 
 def test_a_killed_machine_and_one_that_joins(start, machines):
     run = start(frames=300_000)
-    machines.kill(machines.nodes.pop())
+    machines.kill(machines.nodes[1])
     time.sleep(3)
-    machines.nodes.append(machines.add(2))
+    machines.nodes[1] = machines.add(2)
     check(run, 2, 4, frames=300_000)  # a node may be started again on the machine that is just going down
 
 
