@@ -1,4 +1,5 @@
 import copy
+import math
 from functools import partial
 
 import numpy as np
@@ -326,6 +327,7 @@ def test_an_unknown_precision_is_refused():
         (A3C, {"normalize_advantage": 1}, "algo.agent.normalize_advantage=1 must be true or false"),
         (A3C, {"entropy_schedule": 0.5}, "algo.agent.entropy_schedule=0.5 must be a schedule; set .*Linear"),
         (A3C, {"entropy_schedule": None}, "algo.agent.entropy_schedule=None must be a schedule"),
+        (A3C, {"log_std_init": "small"}, "algo.agent.log_std_init=small must be a number"),
         (PPO, {"clip_value": "no"}, "algo.agent.clip_value=no must be true or false"),
         (PPO, {"clip_schedule": 0.5}, "algo.agent.clip_schedule=0.5 must be a schedule"),
         (SAC, {"shared_temperature": "no"}, "algo.agent.shared_temperature=no must be true or false"),
@@ -336,3 +338,10 @@ def test_an_unknown_precision_is_refused():
 def test_settings_of_another_kind_are_refused(agent, setting, message):
     with pytest.raises(ValueError, match=message):
         agent(OBS, BOX, TORSO, **setting)
+
+
+@pytest.mark.parametrize("agent", [A3C, PPO])
+def test_continuous_actions_begin_as_spread_as_asked(agent):
+    torch.manual_seed(0)
+    action = agent(OBS, BOX, TORSO, shared=False, log_std_init=-2.0).act(torch.zeros(10_000, *OBS.shape))
+    assert action.std(0).tolist() == pytest.approx([math.exp(-2)] * BOX.shape[0], rel=0.05)

@@ -22,15 +22,15 @@ from asynclab.schedules import Constant, Schedule
 class PolicyHead(nn.Module):
     """Features [N, F] -> pi(.|s); the numbers of an action are independent.
 
-    Continuous ones have a standard deviation that does not depend on s.
+    Continuous ones have a standard deviation that does not depend on s; ``log_std_init`` is its logarithm at first.
     """
 
-    def __init__(self, features: int, action_space: ActionSpace) -> None:
+    def __init__(self, features: int, action_space: ActionSpace, log_std_init: float) -> None:
         super().__init__()
         outputs = flatdim(action_space)  # of a discrete number one for each value
         self.sizes = action_space.nvec.tolist() if isinstance(action_space, MultiDiscrete) else None
         self.linear = linear(features, outputs, gain=0.01)
-        self.log_std = nn.Parameter(torch.zeros(outputs)) if isinstance(action_space, Box) else None
+        self.log_std = nn.Parameter(torch.full((outputs,), log_std_init)) if isinstance(action_space, Box) else None
 
     def forward(self, features: Tensor) -> Distribution:
         """Return the distribution of actions [N] or [N, A]."""
@@ -56,6 +56,7 @@ class ActorCritic(Agent):
         entropy_coef: Weight of the policy's entropy.
         entropy_schedule: Factor on ``entropy_coef`` by progress on the global clock.
         normalize_advantage: Standardise the advantages of each batch.
+        log_std_init: Logarithm of the standard deviation of continuous actions at first, in units of the action.
 
     Raises:
         ValueError: A setting is out of range, or ``lstm`` is asked for with separate torsos.
@@ -76,6 +77,7 @@ class ActorCritic(Agent):
         entropy_coef: float = 0.01,
         entropy_schedule: Schedule = Constant(),
         normalize_advantage: bool = False,
+        log_std_init: float = 0.0,
     ) -> None:
         check.flag("algo.agent.shared", shared)
         torsos = [torso(obs_space) for _ in range(1 if shared else 2)]
@@ -88,7 +90,7 @@ class ActorCritic(Agent):
                 )
             self.lstm = LSTM(self.actor_torso.features, lstm)
         features = lstm or self.actor_torso.features
-        self.policy = PolicyHead(features, action_space)
+        self.policy = PolicyHead(features, action_space, check.number("algo.agent.log_std_init", log_std_init))
         self.value = linear(lstm or self.critic_torso.features, 1, gain=1.0)
         nets = {"actor": [self.actor_torso, self.policy], "critic": [self.critic_torso, self.value]}
         if shared:
