@@ -1,4 +1,4 @@
-"""Machines, nodes, servers and drivers of a cluster that are killed, stopped, or join."""
+"""Machines, nodes, servers and drivers of a cluster that are killed, stopped, or join; their runs are resumed then."""
 
 import os
 import random
@@ -37,13 +37,29 @@ def start(machines, tmp_path):
 
 
 def check(run, *restarts, frames=150_000):
-    """Wait for a run's end: as finished, with all its frames and one of these numbers of restarts."""
+    """Wait for a run's end and resume it."""
+    goes_on(run, frames + 20_000, ends(run, *restarts, frames=frames))
+
+
+def ends(run, *restarts, frames):
+    """Wait for a run's end, with all its frames and one of these numbers of restarts, and return that number."""
     assert run.wait(400) == 0, run.text()
     summary = run.summary()
     assert summary["status"] == "finished", run.text()
     assert summary["restarts"] in restarts, run.text()
     assert summary["frames"] == sum(summary["session_frames"]) == frames
     assert "Traceback" not in run.text()
+    return summary["restarts"]
+
+
+def goes_on(run, frames, restarts=0):
+    """Resume a run that has had so many restarts to this budget, which it reaches without further ones."""
+    again = Run(run.folder, f"resume={run.folder}", f"env.max_frame={frames}")
+    assert again.wait(200) == 0, again.text()
+    summary = again.summary()
+    assert (summary["status"], summary["restarts"]) == ("finished", restarts), again.text()
+    assert summary["frames"] == sum(summary["session_frames"]) == frames
+    assert "Traceback" not in again.text()
 
 
 def test_a_killed_session(start):
@@ -63,9 +79,10 @@ def test_a_machine_that_leaves_for_good_and_the_others_step_what_it_had_leased(s
     run = start()
     machines.kill(machines.nodes[1])
     try:
-        check(run, 2, 4)
+        restarts = ends(run, 2, 4, frames=150_000)
     finally:
         machines.nodes[1] = machines.add(2)
+    goes_on(run, 170_000, restarts)
 
 
 def test_a_killed_server(start, machines):
@@ -129,8 +146,7 @@ def test_a_killed_driver_leaves_nothing_and_its_run_goes_on(start, machines):
     run.wait()
     assert all_gone(sessions)
     until(lambda: not machines.actors("Node"))
-    again = Run(run.folder, f"resume={run.folder}", "env.max_frame=500_000")
-    check(again, 0, frames=500_000)
+    goes_on(run, 500_000)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -140,11 +156,12 @@ def test_a_signal_saves_and_ends(start, number, code):
     assert run.wait(60) == code, run.text()
     assert run.summary()["status"] == "interrupted"
     assert run.summary()["frames"] == sum(run.summary()["session_frames"]) > 0
+    goes_on(run, run.summary()["frames"] + 20_000)
 
 
 def test_ten_random_kills(start, machines):
-    rng = random.Random(0)
-    run = start("distributed.max_restarts=100", frames=3_000_000)  # enough for all ten
+    rng, frames = random.Random(0), 3_000_000  # enough for all ten
+    run = start("distributed.max_restarts=100", frames=frames)
     for _ in range(10):
         time.sleep(8)
         victims = [*machines.actors("Node"), *machines.actors("Server")]
@@ -153,4 +170,5 @@ def test_ten_random_kills(start, machines):
         os.kill(victim if isinstance(victim, int) else victim.pid, signal.SIGKILL)
     assert run.wait(600) == 0, run.text()
     summary = run.summary()
-    assert summary["frames"] == sum(summary["session_frames"]) == 3_000_000
+    assert summary["frames"] == sum(summary["session_frames"]) == frames
+    goes_on(run, frames + 20_000, summary["restarts"])
