@@ -39,7 +39,7 @@ def main(cfg: DictConfig) -> None:
         with user_errors():
             played = export(
                 Path(str(cfg.run)), out, str(cfg.checkpoint), check.whole("session", cfg.session), cfg.episodes,
-                cfg.least,
+                cfg.least, None if cfg.deterministic is None else check.flag("deterministic", cfg.deterministic),
             )  # fmt: skip
     except KeyboardInterrupt:
         sys.exit("interrupted: nothing is written")

@@ -108,6 +108,15 @@ def test_an_agent_does_what_its_run_does(run, exported, name):
 
 
 @pytest.mark.medium
+def test_an_agent_can_be_said_to_be_worth_what_its_best_actions_return(run, tmp_path):
+    export(run("cartpole"), tmp_path / "x", episodes=2, deterministic=True)
+    said = json.loads((tmp_path / "x" / "evaluation.json").read_text())
+    assert said["deterministic"]
+    assert said["returns"] == play.evaluate(run("cartpole"), 2, deterministic=True).returns
+    assert said["command"][-1] == "deterministic=true"
+
+
+@pytest.mark.medium
 def test_its_folder_has_all_that_is_to_be_kept_and_nothing_else(run, exported):
     agent = exported("pendulum")
     assert sorted(path.name for path in agent.iterdir()) == [

@@ -17,7 +17,13 @@ from asynclab.storage.names import CHECKPOINTS, CONFIG, EVALUATION, METRICS, RUN
 
 
 def export(
-    run: Path, out: Path, name: str = "latest", session: int = 0, episodes: int = 30, least: float | None = None
+    run: Path,
+    out: Path,
+    name: str = "latest",
+    session: int = 0,
+    episodes: int = 30,
+    least: float | None = None,
+    deterministic: bool | None = None,
 ) -> Evaluation:
     """Make a folder of a finished run that can be played, drawn and reported like it, and say what the agent is worth.
 
@@ -28,6 +34,7 @@ def export(
         session: Whose network, where sessions have one each.
         episodes: That are played to find out what it is worth.
         least: What an episode must return wherever it is played; None: as much as the worst of these.
+        deterministic: Play the best actions instead of sampling; None for the agent's own way.
 
     Raises:
         ValueError: The run is not there, not finished or damaged, ``out`` exists or cannot be written, or an argument
@@ -46,11 +53,13 @@ def export(
     weights = play.weights_of(kept, session)
     try:
         with whole_folder(out) as new:
-            played = play.evaluate(run, episodes, session=session, name=weights.checkpoint)._replace(run=out)
+            played = play.evaluate(run, episodes, deterministic, session=session, name=weights.checkpoint)
+            played = played._replace(run=out)
             if not all(map(math.isfinite, played.returns)):
                 raise ValueError(f"run={run} cannot be exported: its episodes have returns that are not finite")
             # commands as anybody can type them, without the paths of this machine
             again = ["python", "scripts/evaluate.py", f"run={out}", f"episodes={episodes}"]
+            again += [] if deterministic is None else [f"deterministic={str(deterministic).lower()}"]
             worth = {"least": min(played.returns) if least is None else least} | played.as_json() | {"command": again}
             origin = found.made | {"command": shlex.split(Job(run.name, found, [], "finished").command)}
             origin["resumes"] = [{k: v for k, v in then.items() if k != "command"} for then in found.made["resumes"]]
