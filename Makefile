@@ -69,7 +69,7 @@ $(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
 	$(LOWEST)/bin/pip install --quiet --constraint constraints-lowest.txt --editable ".[dev]"
 	touch $@
 
-drills: $(READY_DEV)  ## hurt real runs in every way of docs/reliability.md (20 minutes)
+drills: $(READY_DEV)  ## hurt real runs in every way of docs/reliability.md (half an hour, as estimated)
 	$(BIN)/pytest -q tests/drills --durations=0
 
 docs: $(READY_DEV)  ## make a site of docs/ that opens from the file system: outputs/site/index.html

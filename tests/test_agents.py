@@ -340,8 +340,8 @@ def test_settings_of_another_kind_are_refused(agent, setting, message):
         agent(OBS, BOX, TORSO, **setting)
 
 
-@pytest.mark.parametrize("agent", [A3C, PPO])
-def test_continuous_actions_begin_as_spread_as_asked(agent):
+@pytest.mark.parametrize(("agent", "log_std_init"), [(A3C, -2.0), (PPO, -2)])
+def test_continuous_actions_begin_as_spread_as_asked(agent, log_std_init):
     torch.manual_seed(0)
-    action = agent(OBS, BOX, TORSO, shared=False, log_std_init=-2.0).act(torch.zeros(10_000, *OBS.shape))
+    action = agent(OBS, BOX, TORSO, shared=False, log_std_init=log_std_init).act(torch.zeros(10_000, *OBS.shape))
     assert action.std(0).tolist() == pytest.approx([math.exp(-2)] * BOX.shape[0], rel=0.05)

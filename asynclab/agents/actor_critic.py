@@ -30,7 +30,9 @@ class PolicyHead(nn.Module):
         outputs = flatdim(action_space)  # of a discrete number one for each value
         self.sizes = action_space.nvec.tolist() if isinstance(action_space, MultiDiscrete) else None
         self.linear = linear(features, outputs, gain=0.01)
-        self.log_std = nn.Parameter(torch.full((outputs,), log_std_init)) if isinstance(action_space, Box) else None
+        self.log_std = (
+            nn.Parameter(torch.full((outputs,), float(log_std_init))) if isinstance(action_space, Box) else None
+        )
 
     def forward(self, features: Tensor) -> Distribution:
         """Return the distribution of actions [N] or [N, A]."""
