@@ -25,15 +25,21 @@ WARM_UP = 2.0  # seconds after the first update that do not count
 
 
 class Adapter(VecEnv):
-    """Our vector environment as stable-baselines3 wants it."""
+    """Our vector environment as stable-baselines3 wants it.
 
-    def __init__(self, **make: Any) -> None:
+    Args:
+        first_seed: Of the first environment; the others have those that follow.
+        make: Arguments of ``make_envs``.
+    """
+
+    def __init__(self, first_seed: int = 0, **make: Any) -> None:
+        self.first_seed = first_seed
         self.envs = make_envs(**make)
         super().__init__(self.envs.num_envs, self.envs.obs_space, self.envs.action_space)
 
     def reset(self) -> np.ndarray:
         """Return first observations [B, ...]."""
-        return self.envs.reset(list(range(self.num_envs))).copy(order="C")
+        return self.envs.reset([self.first_seed + b for b in range(self.num_envs)]).copy(order="C")
 
     def step_async(self, actions: np.ndarray) -> None:
         """Take the actions."""
@@ -47,6 +53,8 @@ class Adapter(VecEnv):
         for b in np.flatnonzero(done):
             last = step.final_obs.get(int(b), step.obs[b])  # a terminal state's observation is never looked at
             infos[b] = {"terminal_observation": last, "TimeLimit.truncated": bool(step.truncated[b])}
+        for episode in step.episodes:
+            infos[episode.env]["episode"] = {"r": episode.ret, "l": episode.length}  # what their Monitor would say
         return step.obs.copy(order="C"), step.reward, done, infos
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """What makes it fast, held by counts and not by seconds."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -141,6 +142,36 @@ def test_profile_is_printed_and_logged(train, tmp_path):
     assert [sum(shares.values()) for shares in summary["profile"]] == pytest.approx([1, 1], abs=0.01)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {f"profile/{phase}" for phase in PHASES} <= set(lines[-1]["metrics"])
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["env=cartpole", "algo.agent.shared=false", "env.max_frame=5_000"],
+        ["env=pong", "env.torso={conv: [[8, 8, 8]], hidden: [8]}", "+env.make.max_num_frames_per_episode=80",
+         "algo.memory.horizon=16", "algo.agent.minibatch_size=64", "algo.agent.epochs=1", "env.max_frame=3_000"],
+    ],
+    ids=["vectors", "pixels"],
+)  # fmt: skip
+def test_stable_baselines3_trains_with_our_numbers_as_long_as_its_return_is_low(tmp_path, overrides):
+    def train(name, *more):
+        out = tmp_path / f"{name}.json"
+        process = commands.run("benchmarks/sb3_ppo.py", "algo.precision=fp32", f"out={out}", *overrides, *more)
+        assert process.returncode == 0, process.stderr
+        content = json.loads(out.read_text())
+        frames, seconds, returns = zip(*content["curve"], strict=True)
+        assert frames == tuple(sorted(set(frames)))
+        assert seconds == tuple(sorted(seconds))
+        assert all(math.isfinite(r) for r in returns)
+        return frames, content["config"]["env"]["max_frame"]
+
+    frames, budget = train("whole")
+    assert 0.9 * budget <= frames[-1]
+    assert 10 < len(frames) < 130  # a hundred points, and those of the last rollout
+    # 100 episodes take 2,000 frames and some; any return is above -22
+    stopped, _ = train("stopped", "stop_at=-22")
+    assert len(stopped) < len(frames)
 
 
 def benchmark(*overrides):
