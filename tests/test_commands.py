@@ -135,7 +135,7 @@ def test_a_run_is_not_overwritten(train, tmp_path):
         (["algo=nstep_q", "env=pendulum"], r"algo=nstep_q needs discrete actions, and this env has Box"),
         (["algo=dqn", "env=pendulum"], r"algo=dqn needs discrete actions, and this env has Box"),
         (["algo=dqn", "algo.memory.n_step=0"], r"algo\.memory\.n_step=0 must be a whole number of 1 or more"),
-        (["algo=dqn", "algo.memory.gamma=null"], r"algo\.memory\.n_step=3 needs algo\.memory\.gamma"),
+        (["algo=dqn", "algo.memory.gamma=null"], r"algo\.memory\.n_step=5 needs algo\.memory\.gamma"),
         (["distributed.max_session=0"], r"distributed\.max_session=0 must be a whole number of 1 or more"),
         (["distributed.lock=all"], r"distributed\.lock=all is unknown; use one of none, update"),
         (["distributed.max_session=-3"], r"distributed\.max_session=-3 must be"),
