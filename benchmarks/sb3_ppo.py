@@ -38,7 +38,12 @@ COMPARED = {  # what theirs cannot be told, or what ours alone has
     "algo.precision": "fp32",
 }
 VECTORS = {"algo.agent.shared": False, "env.make.clip_reward": False}
-ATARI = {"algo.agent.shared": True, "env.torso.layer_norm": False}
+ATARI = {
+    "algo.agent.shared": True,
+    "env.torso.layer_norm": False,
+    "env.make.normalize_obs": False,  # ours are told already, and theirs would do it again
+    "env.make.scale_reward": None,
+}
 
 
 @hydra.main(version_base="1.3", config_path=config.CONF, config_name="sb3_ppo")
@@ -53,7 +58,7 @@ def main(cfg: DictConfig) -> None:
     torch.set_num_threads(cfg.distributed.num_threads or machine.cores())
     model = _model(cfg)
     versions = {"stable_baselines3": sb3.__version__, "torch": torch.__version__}
-    config = OmegaConf.to_container(cfg, resolve=True)
+    settings = OmegaConf.to_container(cfg, resolve=True)
     curve: list[tuple[int, float, float]] = []
     point = max(1, cfg.env.max_frame // POINTS)
 
@@ -64,7 +69,7 @@ def main(cfg: DictConfig) -> None:
         seconds, mean = time.perf_counter() - start, sum(recent) / len(recent)
         curve.append((frames, round(seconds, 1), mean))
         print(f"frames {frames:,}  seconds {seconds:,.0f}  return {mean:.2f}", flush=True)
-        out.write_text(json.dumps({"curve": curve, "versions": versions, "config": config}, indent=2) + "\n")
+        out.write_text(json.dumps({"curve": curve, "versions": versions, "config": settings}, indent=2) + "\n")
         return cfg.stop_at is None or len(recent) < WINDOW or mean < cfg.stop_at
 
     model.learn(cfg.env.max_frame, callback=note)
@@ -83,7 +88,7 @@ def _check(cfg: DictConfig) -> Path:
         build.make_trial(cfg, Path(folder))
     for key, value in (COMPARED | (ATARI if is_atari(cfg.env.id) else VECTORS)).items():
         if (given := OmegaConf.select(cfg, key)) != value:
-            raise CompactHydraException(f"{key}={given} is not compared; set {key}={str(value).lower()}")
+            raise CompactHydraException(f"{key}={given} is not compared; set {key}={json.dumps(value)}")
     if cfg.algo.max_grad_norm is None:
         raise CompactHydraException("algo.max_grad_norm=null is not compared; set a bound on the gradient")
     out = Path(str(cfg.out))
