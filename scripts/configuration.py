@@ -60,7 +60,7 @@ PRESETS = [
         "pair",
         "Algorithm and environment, for `+experiment=defaults`; two sessions, A2C and PPO one.",
     ),
-    ("Arms: `arm`", "arm", "What is compared in the experiments `study_cartpole` and `study_pong`."),
+    ("Arms: `arm`", "arm", "What is compared in `study_pong` (`pong_...`) and `study_cartpole` (the others)."),
     ("Corrections: `correction`", "correction", "What is compared in the experiment `study_scale`."),
 ]
 

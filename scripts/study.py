@@ -23,7 +23,7 @@ def main(cfg: DictConfig) -> None:
     with user_errors():
         from asynclab.analysis import study
 
-        result = study.analyse(Path(str(cfg.sweep)), cfg.threshold, cfg.seconds, cfg.x)
+        result = study.analyse(Path(str(cfg.sweep)), cfg.threshold, cfg.seconds, cfg.x, str(cfg.equal))
         files = study.write(result, Path(str(cfg.out)))
     print(study.table(result))
     print(f"wrote {', '.join(map(str, files))}")

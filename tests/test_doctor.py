@@ -57,11 +57,15 @@ CASES = {
     "emulator_clips": (PONG, r"truncations, \d+ end an episode whose raw return or length is reported wrongly\."),
 }
 ARMS = sorted(path.stem for path in (ROOT / "conf" / "arm").glob("*.yaml"))
+STUDIES = {
+    "study_pong": [arm for arm in ARMS if arm.startswith("pong_")],
+    "study_cartpole": [arm for arm in ARMS if not arm.startswith("pong_")],
+}
 MISSING = {"study_scale": " correction=vtrace", "study_cluster": " exchange=diloco distributed.max_session=4"}
 EXPERIMENTS = [
     f"{path.stem} arm={arm}" if arm else path.stem + MISSING.get(path.stem, "")
     for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
-    for arm in (ARMS if path.stem in ("study_cartpole", "study_pong") else [""])
+    for arm in STUDIES.get(path.stem, [""])
 ]
 CARTPOLE = partial(make_envs, id="CartPole-v1", num_envs=3)
 MEMORIES = {

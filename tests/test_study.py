@@ -16,6 +16,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from asynclab import config
 from asynclab.analysis import runs, study
@@ -23,8 +24,10 @@ from asynclab.analysis.curves import step
 from asynclab.analysis.estimates import band, interval, iqm
 
 config.register()
-ARMS = sorted(p.stem for p in (ROOT / "conf" / "arm").glob("*.yaml"))
-STUDIES = ["study_cartpole", "study_pong"]
+STUDIES = {
+    name: yaml.safe_load((ROOT / "conf" / "experiment" / f"{name}.yaml").read_text())["hydra"]["sweeper"]["params"]
+    for name in ("study_cartpole", "study_pong")
+}
 CORRECTIONS = sorted(p.stem for p in (ROOT / "conf" / "correction").glob("*.yaml"))
 SMALL = ["+experiment=study_cartpole", "env.max_frame=10_000", "log_every=0.1", "plot=false"]
 
@@ -151,6 +154,27 @@ def test_the_time_of_the_comparison_can_be_set(tmp_path):
     assert all(map(math.isnan, early))
 
 
+def test_arms_with_budgets_of_their_own_are_compared_at_equal_time(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path, "pong_fast", seed, line(100, max_frame=5_000), sessions=2, max_frame=5_000)
+        write_run(tmp_path, "pong_ppo", seed, line(50, seconds=20.0))
+        write_run(tmp_path, "cartpole", seed, line(50), env="Acrobot-v1")
+    result = study.analyse(tmp_path, equal="time")
+    assert [(arm.label, len(arm.runs), arm.frames) for arm in result.arms] == [
+        ("pong_fast", 2, 5_000),
+        ("pong_ppo", 2, 1_000),
+    ]
+    assert (result.budget, result.seconds) == (None, 10)
+    assert [(arm.at_frames.iqm, arm.at_seconds.iqm) for arm in result.arms] == [(100, 100), (50, 25)]
+    assert result.notes == [
+        f"cartpole_seed_{s} is left out: it is Acrobot-v1, and most others are CartPole-v1." for s in (0, 1)
+    ]
+    assert "| return at the end | return at 10.0 s |" in study.table(result)
+    assert study.analyse(tmp_path).budget == 5_000  # by frames one of the arms is left out
+    assert len(study.analyse(tmp_path).arms) == 1
+    assert [p.exists() for p in study.write(result, tmp_path / "x")] == [True] * 4
+
+
 def test_lost_updates_are_shown_if_they_were_measured(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path, "a3c_2", seed, line(100), sessions=2, summary={"lost_updates": [0.01 * (seed + 1)]})
@@ -273,6 +297,7 @@ def test_bad_input_is_one_clear_message(tmp_path, overrides, message):
     ("kwargs", "message"),
     [
         ({"threshold": "high"}, r"threshold=high must be a number"),
+        ({"equal": "frame"}, r"equal=frame is unknown; use one of frames, time"),
         ({"seconds": 0}, r"seconds=0 must be a number above 0"),
         ({"seconds": math.nan}, r"seconds=nan must be a number"),
         ({"x": "distributed.max_sesion"}, r"x=distributed\.max_sesion is not a setting that has a number in every run"),
@@ -325,31 +350,55 @@ def test_a_run_is_no_sweep_and_files_need_a_place(tmp_path):
         study.write(study.analyse(tmp_path), Path("/proc/asynclab/x"))
 
 
-@pytest.mark.parametrize("arm", ARMS)
-@pytest.mark.parametrize("experiment", STUDIES)
-def test_every_arm_of_a_study_has_what_is_common(experiment, arm):
+def composed(*overrides):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("config", [f"+experiment={experiment}", f"arm={arm}"])
+        cfg = compose("config", list(overrides))
     config.refuse_unknown_keys(cfg)
+    return cfg
+
+
+@pytest.mark.parametrize("arm", STUDIES["study_cartpole"]["arm"].split(","))
+def test_every_arm_of_the_study_of_cartpole_has_what_is_common(arm):
+    cfg = composed("+experiment=study_cartpole", f"arm={arm}")
     assert cfg.algo.lr_schedule._target_ == "asynclab.schedules.Linear"
     assert cfg.distributed._target_.endswith("Synced" if arm.startswith("a3c") else "Off")
     assert (cfg.algo.memory.horizon, cfg.env.num_envs) == (
-        (128 if arm == "ppo" else 16 if experiment == "study_cartpole" else 5), 8 if arm.startswith("a3c") else 16,
+        (128 if arm == "ppo" else 16), 8 if arm.startswith("a3c") else 16,
     )  # fmt: skip
-    if experiment == "study_cartpole":
-        assert (cfg.env.id, cfg.env.max_frame, cfg.algo.optimizer.lr) == ("CartPole-v1", 400_000, 2e-3)
-        assert (cfg.algo.agent.shared, cfg.algo.precision) == (False, "auto")  # fp32: the layers are dense
-    else:
-        assert (cfg.env.id, cfg.env.max_frame, cfg.algo.optimizer.eps) == ("ALE/Pong-v5", 3_000_000, 1e-5)
+    assert (cfg.env.id, cfg.env.max_frame, cfg.algo.optimizer.lr) == ("CartPole-v1", 400_000, 2e-3)
+    assert (cfg.algo.agent.shared, cfg.algo.precision) == (False, "auto")  # fp32: the layers are dense
     sessions = int(arm.removeprefix("a3c_")) if arm.startswith("a3c") else 1
     assert (cfg.distributed.max_session, cfg.distributed.num_threads) == (sessions, 1)
 
 
-@pytest.mark.parametrize("experiment", STUDIES)
-def test_a_study_sweeps_over_arms_that_exist(experiment):
-    params = yaml.safe_load((ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text())["hydra"]["sweeper"]
-    assert set(params["params"]["arm"].split(",")) <= set(ARMS)
-    assert list(params["params"]) == ["seed", "arm"]
+@pytest.mark.parametrize(
+    ("arm", "experiment"),
+    [
+        ("pong_fast", "pong_fast"),
+        ("pong_fast_off", "pong_fast"),
+        ("pong_a3c", "a3c_pong_small"),
+        ("pong_ppo", "ppo_pong"),
+    ],
+)
+def test_every_arm_of_the_study_of_pong_is_its_experiment_in_as_much_time(arm, experiment):
+    cfg, known = composed("+experiment=study_pong", f"arm={arm}"), composed(f"+experiment={experiment}")
+    assert OmegaConf.to_container(cfg.algo) == OmegaConf.to_container(known.algo)  # but for the network
+    assert cfg.env.id == known.env.id == "ALE/Pong-v5"
+    assert cfg.algo.lr_schedule.final == 0.0
+    off = arm in ("pong_fast_off", "pong_ppo")
+    assert cfg.distributed._target_.endswith("Off" if off else "Synced")
+    assert (cfg.distributed.max_session, cfg.distributed.num_threads) == (
+        1 if off else 2,
+        None,
+    )  # both cores either way
+    assert cfg.env.num_envs * cfg.distributed.max_session == 16
+
+
+def test_the_studies_sweep_over_all_arms_and_the_seeds_are_outside():
+    assert {arm for params in STUDIES.values() for arm in params["arm"].split(",")} == {
+        path.stem for path in (ROOT / "conf" / "arm").glob("*.yaml")
+    }
+    assert all(list(params) == ["seed", "arm"] for params in STUDIES.values())
 
 
 @pytest.mark.parametrize("correction", CORRECTIONS)

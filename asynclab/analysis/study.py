@@ -1,7 +1,8 @@
 """A sweep in one table and one figure: interquartile means over seeds, with bootstrap confidence intervals.
 
 Runs are grouped into *arms*: all that differs between them except the seed.  Arms are compared after the same frames
-(the budget) and at the same wall-clock time (that of the run which ended first).
+(the budget) and at the same wall-clock time (that of the run which ended first).  Where arms have budgets of their own
+(``equal="time"``), only the time is the same.
 """
 
 import csv
@@ -21,6 +22,8 @@ from asynclab.analysis.estimates import CONFIDENCE, Estimate, band, estimate, iq
 from asynclab.analysis.runs import Run, group, read_json, read_settings, relevant
 from asynclab.storage.names import RUN, SUMMARY
 from asynclab.text import markdown
+
+EQUAL = ("frames", "time")  # what the arms of a study have in common
 
 
 class Arm(NamedTuple):
@@ -68,7 +71,7 @@ class Study(NamedTuple):
     Attributes:
         arms: In the order in which they were begun.
         env: Id of the environment.
-        budget: Frames of all sessions together.
+        budget: Frames of all sessions together; None where arms have budgets of their own.
         seconds: The common wall-clock time.
         threshold: A return; None for none.
         x: Key of a setting with numbers that the figure is drawn against; None for frames and seconds.
@@ -77,7 +80,7 @@ class Study(NamedTuple):
 
     arms: list[Arm]
     env: str
-    budget: int
+    budget: int | None
     seconds: float
     threshold: float | None
     x: str | None
@@ -124,17 +127,31 @@ def _read(folder: Path) -> Run:
     return run
 
 
-def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    """Return the runs of the most frequent environment and budget without repetitions, and sentences on the others."""
-    counts = Counter(run.budget for run in runs)
-    most = max(counts, key=lambda budget: counts[budget])  # of equally many, the one that was begun first
+def comparable(runs: Sequence[Run], equal: str = EQUAL[0]) -> tuple[list[Run], list[str]]:
+    """Return the runs of the most frequent task without repetitions, and sentences on the others.
+
+    Args:
+        runs: In the order in which they were begun.
+        equal: ``frames``: a task is an environment and a budget; ``time``: an environment.
+    """
+
+    def task(run: Run) -> tuple[str, int | None]:
+        env, frames = run.budget
+        return env, frames if equal == "frames" else None
+
+    def named(env: str, frames: int | None) -> str:
+        return env if frames is None else f"{env} with {frames:,} frames"
+
+    counts = Counter(map(task, runs))
+    most = max(counts, key=lambda task: counts[task])  # of equally many, the one that was begun first
     kept: dict[Any, Run] = {}
     notes = []
     for run in runs:
         key = (relevant(run), run.settings["seed"])
-        if run.budget != most:
-            what, than = (f"{name} with {frames:,} frames" for name, frames in (run.budget, most))
-            notes.append(f"{run.folder.name} is left out: it is {what}, and most others are {than}.")
+        if task(run) != most:
+            notes.append(
+                f"{run.folder.name} is left out: it is {named(*task(run))}, and most others are {named(*most)}."
+            )
         elif key in kept:
             notes.append(f"{run.folder.name} is left out: it repeats {kept[key].folder.name}.")
         else:
@@ -142,7 +159,13 @@ def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     return list(kept.values()), notes
 
 
-def analyse(sweep: Path, threshold: float | None = None, seconds: float | None = None, x: str | None = None) -> Study:
+def analyse(
+    sweep: Path,
+    threshold: float | None = None,
+    seconds: float | None = None,
+    x: str | None = None,
+    equal: str = EQUAL[0],
+) -> Study:
     """Evaluate a sweep.
 
     Args:
@@ -151,6 +174,7 @@ def analyse(sweep: Path, threshold: float | None = None, seconds: float | None =
         seconds: Wall-clock time at which arms are compared, a run that has ended with its last return; None: when the
             first run ended.
         x: Key of a setting with numbers that the figure is drawn against.
+        equal: What arms have in common: ``frames``, or only the ``time``, where each has a budget of its own.
 
     Raises:
         ValueError: There is nothing to evaluate, or a setting makes no sense.
@@ -159,8 +183,10 @@ def analyse(sweep: Path, threshold: float | None = None, seconds: float | None =
         threshold = check.number("threshold", threshold)
     if seconds is not None:
         seconds = check.positive("seconds", check.number("seconds", seconds))
+    if equal not in EQUAL:
+        raise ValueError(f"equal={equal} is unknown; use one of {', '.join(EQUAL)}")
     runs, notes = load(sweep)
-    runs, more = comparable(runs)
+    runs, more = comparable(runs, equal)
     arms = group(runs)
     seeds = sorted({run.settings["seed"] for run in runs})
     for label, members in arms.items():
@@ -181,7 +207,7 @@ def analyse(sweep: Path, threshold: float | None = None, seconds: float | None =
     env, budget = runs[0].budget
     counted = progress.counted(arms.items(), "arms")
     rows = [_arm(label, members, seconds, threshold) for label, members in counted]
-    return Study(rows, env, budget, float(seconds), threshold, x, notes + more)
+    return Study(rows, env, budget if equal == "frames" else None, float(seconds), threshold, x, notes + more)
 
 
 def _arm(label: str, runs: list[Run], seconds: float, threshold: float | None) -> Arm:
@@ -225,7 +251,7 @@ def table(study: Study) -> str:
     arms, threshold = study.arms, study.threshold
     measured, compared = (any(getattr(arm, name) is not None for arm in arms) for name in ("lost", "agreement"))
     head = ["arm", "sessions", "environments", "seeds", "frames", "seconds"]
-    head += [f"return at {study.budget:,} frames", f"return at {study.seconds:,.1f} s"]
+    head += [f"return {_end(study)}", f"return at {study.seconds:,.1f} s"]
     if threshold is not None:
         head += [f"reached {threshold:g}", f"frames to {threshold:g}", f"seconds to {threshold:g}"]
     head += ["frames/s", "frames/s per core", "mean staleness"] + ["lost updates"] * measured + ["agreement"] * compared
@@ -242,6 +268,10 @@ def table(study: Study) -> str:
         row += [f"{arm.fps:,.0f}", f"{arm.fps / arm.cores:,.0f}", _number(arm.staleness, ".2f")]
         rows.append(row + [_number(arm.lost, ".2%")] * measured + [_number(arm.agreement, ".2f")] * compared)
     return "\n".join([markdown(head, rows, numbers=True), "", *_explain(study)]) + "\n"
+
+
+def _end(study: Study) -> str:
+    return "at the end" if study.budget is None else f"at {study.budget:,} frames"
 
 
 def _interval(value: Estimate) -> str:
@@ -342,7 +372,7 @@ def draw(study: Study, outs: Sequence[Path]) -> None:
             panel.axhline(study.threshold, color="grey", linewidth=0.8)
         panel.set_xlim(left=0)
     axes[1].axvline(study.seconds, color="grey", linewidth=0.8)
-    axes[0].set(title=f"{study.env}: equal frames")
+    axes[0].set(title=f"{study.env}: {'frames' if study.budget is None else 'equal frames'}")
     axes[1].set(title=f"equal time (the table: at {study.seconds:,.1f} s)")
     plots.add_legend(figure, axes[0], plots.SEEDS.format(CONFIDENCE))
     plots.save(figure, outs)
@@ -361,7 +391,7 @@ def draw_against(study: Study, x: str, outs: Sequence[Path]) -> None:
         plots.add_band(returns, label, at, *np.array([arm.at_frames for arm in arms]).T)
         for agreement in others:
             agreement.plot(at, [math.nan if arm.agreement is None else arm.agreement for arm in arms], marker="o")
-    returns.set(title=f"{study.env}: after {study.budget:,} frames", ylabel=plots.RETURN)
+    returns.set(title=f"{study.env}: {_end(study)}", ylabel=plots.RETURN)
     for agreement in others:
         agreement.set(title="stale gradients with fresh ones", ylabel="agreement (cosine)")
     plots.add_legend(figure, returns, plots.SEEDS.format(CONFIDENCE))
