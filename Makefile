@@ -78,7 +78,7 @@ docs: $(READY_DEV)  ## make a site of docs/ that opens from the file system: out
 bench: $(READY_DEV)  ## throughput of Pong and Humanoid beside their limits and stable-baselines3 (an hour)
 	$(BIN)/python benchmarks/throughput.py algo=a3c env=pong sessions=[1,2,16] sb3=true
 	$(BIN)/python benchmarks/throughput.py algo=ppo env=pong sb3=true sessions=[] 'variants=[$(PPO)]'
-	$(BIN)/python benchmarks/throughput.py algo=sac env=humanoid distributed=shared sessions=[1,2,16] sb3=true
+	$(BIN)/python benchmarks/throughput.py algo=sac env=humanoid distributed=shared algo.memory.capacity=200_000 sessions=[1,2,16] sb3=true
 
 clean:  ## remove the environment and caches, not outputs/
 	rm -rf $(VENV) $(LOWEST) .pytest_cache .mypy_cache .ruff_cache *.egg-info

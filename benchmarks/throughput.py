@@ -1,6 +1,6 @@
 """Measure a configuration's throughput beside its parts' and, if asked for, stable-baselines3's.
 
-Example: ``python benchmarks/throughput.py algo=sac env=humanoid distributed=shared sessions=[1,2,16]``
+Example: ``python benchmarks/throughput.py algo=sac env=humanoid distributed=shared sessions=[1,2]``
 """
 
 import json
@@ -48,7 +48,6 @@ def benchmark(cfg: DictConfig) -> None:
     except ValueError as error:
         raise CompactHydraException(str(error)) from error
     config.check_writable(str(out.parent), "out")
-    OmegaConf.update(cfg, "distributed.max_session", processes)
     circumstances = provenance.circumstances()
     overrides = [o for o in HydraConfig.get().overrides.task if o.lstrip("+~").partition("=")[0] not in OWN]
     frameskip = OmegaConf.select(cfg, "env.make.frameskip", default=4)
@@ -56,7 +55,10 @@ def benchmark(cfg: DictConfig) -> None:
     parts, runs = [], {name: [] for name in plans}  # type: ignore[var-annotated]
     sb3 = {str(n): [] for n in peers}  # type: ignore[var-annotated]
     with tempfile.TemporaryDirectory(prefix="asynclab_bench_") as folder:
-        trial = build.make_trial(cfg, Path(folder))
+        # most sessions first: what cannot start is refused before anything is measured
+        for n in dict.fromkeys((max([processes, *cfg.sessions]), processes)):
+            OmegaConf.update(cfg, "distributed.max_session", n)
+            trial = build.make_trial(cfg, Path(folder))
         print(about := _about(circumstances["machine"], trial.probe.precision), flush=True)
         try:
             for repeat in range(repeats):

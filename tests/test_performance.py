@@ -220,6 +220,10 @@ def test_benchmark_measures_parts_whole_and_stable_baselines3(tmp_path):
         (["variants=['algo=ppo']"], "variants has 'algo=ppo', which must be settings of distributed"),
         (["out=README.md/x.json"], "output folder out=README.md cannot be written"),
         (["algo.memory.horizon=0"], "algo.memory.horizon=0"),
+        (
+            ["algo=sac", "env=pendulum", "algo.memory.capacity=20_000_000", "sessions=[1,200]"],
+            "the sessions' memories need ",
+        ),
     ],
 )
 def test_benchmark_refuses(overrides, message):
@@ -233,7 +237,8 @@ def test_benchmark_refuses(overrides, message):
 def test_benchmark_says_why_a_command_failed(tmp_path):
     # one session's memory fits, and the benchmark's own parts start; 200 times as much is refused by train.py
     process = benchmark("algo=sac", "env=pendulum", "distributed=shared", "algo.memory.capacity=20_000_000",
-                        "sessions=[200]", "repeats=1", "seconds=1", f"out={tmp_path / 'b.json'}")  # fmt: skip
+                        "sessions=[]", "variants=['distributed.max_session=200']", "repeats=1", "seconds=1",
+                        f"out={tmp_path / 'b.json'}")  # fmt: skip
     assert process.returncode == 1
     assert "the command ended early: " in process.stderr
     assert re.search(r"the sessions' memories need .* GB", process.stderr)
