@@ -55,7 +55,7 @@ SHORT = [
     (r"train\.py -m .*(optuna|tune_cartpole$|n_trials)", "hydra.sweeper.n_trials=2"),
     (r"train\.py -m .*submitit_slurm", "hydra/launcher=submitit_local"),  # there is no Slurm here
     (r"train\.py -m .*study_cartpole", "env.max_frame=4_000 seed=0 arm=a3c_2,ppo"),
-    (r"benchmark\.py", "'sessions=[1]' repeats=1 seconds=0.5"),
+    (r"throughput\.py", "'sessions=[1]' repeats=1 seconds=0.5"),
     (r"doctor\.py", "frames=200"),
     (r"export\.py", "episodes=1"),
 ]
