@@ -1,8 +1,5 @@
 """What users set: the schema of the groups, what Hydra has to know, what configs may make."""
 
-import signal
-import sys
-
 from asynclab.config.output import CheckOutput, check_writable, lock
 from asynclab.config.registry import AUTO, CONF, DATABASE, PLUGINS, is_installed, register, subfolder
 from asynclab.config.schema import EvalConfig, refuse_unknown_keys
@@ -21,6 +18,3 @@ __all__ = [
     "register",
     "subfolder",
 ]
-
-if {"--help", "--cfg", "--info"}.intersection(sys.argv[1:]):  # Hydra prints and ends
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a reader that has seen enough, such as head, is no error
