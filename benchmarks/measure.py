@@ -39,6 +39,7 @@ from asynclab.text import markdown
 from asynclab.training.session import Session
 
 PEAK_SIZE = 512  # rows and columns of the matrices by which the peak is measured
+MAX_FRAME = 1_000_000_000  # of the runs, which are ended before
 START_TIMEOUT = 900.0  # seconds in which every session must have learned once, or reported again
 
 
@@ -227,7 +228,7 @@ def measure_run(train: Path, overrides: Sequence[str], sessions: int, seconds: f
         output = Path(folder) / "run"
         command = [
             sys.executable, str(train), *overrides, f"distributed.max_session={sessions}", "log_every=1",
-            "env.max_frame=1_000_000_000", "checkpoint_every=1_000_000", f"hydra.run.dir={output}",
+            f"env.max_frame={MAX_FRAME}", "checkpoint_every=1_000_000", f"hydra.run.dir={output}",
         ]  # fmt: skip
         with (Path(folder) / "log").open("w+") as log:
             began = time.monotonic()

@@ -55,7 +55,8 @@ def benchmark(cfg: DictConfig) -> None:
     parts, runs = [], {name: [] for name in plans}  # type: ignore[var-annotated]
     sb3 = {str(n): [] for n in peers}  # type: ignore[var-annotated]
     with tempfile.TemporaryDirectory(prefix="asynclab_bench_") as folder:
-        # most sessions first: what cannot start is refused before anything is measured
+        # most of `sessions` first: what cannot start is refused before anything is measured
+        OmegaConf.update(cfg, "env.max_frame", measure.MAX_FRAME)
         for n in dict.fromkeys((max([processes, *cfg.sessions]), processes)):
             OmegaConf.update(cfg, "distributed.max_session", n)
             trial = build.make_trial(cfg, Path(folder))

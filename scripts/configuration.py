@@ -60,7 +60,8 @@ PRESETS = [
         "pair",
         "Algorithm and environment, for `+experiment=defaults`; two sessions, A2C and PPO one.",
     ),
-    ("Arms: `arm`", "arm", "What is compared in `study_pong` (`pong_...`) and `study_cartpole` (the others)."),
+    ("Arms: `arm`", "arm", "What is compared in the experiment `study_cartpole`."),
+    ("Arms on Pong: `arm_pong`", "arm_pong", "What is compared in the experiment `study_pong`."),
     ("Corrections: `correction`", "correction", "What is compared in the experiment `study_scale`."),
 ]
 

@@ -56,16 +56,15 @@ CASES = {
     "gae_leak": (A3C, r"advantages are \[1\.0, 1\.0, 1\.0\] and should be \[0\.0, 0\.0, 1\.0\]"),
     "emulator_clips": (PONG, r"truncations, \d+ end an episode whose raw return or length is reported wrongly\."),
 }
-ARMS = sorted(path.stem for path in (ROOT / "conf" / "arm").glob("*.yaml"))
-STUDIES = {
-    "study_pong": [arm for arm in ARMS if arm.startswith("pong_")],
-    "study_cartpole": [arm for arm in ARMS if not arm.startswith("pong_")],
+ARMS = {  # of a study: the group, whose every choice is examined
+    f"study_{name}": [f" {group}={path.stem}" for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]
+    for name, group in (("cartpole", "arm"), ("pong", "arm_pong"))
 }
 MISSING = {"study_scale": " correction=vtrace", "study_cluster": " exchange=diloco distributed.max_session=4"}
 EXPERIMENTS = [
-    f"{path.stem} arm={arm}" if arm else path.stem + MISSING.get(path.stem, "")
+    path.stem + arm
     for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
-    for arm in STUDIES.get(path.stem, [""])
+    for arm in ARMS.get(path.stem, [MISSING.get(path.stem, "")])
 ]
 CARTPOLE = partial(make_envs, id="CartPole-v1", num_envs=3)
 MEMORIES = {

@@ -231,6 +231,7 @@ def test_benchmark_refuses(overrides, message):
     assert process.returncode == 1
     assert re.search(message, process.stderr)
     assert "Traceback" not in process.stderr
+    assert "1 of 5" not in process.stdout  # before anything is measured
 
 
 @pytest.mark.slow

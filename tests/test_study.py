@@ -24,10 +24,10 @@ from asynclab.analysis.curves import step
 from asynclab.analysis.estimates import band, interval, iqm
 
 config.register()
-STUDIES = {
-    name: yaml.safe_load((ROOT / "conf" / "experiment" / f"{name}.yaml").read_text())["hydra"]["sweeper"]["params"]
-    for name in ("study_cartpole", "study_pong")
-}
+SWEPT = yaml.safe_load((ROOT / "conf" / "experiment" / "study_cartpole.yaml").read_text())["hydra"]["sweeper"]["params"]
+SWEPT_PONG = yaml.safe_load((ROOT / "conf" / "experiment" / "study_pong.yaml").read_text())["hydra"]["sweeper"][
+    "params"
+]
 CORRECTIONS = sorted(p.stem for p in (ROOT / "conf" / "correction").glob("*.yaml"))
 SMALL = ["+experiment=study_cartpole", "env.max_frame=10_000", "log_every=0.1", "plot=false"]
 
@@ -156,23 +156,41 @@ def test_the_time_of_the_comparison_can_be_set(tmp_path):
 
 def test_arms_with_budgets_of_their_own_are_compared_at_equal_time(tmp_path):
     for seed in (0, 1):
-        write_run(tmp_path, "pong_fast", seed, line(100, max_frame=5_000), sessions=2, max_frame=5_000)
-        write_run(tmp_path, "pong_ppo", seed, line(50, seconds=20.0))
+        write_run(tmp_path, "fast", seed, line(100, max_frame=5_000), sessions=2, max_frame=5_000)
+        write_run(tmp_path, "ppo", seed, line(50, seconds=20.0))
         write_run(tmp_path, "cartpole", seed, line(50), env="Acrobot-v1")
     result = study.analyse(tmp_path, equal="time")
-    assert [(arm.label, len(arm.runs), arm.frames) for arm in result.arms] == [
-        ("pong_fast", 2, 5_000),
-        ("pong_ppo", 2, 1_000),
-    ]
+    assert [(arm.label, len(arm.runs), arm.frames) for arm in result.arms] == [("fast", 2, 5_000), ("ppo", 2, 1_000)]
     assert (result.budget, result.seconds) == (None, 10)
     assert [(arm.at_frames.iqm, arm.at_seconds.iqm) for arm in result.arms] == [(100, 100), (50, 25)]
     assert result.notes == [
         f"cartpole_seed_{s} is left out: it is Acrobot-v1, and most others are CartPole-v1." for s in (0, 1)
     ]
     assert "| return at the end | return at 10.0 s |" in study.table(result)
-    assert study.analyse(tmp_path).budget == 5_000  # by frames one of the arms is left out
-    assert len(study.analyse(tmp_path).arms) == 1
     assert [p.exists() for p in study.write(result, tmp_path / "x")] == [True] * 4
+    assert [arm.label for arm in study.analyse(tmp_path).arms] == ["fast"]  # by frames only one arm is left
+
+
+def test_an_arm_has_one_budget_also_where_arms_have_their_own(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path, "fast", seed, line(100, max_frame=2_000), sessions=2, max_frame=2_000)
+    write_run(tmp_path, "fast", 2, line(100), sessions=2)
+    write_run(tmp_path, "ppo", 0, line(50))
+    result = study.analyse(tmp_path, equal="time")
+    assert [(arm.label, len(arm.runs), arm.frames) for arm in result.arms] == [("fast", 2, 2_000), ("ppo", 1, 1_000)]
+    assert result.notes[0] == "fast_seed_2 is left out: it has 1,000 frames, and most of its arm are of 2,000."
+
+
+def test_at_equal_time_the_figure_against_a_setting_shows_returns_at_that_time(tmp_path, monkeypatch):
+    for sessions, seconds in ((1, 10.0), (2, 20.0)):
+        write_run(tmp_path / "sweep", str(sessions), 0, line(100, seconds=seconds), sessions=sessions, threads=1,
+                  overrides=[f"distributed.max_session={sessions}", "seed=0"])  # fmt: skip
+    figures = []
+    monkeypatch.setattr(study.plots, "save", lambda figure, outs: figures.append(figure))
+    study.write(study.analyse(tmp_path / "sweep", x="distributed.max_session", equal="time"), tmp_path / "out")
+    (panel,) = figures[0].axes
+    (drawn,) = [line for line in panel.lines if not line.get_label().startswith("_")]
+    assert (list(drawn.get_ydata()), panel.get_title()) == ([100, 50], "CartPole-v1: at 10.0 s")
 
 
 def test_lost_updates_are_shown_if_they_were_measured(tmp_path):
@@ -245,8 +263,8 @@ def test_what_is_wrong_with_a_sweep_is_said_and_the_rest_is_evaluated(tmp_path):
     result = study.analyse(tmp_path)
     assert [(arm.label, len(arm.runs)) for arm in result.arms] == [("a2c", 2), ("a3c_2", 1)]
     for sentence in (
-        r"pong_seed_0 is left out: it is ALE/Pong-v5 with 1,000 frames, and most others are CartPole-v1 with 1,000 fr",
-        r"long_seed_0 is left out: it is CartPole-v1 with 5,000 frames, and most others are",
+        r"pong_seed_0 is left out: it is ALE/Pong-v5, and most others are CartPole-v1\.",
+        r"long_seed_0 is left out: it has 5,000 frames, and most others are of 1,000; equal=time compares arms",
         r"stopped_seed_0 is left out: its status is interrupted \(resume=auto continues it\)\.",
         r"failed_seed_0 is left out: its status is failed",
         r"killed_seed_0 is left out: it has no summary\.json, so it still runs or was killed",
@@ -357,7 +375,7 @@ def composed(*overrides):
     return cfg
 
 
-@pytest.mark.parametrize("arm", STUDIES["study_cartpole"]["arm"].split(","))
+@pytest.mark.parametrize("arm", SWEPT["arm"].split(","))
 def test_every_arm_of_the_study_of_cartpole_has_what_is_common(arm):
     cfg = composed("+experiment=study_cartpole", f"arm={arm}")
     assert cfg.algo.lr_schedule._target_ == "asynclab.schedules.Linear"
@@ -373,19 +391,17 @@ def test_every_arm_of_the_study_of_cartpole_has_what_is_common(arm):
 
 @pytest.mark.parametrize(
     ("arm", "experiment"),
-    [
-        ("pong_fast", "pong_fast"),
-        ("pong_fast_off", "pong_fast"),
-        ("pong_a3c", "a3c_pong_small"),
-        ("pong_ppo", "ppo_pong"),
-    ],
+    [("fast", "pong_fast"), ("fast_off", "pong_fast"), ("a3c", "a3c_pong_small"), ("ppo", "ppo_pong")],
 )
-def test_every_arm_of_the_study_of_pong_is_its_experiment_in_as_much_time(arm, experiment):
-    cfg, known = composed("+experiment=study_pong", f"arm={arm}"), composed(f"+experiment={experiment}")
+def test_every_arm_of_the_study_of_pong_is_its_experiment(arm, experiment):
+    cfg, known = composed("+experiment=study_pong", f"arm_pong={arm}"), composed(f"+experiment={experiment}")
+    if arm == "fast_off":  # explores as much as the two sessions of fast in the mean
+        assert cfg.algo.agent.epsilons == [sum(known.algo.agent.epsilons) / 2]
+        known.algo.agent.epsilons = cfg.algo.agent.epsilons
     assert OmegaConf.to_container(cfg.algo) == OmegaConf.to_container(known.algo)  # but for the network
     assert cfg.env.id == known.env.id == "ALE/Pong-v5"
     assert cfg.algo.lr_schedule.final == 0.0
-    off = arm in ("pong_fast_off", "pong_ppo")
+    off = arm in ("fast_off", "ppo")
     assert cfg.distributed._target_.endswith("Off" if off else "Synced")
     assert (cfg.distributed.max_session, cfg.distributed.num_threads) == (
         1 if off else 2,
@@ -395,10 +411,9 @@ def test_every_arm_of_the_study_of_pong_is_its_experiment_in_as_much_time(arm, e
 
 
 def test_the_studies_sweep_over_all_arms_and_the_seeds_are_outside():
-    assert {arm for params in STUDIES.values() for arm in params["arm"].split(",")} == {
-        path.stem for path in (ROOT / "conf" / "arm").glob("*.yaml")
-    }
-    assert all(list(params) == ["seed", "arm"] for params in STUDIES.values())
+    for group, params in (("arm", SWEPT), ("arm_pong", SWEPT_PONG)):
+        assert set(params[group].split(",")) == {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}
+        assert list(params) == ["seed", group]
 
 
 @pytest.mark.parametrize("correction", CORRECTIONS)

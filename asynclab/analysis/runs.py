@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from asynclab.storage.names import CONFIG, FAILURE, HYDRA, METRICS, RUN, SUMMARY
 RELEVANT = {"algo.precision", "device", "distributed.num_threads", "distributed.diagnostics", "patience", "stop_at"}
 IRRELEVANT = CHANGEABLE - RELEVANT | {"seed"}
 EVALUATED = "eval.deterministic"  # changes what an evaluation means, though not what is learned
+ARM = re.compile("^arm(_[a-z]+)?=")  # what a study compares, and its label
 MARKS = (METRICS, RUN, CONFIG, FAILURE, HYDRA)  # any of them makes a folder a run's
 
 
@@ -256,11 +258,9 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
         arms[relevant(run)].append(run)
     members = list(arms.values())
     typed = [[o for o in arm[0].overrides if _key(o) not in IRRELEVANT] for arm in members]
-    labels = [
-        ", ".join(o.removeprefix("arm=") for o in mine if not all(o in other for other in typed)) for mine in typed
-    ]
+    labels = [", ".join(ARM.sub("", o) for o in mine if not all(o in other for other in typed)) for mine in typed]
     if len(members) == 1:
-        labels = [next((o.removeprefix("arm=") for o in typed[0] if o.startswith("arm=")), "all runs")]
+        labels = [next((ARM.sub("", o) for o in typed[0] if ARM.match(o)), "all runs")]
     labelled = {}
     for label, arm in zip(labels, members, strict=True):
         alike = [other[0] for name, other in zip(labels, members, strict=True) if name == label]

@@ -11,7 +11,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,7 +23,9 @@ from asynclab.analysis.runs import Run, group, read_json, read_settings, relevan
 from asynclab.storage.names import RUN, SUMMARY
 from asynclab.text import markdown
 
+Value = TypeVar("Value")
 EQUAL = ("frames", "time")  # what the arms of a study have in common
+OWN_BUDGETS = "equal=time compares arms with budgets of their own"
 
 
 class Arm(NamedTuple):
@@ -128,35 +130,35 @@ def _read(folder: Path) -> Run:
 
 
 def comparable(runs: Sequence[Run], equal: str = EQUAL[0]) -> tuple[list[Run], list[str]]:
-    """Return the runs of the most frequent task without repetitions, and sentences on the others.
+    """Return the runs of the most frequent environment and budget without repetitions, and sentences on the others.
 
     Args:
         runs: In the order in which they were begun.
-        equal: ``frames``: a task is an environment and a budget; ``time``: an environment.
+        equal: ``frames``: all have one budget; ``time``: all of an arm have.
     """
-
-    def task(run: Run) -> tuple[str, int | None]:
-        env, frames = run.budget
-        return env, frames if equal == "frames" else None
-
-    def named(env: str, frames: int | None) -> str:
-        return env if frames is None else f"{env} with {frames:,} frames"
-
-    counts = Counter(map(task, runs))
-    most = max(counts, key=lambda task: counts[task])  # of equally many, the one that was begun first
+    alike = [relevant(run) if equal == "time" else "" for run in runs]  # those that must have one budget
+    budgets = {name: _most(r.budget for r, a in zip(runs, alike, strict=True) if a == name) for name in set(alike)}
+    env = budgets[""][0] if equal == "frames" else _most(run.budget[0] for run in runs)
+    whose, advice = ("most of its arm are", "") if equal == "time" else ("most others are", f"; {OWN_BUDGETS}")
     kept: dict[Any, Run] = {}
     notes = []
-    for run in runs:
-        key = (relevant(run), run.settings["seed"])
-        if task(run) != most:
-            notes.append(
-                f"{run.folder.name} is left out: it is {named(*task(run))}, and most others are {named(*most)}."
-            )
+    for run, name in zip(runs, alike, strict=True):
+        key, (found, frames) = (relevant(run), run.settings["seed"]), run.budget
+        if found != env:
+            notes.append(f"{run.folder.name} is left out: it is {found}, and most others are {env}.")
+        elif frames != (common := budgets[name][1]):
+            notes.append(f"{run.folder.name} is left out: it has {frames:,} frames, and {whose} of {common:,}{advice}.")
         elif key in kept:
             notes.append(f"{run.folder.name} is left out: it repeats {kept[key].folder.name}.")
         else:
             kept[key] = run
     return list(kept.values()), notes
+
+
+def _most(values: Iterable[Value]) -> Value:
+    """Return the most frequent; of equally many, the one that comes first."""
+    counts = Counter(values)
+    return max(counts, key=lambda value: counts[value])
 
 
 def analyse(
@@ -388,10 +390,12 @@ def draw_against(study: Study, x: str, outs: Sequence[Path]) -> None:
     figure, (returns, *others) = plots.panels_against(x, (11 if is_measured else 7, 4.8), 1 + is_measured)
     for label, arms in sorted(lines.items()):
         at = np.array([arm.runs[0].settings[x] for arm in arms])
-        plots.add_band(returns, label, at, *np.array([arm.at_frames for arm in arms]).T)
+        common = [arm.at_seconds if study.budget is None else arm.at_frames for arm in arms]
+        plots.add_band(returns, label, at, *np.array(common).T)
         for agreement in others:
             agreement.plot(at, [math.nan if arm.agreement is None else arm.agreement for arm in arms], marker="o")
-    returns.set(title=f"{study.env}: {_end(study)}", ylabel=plots.RETURN)
+    when = f"at {study.seconds:,.1f} s" if study.budget is None else f"after {study.budget:,} frames"
+    returns.set(title=f"{study.env}: {when}", ylabel=plots.RETURN)
     for agreement in others:
         agreement.set(title="stale gradients with fresh ones", ylabel="agreement (cosine)")
     plots.add_legend(figure, returns, plots.SEEDS.format(CONFIDENCE))
