@@ -5,13 +5,13 @@ import signal
 if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends us without a traceback until there is something to save
 
-import hydra
 from omegaconf import DictConfig
 
-from asynclab import config, job, sweeps
+from asynclab import job, sweeps
+from asynclab.config.command import configured
 
 
-@hydra.main(version_base="1.3", config_path=config.CONF, config_name="config")
+@configured("config")
 def train(cfg: DictConfig) -> float:
     """Run one trial and return its final mean return, for sweepers to maximise."""
     return job.run(cfg)

@@ -16,12 +16,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from asynclab import config, machine
 from asynclab.analysis.curves import WINDOW
+from asynclab.config.command import configured
 from asynclab.envs import is_atari
 
 config.register()
@@ -46,7 +46,7 @@ ATARI = {
 }
 
 
-@hydra.main(version_base="1.3", config_path=config.CONF, config_name="sb3_ppo")
+@configured("sb3_ppo")
 def main(cfg: DictConfig) -> None:
     """Train; now and then print the mean return of the last 100 episodes, and write the curve so far to ``out``."""
     out = _check(cfg)

@@ -9,18 +9,18 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-import hydra
 import torch
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
 from asynclab import build, config
+from asynclab.config.command import configured
 from asynclab.simulation.simulator import simulate
 
 config.register()
 
 
-@hydra.main(version_base="1.3", config_path=config.CONF, config_name="throughput")
+@configured("throughput")
 def main(cfg: DictConfig) -> None:
     """Simulate each number of sessions for a while, one after the other, and print a line for each."""
     for sessions in sorted(cfg.sessions):

@@ -7,14 +7,13 @@ can, on the same machine.
 import time
 from typing import Any
 
-import hydra
 import numpy as np
 from omegaconf import DictConfig
 
 from asynclab import check, config
 from asynclab.cluster import machines
 from asynclab.cluster.exchange import Change, Server, View, size
-from asynclab.config.command import user_errors
+from asynclab.config.command import configured, user_errors
 from asynclab.distributed import Cluster
 from asynclab.distributed.exchange import Outer
 
@@ -50,7 +49,7 @@ class Node:
         return times, passed / times, nbytes
 
 
-@hydra.main(version_base="1.3", config_path=config.CONF, config_name="server")
+@configured("server")
 def main(cfg: DictConfig) -> None:
     """Print a line for each size and each number of nodes."""
     with user_errors():

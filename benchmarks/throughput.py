@@ -12,10 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from asynclab import config
+from asynclab.config.command import configured
 
 config.register()
 
@@ -32,7 +32,7 @@ def main() -> None:
         sys.exit(130)
 
 
-@hydra.main(version_base="1.3", config_path=config.CONF, config_name="throughput")
+@configured("throughput")
 def benchmark(cfg: DictConfig) -> None:
     """Measure, print a table and write every measurement to a file."""
     import measure

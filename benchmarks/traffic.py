@@ -7,13 +7,12 @@ import heapq
 from collections import Counter
 from functools import partial
 
-import hydra
 import torch
 from omegaconf import DictConfig
 
 from asynclab import check, config
 from asynclab.cluster.exchange import Exchanges
-from asynclab.config.command import user_errors
+from asynclab.config.command import configured, user_errors
 from asynclab.distributed import Network, Simulated, Store
 from asynclab.distributed.timing import Constant
 from asynclab.schedules import Constant as Unchanged
@@ -23,7 +22,7 @@ from asynclab.simulation.nodes import Nodes
 config.register()
 
 
-@hydra.main(version_base="1.3", config_path=config.CONF, config_name="traffic")
+@configured("traffic")
 def main(cfg: DictConfig) -> None:
     """Print a line for each number of nodes and each interval of exchanges."""
     with user_errors():

@@ -11,10 +11,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
 from asynclab import config
+from asynclab.config.command import configured
 
 config.register()
 
@@ -25,7 +25,7 @@ def main() -> None:
     doctor()
 
 
-@hydra.main(version_base="1.3", config_path=config.CONF, config_name="doctor")
+@configured("doctor")
 def doctor(cfg: DictConfig) -> None:
     """Print one line per check, and a summary."""
     from asynclab.processes.server import start_server

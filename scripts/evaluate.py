@@ -8,15 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from asynclab.config import CONF
-from asynclab.config.command import check_keys
+from asynclab.config.command import check_keys, configured
 from asynclab.storage.names import EVALUATIONS, VIDEOS
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="evaluate")
+@configured("evaluate")
 def main(cfg: DictConfig) -> float:
     """Evaluate one run and return the mean return."""
     check_keys(cfg)

@@ -7,14 +7,12 @@ or ``format=onnx out=a3c_pong.onnx``
 import sys
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from asynclab.config import CONF
-from asynclab.config.command import check_keys, user_errors
+from asynclab.config.command import check_keys, configured, user_errors
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="export")
+@configured("export")
 def main(cfg: DictConfig) -> None:
     """Export one run, and say what the agent is worth."""
     check_keys(cfg)

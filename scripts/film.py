@@ -5,14 +5,12 @@ Example: ``python scripts/film.py videos=[outputs/zoo/a3c_cartpole/videos/....mp
 
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from asynclab.config import CONF
-from asynclab.config.command import check_keys, texts, user_errors
+from asynclab.config.command import check_keys, configured, texts, user_errors
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="film")
+@configured("film")
 def main(cfg: DictConfig) -> None:
     """Write one film."""
     check_keys(cfg)

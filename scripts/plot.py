@@ -6,14 +6,12 @@ Example: ``python scripts/plot.py runs=[outputs/sweeps/2026-11-22_12-00-00] grou
 import sys
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig
 
-from asynclab.config import CONF
-from asynclab.config.command import check_keys, folders, texts, user_errors
+from asynclab.config.command import check_keys, configured, folders, texts, user_errors
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="plot")
+@configured("plot")
 def main(cfg: DictConfig) -> None:
     """Write the figures, and say what is not in them."""
     check_keys(cfg)

@@ -7,16 +7,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from asynclab import config
-from asynclab.config.command import check_keys, user_errors
+from asynclab.config.command import check_keys, configured, user_errors
 
 config.register()
 
 
-@hydra.main(version_base="1.3", config_path=config.CONF, config_name="replay")
+@configured("replay")
 def main(cfg: DictConfig) -> None:
     """Replay one run, and say whether it has come to the same weights."""
     check_keys(cfg)

@@ -5,14 +5,12 @@ Example: ``python scripts/study.py sweep=outputs/study_cartpole threshold=475 ou
 
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from asynclab.config import CONF
-from asynclab.config.command import check_keys, user_errors
+from asynclab.config.command import check_keys, configured, user_errors
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="study")
+@configured("study")
 def main(cfg: DictConfig) -> None:
     """Write the files and print the table."""
     check_keys(cfg)

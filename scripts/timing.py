@@ -6,14 +6,12 @@ Example: ``python scripts/timing.py run=outputs/a3c_cartpole_synced/2026-11-22_1
 import shlex
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from asynclab.config import CONF
-from asynclab.config.command import check_keys, user_errors
+from asynclab.config.command import check_keys, configured, user_errors
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="timing")
+@configured("timing")
 def main(cfg: DictConfig) -> None:
     """Write the timing of one run, and say how it is used."""
     check_keys(cfg)

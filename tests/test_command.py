@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -53,6 +54,19 @@ def test_help_of_train_is_ours():
     for page in re.findall(r"docs/\S+\.md", process.stdout):
         assert (ROOT / page).is_file()
     assert all(len(line) <= 130 for line in process.stdout.splitlines() if not re.match(r"\w+(/\w+)?: ", line))
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [["train.py", "--help"], ["train.py", "env=cartpole", "--cfg=job"], ["scripts/export.py", "-h"],
+     ["benchmarks/throughput.py", "-c", "job"]],
+)  # fmt: skip
+def test_a_reader_that_has_seen_enough_of_what_is_only_printed_is_no_error(typed):
+    command = [sys.executable, *typed]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()  # as head does after its lines
+        assert process.stderr.read() == ""
+    assert process.returncode == -signal.SIGPIPE
 
 
 def test_what_is_no_command_is_said_with_what_is():

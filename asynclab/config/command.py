@@ -1,15 +1,41 @@
-"""What the command lines of scripts/ share: known keys, settings that are lists, errors of users in one sentence."""
+"""What command lines share: how they begin, known keys, settings that are lists, errors of users in one sentence."""
 
-from collections.abc import Iterator
+import functools
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 
 from asynclab.config import CONF
+
+PRINTS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}  # Hydra prints and ends
+
+
+def configured(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., Any]]:
+    """Return what makes a command of a function, as ``hydra.main``: it gets ``conf/<name>.yaml`` and what was typed.
+
+    A reader that has seen enough of what is only printed, as ``head`` has of ``--help``, is no error.
+    """
+
+    def command(function: Callable[[DictConfig], Any]) -> Callable[..., Any]:
+        run = hydra.main(version_base="1.3", config_path=CONF, config_name=name)(function)
+
+        @functools.wraps(function)
+        def main(*config: DictConfig) -> Any:  # launchers hand one over
+            if not config and any(word.partition("=")[0] in PRINTS for word in sys.argv[1:]):
+                signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            return run(*config)
+
+        return main
+
+    return command
 
 
 def check_keys(cfg: DictConfig) -> None:
