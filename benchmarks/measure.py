@@ -166,7 +166,8 @@ def raw_step(id: str, frameskip: int, seed: int) -> Callable[[], Any]:
 def products(size: int, dtype: torch.dtype, device: torch.device) -> list[Callable[[], Any]]:
     """Return what multiplies two square matrices, by torch's choice of library and, on a CPU, by oneDNN."""
     a, b = (torch.randn(size, size).to(device, dtype) for _ in range(2))
-    on_cpu = device.type == "cpu" and torch.backends.mkldnn.is_available()
+    knows = dtype is torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()  # oneDNN has no bf16 with AVX2
+    on_cpu = device.type == "cpu" and torch.backends.mkldnn.is_available() and knows
     ways: list[Callable[[], Any]] = [lambda: (a @ b)[0, 0].item()]  # waits for a GPU
     if on_cpu:
         ways.append(lambda: torch.ops.mkldnn._linear_pointwise.default(a, b, None, "none", [], ""))
