@@ -20,7 +20,7 @@ TRAINED = {
     "continuous": ["algo=ppo", "env=pendulum", "spaces=continuous", "algo.memory.horizon=64"],  # normalised, scaled
     "sac": ["algo=sac", "env=pendulum", "algo.memory.start=500"],
     "multi": ["algo=a3c", "env=gym", "env.id=weird_env:Pairs-v0"],
-    "dict": ["algo=a3c", "env=gym", "env.id=weird_env:BrightDict-v0", "spaces=pixels"],
+    "dict": ["algo=a3c", "env=gym", "env.id=weird_env:BrightDict-v0", "spaces=pixels", "env.torso.hidden=[16]"],
     "lstm": ["algo=a3c", "env=cartpole", "algo.agent.lstm=8", "algo.agent.shared=true"],
 }
 ZOO = {"pixels": ROOT / "zoo" / "pong_fast"}

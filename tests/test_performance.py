@@ -148,7 +148,7 @@ def test_profile_is_printed_and_logged(train, tmp_path):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["env=cartpole", "algo.agent.shared=false", "env.max_frame=5_000"],
+        ["env=cartpole", "algo.agent.shared=false", "algo.agent.epochs=1", "env.max_frame=4_000"],
         ["env=pong", "env.torso={conv: [[8, 8, 8]], hidden: [8]}", "+env.make.max_num_frames_per_episode=80",
          "algo.memory.horizon=16", "algo.agent.minibatch_size=64", "algo.agent.epochs=1", "env.max_frame=3_000"],
     ],

@@ -42,9 +42,9 @@ def staleness(records):
 @pytest.mark.parametrize("placement", ["synced", "shared"])
 @pytest.mark.parametrize("algo", ALGOS)
 def test_one_simulated_session_equals_off_bit_for_bit(make_trial, algo, placement):
-    alone = make_trial(algo, mode=Off(1), max_frame=400)
+    alone = make_trial(algo, mode=Off(1), max_frame=250)
     run_session(alone.session, 0, alone.stores[0])
-    trial = make_trial(algo, mode=Simulated(1, placement, Lognormal()), max_frame=400)
+    trial = make_trial(algo, mode=Simulated(1, placement, Lognormal()), max_frame=250)
     run(trial)
     assert trial.stores[0].total_updates() == alone.stores[0].total_updates() > 0
     assert torch.equal(trial.stores[0].theta, alone.stores[0].theta)
@@ -55,7 +55,7 @@ def test_one_simulated_session_equals_off_bit_for_bit(make_trial, algo, placemen
 def test_a_simulation_is_repeated_to_the_bit_and_another_seed_is_another_one(make_trial, algo, placement):
     thetas, told = [], []
     for seed in (0, 0, 1):
-        trial = make_trial(algo, mode=Simulated(3, placement, Lognormal()), max_frame=600, seed=seed)
+        trial = make_trial(algo, mode=Simulated(3, placement, Lognormal()), max_frame=300, seed=seed)
         records = run(trial)
         thetas.append(trial.stores[0].theta)
         for record in records:
