@@ -14,13 +14,14 @@ import asynclab
 from asynclab.evaluation import graph, play
 
 COMMON = ["env.max_frame=1_000", "env.num_envs=2", "distributed.max_session=1", "plot=false"]
+CONV = "env.torso={conv: [[8, 8, 4]], hidden: [16]}"
 TRAINED = {
     "vectors": ["algo=a3c", "env=cartpole"],
     "q": ["algo=dqn", "env=cartpole", "algo.agent.bins=51", "algo.agent.value_range=100", "algo.memory.start=500"],
     "continuous": ["algo=ppo", "env=pendulum", "spaces=continuous", "algo.memory.horizon=64"],  # normalised, scaled
     "sac": ["algo=sac", "env=pendulum", "algo.memory.start=500"],
     "multi": ["algo=a3c", "env=gym", "env.id=weird_env:Pairs-v0"],
-    "dict": ["algo=a3c", "env=gym", "env.id=weird_env:BrightDict-v0", "spaces=pixels", "env.torso.hidden=[16]"],
+    "dict": ["algo=a3c", "env=gym", "env.id=weird_env:BrightDict-v0", "spaces=pixels", CONV],
     "lstm": ["algo=a3c", "env=cartpole", "algo.agent.lstm=8", "algo.agent.shared=true"],
 }
 ZOO = {"pixels": ROOT / "zoo" / "pong_fast"}
