@@ -67,10 +67,14 @@ def bind(module: nn.Module, weights: flat.Vector, grad: flat.Vector | None = Non
 
 
 def is_convolutional(module: nn.Module) -> bool:
-    """Return whether there are torsos in ``module``, and convolutions in each of them."""
+    """Return whether there are torsos in ``module``, with convolutions in each and no numbers beside their images."""
     torsos = [torso for torso in module.modules() if isinstance(torso, TorsoModule)]
     kinds = nn.Conv1d, nn.Conv2d, nn.Conv3d
-    return bool(torsos) and all(any(isinstance(layer, kinds) for layer in torso.modules()) for torso in torsos)
+    return bool(torsos) and all(
+        any(isinstance(layer, kinds) for layer in torso.modules())
+        and not (isinstance(torso, JoinedTorso) and torso.has_numbers)
+        for torso in torsos
+    )
 
 
 class Linear(nn.Linear):
@@ -253,6 +257,9 @@ def outputs(layers: nn.Module, shape: Sequence[int]) -> int:
 class JoinedTorso(TorsoModule):
     """Convolutions on the images of a flat observation, and dense layers on what they make of it and on the numbers.
 
+    Attributes:
+        has_numbers: Whether there is more than bytes, which eight bits would round.
+
     Args:
         space: With the images' places.
         action_dim: Numbers of an action, 0 for none.
@@ -283,6 +290,7 @@ class JoinedTorso(TorsoModule):
         for image in space.images:
             rest[image.start : image.stop] = False
         self.register_buffer("rest", torch.from_numpy(np.flatnonzero(rest)), persistent=False)
+        self.has_numbers = bool(rest.any()) and space.dtype != np.uint8
         bytes_scale = scale(space) if space.dtype == np.uint8 else np.ones(space.shape, np.float32)
         self.register_buffer("rest_scale", torch.from_numpy(bytes_scale[rest]), persistent=False)
         # an image without convolutions is as flat as the rest, and scaled here

@@ -34,6 +34,16 @@ def test_what_is_not_finite_spoils_nothing():
     assert (mean.tolist(), var.tolist(), moments.slots[0, 0]) == ([2.0, 3.0], [1.0, 1.0], 2)
 
 
+def test_a_very_large_number_leaves_the_estimate_finite():
+    moments = Moments(2)
+    moments.add(0, np.array([[1.0, 1.0], [3.0, np.finfo(np.float32).max]], np.float32))
+    moments.add(0, np.array([[2.0, 1.0]], np.float32))
+    mean, var = moments.mean_var()
+    assert moments.slots.isfinite().all()
+    assert (mean[0], var[0]) == pytest.approx((2.0, 2 / 3))
+    assert var[1] > 1e76
+
+
 def test_one_bad_reward_does_not_stay_in_the_discounted_return():
     envs = make_envs("Pendulum-v1", 2, scale_reward=0.9)
     envs.reset([1, 2])

@@ -73,6 +73,14 @@ def test_every_epoch_has_every_step_once_in_another_order():
     assert not torch.equal(epochs[0], epochs[1])
 
 
+def test_no_minibatch_is_a_single_step_unless_all_are():
+    agent = PPO(OBS, Discrete(3), TORSO, epochs=2, minibatch_size=23)
+    bound(agent)
+    assert [part.obs.shape[1] for part in agent.minibatches(rollout(Discrete(3)))] == [24] * 2
+    agent.minibatch_size = 1
+    assert [part.obs.shape[1] for part in agent.minibatches(rollout(Discrete(3)))] == [1] * 48
+
+
 def test_with_an_lstm_minibatches_are_whole_environments():
     agent = PPO(OBS, Discrete(3), TORSO, lstm=7, epochs=1, minibatch_size=2 * T + 1)
     bound(agent)

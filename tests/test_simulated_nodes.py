@@ -54,6 +54,19 @@ def test_one_node_whose_server_costs_nothing_learns_what_sessions_of_one_network
     assert exchanges(told)[0].staleness == {0: 100}
 
 
+def test_the_store_ends_with_an_optimizer_and_a_target_that_were_trained(make_trial):
+    trial = make_trial("dqn", mode=Simulated(2, "shared", FAR, nodes=2), max_frame=600)
+    (store,) = trial.stores
+    begun = store.target.clone()
+    trial.run()
+    steps = {float(state["step"]) for state in store.optimizer.state.values()}
+    assert steps == {float(store.updates[0])}
+    assert store.updates[0] > 100
+    assert not torch.equal(store.target, begun)
+    assert (store.theta - store.target).abs().max() < 0.1
+    assert json.loads((trial.folder / "summary.json").read_text())["step_error"] == [None]
+
+
 @pytest.mark.parametrize(("algo", "placement"), [("a3c", "synced"), ("sac", "shared"), ("ppo_normalized", "synced")])
 def test_every_frame_and_every_update_of_all_nodes_is_known_in_the_end(make_trial, algo, placement):
     trial = make_trial(algo, mode=Simulated(4, placement, FAR, nodes=2), max_frame=1_200)

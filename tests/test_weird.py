@@ -29,7 +29,7 @@ from asynclab.doctor.audit import audit, hands_out_all, random_actions
 from asynclab.envs import make_envs
 from asynclab.evaluation.play import check_changes, evaluate
 from asynclab.memory import Replay, Rollout
-from asynclab.nets import ConvTorso, JoinedTorso, MLPTorso, auto_torso
+from asynclab.nets import ConvTorso, JoinedTorso, MLPTorso, auto_torso, is_convolutional
 
 config.register()
 TORSO = partial(auto_torso, hidden=[16])
@@ -182,6 +182,13 @@ def test_every_transition_is_one_of_a_plain_environment(name):
 def test_observations_without_a_fixed_size_are_refused(name):
     with pytest.raises(ValueError, match=rf"^env\.id=Refused{name}-v0 has observations of {REFUSED[name][1]}"):
         make_envs(f"Refused{name}-v0", 2)
+
+
+@pytest.mark.parametrize(("id", "convolutional"), [("BrightDict-v0", False), ("BrightTuple-v0", True)])
+def test_numbers_beside_pictures_are_not_rounded_to_eight_bits(id, convolutional):
+    envs = make_envs(id, 1)
+    assert is_convolutional(auto_torso(envs.obs_space, hidden=[8])) == convolutional
+    envs.close()
 
 
 @pytest.mark.parametrize(

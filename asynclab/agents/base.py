@@ -58,7 +58,10 @@ class Agent(ABC):
         """Take note that the next step is the first one of a batch, although the last batch was not learned from."""
 
     def minibatches(self, batch: Any) -> Iterator[Any]:
-        """Yield what is learned from, one update each, of what the memory hands out."""
+        """Yield what is learned from, one update each, of what the memory hands out: named tuples of tensors.
+
+        ``loss`` tells them apart by their fields: those of a simulation that goes on are of another class.
+        """
         yield batch
 
     def on_update(self, frames: int, updates: int) -> None:  # noqa: B027 - optional

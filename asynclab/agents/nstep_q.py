@@ -4,7 +4,7 @@ T: horizon, B: environments, N: T B, A: actions.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from gymnasium.spaces import Box
@@ -89,10 +89,11 @@ class NStepQ(QLearning):
 
     def loss(self, batch: RolloutBatch | QBatch, progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the squared error of Q on the returns of a rollout, or of a minibatch."""
-        if isinstance(batch, QBatch):
-            obs, action, target = batch
+        if "target" in batch._fields:
+            obs, action, target = cast(QBatch, batch)
             values = self.q(obs)
         else:
+            batch = cast(RolloutBatch, batch)
             action = batch.action
             values = self.q(batch.obs[:-1].flatten(0, 1))
             with torch.no_grad():

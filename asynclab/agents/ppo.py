@@ -77,7 +77,10 @@ class PPO(ActorCritic):
         if self.lstm is not None:
             size = max(1, size // len(whole.done))
         for _ in range(self.epochs):
-            for index in torch.randperm(count).to(self.device).split(size):
+            parts = torch.randperm(count).to(self.device).split(size)
+            if self.lstm is None and size > 1 and len(parts) > 1 and len(parts[-1]) == 1:
+                parts = (*parts[:-2], torch.cat(parts[-2:]))  # a single step's advantage could not be standardised
+            for index in parts:
                 yield PPOBatch(*(layout.take(column, 1, index) for column in whole))
 
     @torch.no_grad()

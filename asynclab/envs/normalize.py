@@ -6,6 +6,8 @@ from numpy.typing import NDArray
 
 from asynclab.moments import merge
 
+LARGEST = 1e15  # whose square a float32 still holds, and a sum of many
+
 
 class Moments:
     """Every writer adds to a slot of its own in shared memory; what is read is the estimate of all.
@@ -33,6 +35,8 @@ class Moments:
         if not len(samples):
             return
         mine = self.slots[slot : slot + 1].numpy()
+        if np.abs(samples).max() > LARGEST:
+            samples = samples.astype(np.float64)
         new = np.concatenate([[len(samples)], samples.mean(0), samples.var(0) * len(samples)])
         mine[0] = merge(np.stack([mine[0], new]))
 

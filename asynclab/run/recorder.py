@@ -251,6 +251,7 @@ class Recorder:
         """
         self.progress(final=True)
         updates = [int(n) for store in self.stores for n in store.updates]
+        several = self.mode.is_cluster or self.mode.nodes_here > 0  # each node's optimizer has a count of its own
         summary: dict[str, Any] = {
             "status": status,
             "stopped_by": self.stopped_by if status == "finished" else None,
@@ -259,7 +260,7 @@ class Recorder:
             "updates": sum(updates),
             "dropped_updates": sum(int(store.dropped.sum()) for store in self.stores),
             "lost_updates": [store.lost_updates() for store in self.stores] if self.mode.diagnostics else None,
-            "step_error": [None if self.mode.is_cluster else store.step_error() for store in self.stores],
+            "step_error": [None if several else store.step_error() for store in self.stores],
             "seconds": round(self._now() - self._start, 3),
             **({"real_seconds": round(time.monotonic() - self._real_start, 3)} if self._is_simulated else {}),
             "theta": [sha256(store.theta.numpy().tobytes()).hexdigest() for store in self.stores],

@@ -146,6 +146,13 @@ class Nodes:
         for name in ("frames", "updates", "dropped"):
             getattr(self.store, name)[span] = getattr(own, name)[:-1]
 
+    def show(self) -> None:
+        """Let the store of all sessions have the optimizer and the target of one node, as the server has neither.
+
+        They are what another number of nodes begins with.
+        """
+        self.store.take_over_training(self.nodes[0].replica.store)
+
     def _serve(self, change: Change) -> Reply:
         reply = self.server.exchange(change)
         view = self.server.look(-1)

@@ -246,6 +246,8 @@ class _Play:
     def _save(self, number: int) -> Events:
         """Save all sessions; they stand still anyway."""
         is_last = self.control.is_last(number)
+        if self.nodes is not None:
+            self.nodes.show()
         if self.nodes is not None and is_last:
             if self.store.is_complete():
                 self.nodes.settle()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asynclab.profile import Profile
 from asynclab.training import generators
-from asynclab.training.learner import Learner
+from asynclab.training.learner import Learner, as_minibatch
 
 AGREEMENT_EVERY = 20  # updates of a session between two comparisons of gradients, with diagnostics
 
@@ -78,14 +78,19 @@ class Instruments(Learner):
         return counts
 
     def state_dict(self) -> dict[str, Any]:
-        """Return besides how often each staleness has occurred."""
-        self._sample = None  # a batch may be a view of what is saved and changed
-        return super().state_dict() | {"staleness": dict(self._staleness)}
+        """Return besides how often each staleness has occurred, and the batch whose gradient is to be compared."""
+        sample = None
+        if self._sample is not None:
+            batch, rng = self._sample
+            sample = {"batch": {name: value.clone() for name, value in batch._asdict().items()}, "rng": dict(rng)}
+        return super().state_dict() | {"staleness": dict(self._staleness), "sample": sample}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over such a state."""
         super().load_state_dict(state)
         self._staleness = Counter(state["staleness"])
+        if sample := state.get("sample"):  # older versions had none
+            self._sample = (as_minibatch(sample["batch"]), sample["rng"])
 
     def _agreement(self, batch: Any, rng: Mapping[str, Tensor]) -> Tensor:
         """Return the cosine between the gradient and the one that the same batch gives at theta as it is now.

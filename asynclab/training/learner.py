@@ -209,8 +209,7 @@ class Learner:
         self.grad.full.copy_(state["grad"])
         for p, grad in zip(self.agent.own, state["own"], strict=True):
             p.grad = grad
-        minibatches = [namedtuple("Minibatch", fields)(**fields) for fields in state["left"]]
-        self._left = iter(minibatches)
+        self._left = iter([as_minibatch(fields) for fields in state["left"]])
         self._sums.update(state["sums"])
         self._counts.update(state["noted"])
 
@@ -240,6 +239,11 @@ class Learner:
         self._sums.clear()
         self._counts.clear()
         return means
+
+
+def as_minibatch(fields: Mapping[str, Tensor]) -> Any:
+    """Return a named tuple with these fields, as agents make them."""
+    return namedtuple("Minibatch", fields)(**fields)
 
 
 def clip_norm_(grad: Tensor, networks: Mapping[str, slice], max_norm: float | None) -> dict[str, Tensor]:
