@@ -28,6 +28,7 @@ def make_trial(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = No
     """
     try:
         refuse_unknown_keys(cfg)
+        _check_id(cfg)
         targets.check(cfg)
         parts = instantiate(targets.waiting(cfg), _convert_="object")
         begun = initial.begin(parts.init_from, parts.init_networks) if checkpoint is None else None
@@ -40,3 +41,13 @@ def make_trial(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = No
         raise CompactHydraException(message) from error
     except (ValueError, TypeError, LookupError, OmegaConfBaseException) as error:
         raise CompactHydraException(str(error)) from error
+
+
+def _check_id(cfg: DictConfig) -> None:
+    """Refuse an environment without a name, or with two."""
+    if OmegaConf.is_missing(cfg.env, "id"):
+        raise ValueError(
+            "env.id is missing: set it to an environment of gymnasium, such as Acrobot-v1 or ALE/Seaquest-v5"
+        )
+    if (made := cfg.env.make.get("id", cfg.env.id)) != cfg.env.id:
+        raise ValueError(f"env.make.id={made} would be trained under the name env.id={cfg.env.id}; set env.id={made}")

@@ -1,6 +1,7 @@
 """Checks of settings; the messages are for users and name the setting as it is written on the command line."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -30,6 +31,14 @@ def fraction(name: str, value: Any) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
         raise ValueError(f"{name}={value} must be a number from 0 to 1")
     return value
+
+
+def decays(name: str, value: Any) -> tuple[float, float]:
+    """Return ``value`` if it is two numbers from 0 to below 1, else raise ValueError."""
+    numbers = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
+    if len(numbers) != 2 or not all(isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in numbers):
+        raise ValueError(f"{name}={value} must be two numbers from 0 to below 1, such as [0.9,0.999]")
+    return float(numbers[0]), float(numbers[1])
 
 
 def flag(name: str, value: Any) -> bool:

@@ -39,9 +39,11 @@ class TorsoModule(nn.Module, ABC):
     Attributes:
         features: F.
         dense: The last layers; what has no such layers has a ``join`` of its own.
+        has_numbers: Whether there are some beside images, which eight bits would round.
     """
 
     features: int
+    has_numbers = False
     dense: "Dense"
 
     @abstractmethod
@@ -70,11 +72,9 @@ def is_convolutional(module: nn.Module) -> bool:
     """Return whether there are torsos in ``module``, with convolutions in each and no numbers beside their images."""
     torsos = [torso for torso in module.modules() if isinstance(torso, TorsoModule)]
     kinds = nn.Conv1d, nn.Conv2d, nn.Conv3d
-    return bool(torsos) and all(
-        any(isinstance(layer, kinds) for layer in torso.modules())
-        and not (isinstance(torso, JoinedTorso) and torso.has_numbers)
-        for torso in torsos
-    )
+    if any(torso.has_numbers for torso in torsos):
+        return False
+    return bool(torsos) and all(any(isinstance(layer, kinds) for layer in torso.modules()) for torso in torsos)
 
 
 class Linear(nn.Linear):
@@ -256,9 +256,6 @@ def outputs(layers: nn.Module, shape: Sequence[int]) -> int:
 
 class JoinedTorso(TorsoModule):
     """Convolutions on the images of a flat observation, and dense layers on what they make of it and on the numbers.
-
-    Attributes:
-        has_numbers: Whether there is more than bytes, which eight bits would round.
 
     Args:
         space: With the images' places.

@@ -81,7 +81,7 @@ class GlobalAdam(GlobalOptimizer, torch.optim.Adam):
     ) -> None:
         check.positive("algo.optimizer.lr", lr)
         groups = _with_decay(groups, weight_decay)
-        super().__init__(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True)
+        super().__init__(groups, lr=lr, betas=check.decays("algo.optimizer.betas", betas), eps=eps, fused=True)
         share_state(self, {"step": _count, "exp_avg": torch.zeros_like, "exp_avg_sq": torch.zeros_like})
 
 

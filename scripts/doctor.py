@@ -41,6 +41,10 @@ def doctor(cfg: DictConfig) -> None:
     if cfg.inject == "help":
         print(faults.table())
         return
+    if cfg.resume is not None:
+        raise CompactHydraException(
+            f"resume={cfg.resume}: the doctor checks a command's settings, not a run; type those that the run had"
+        )
     start, counts = time.monotonic(), Counter[str]()
     try:
         frames = check.count("frames", cfg.frames)

@@ -4,6 +4,8 @@ Example: ``python scripts/replay.py run=outputs/a3c_cartpole_synced/2026-11-22_1
 """
 
 import tempfile
+from bdb import BdbQuit
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,8 @@ def _replay(run: Path, until: int | None) -> None:
         moment = replay(trial.session, store, lines, until)
         if moment is not None:
             print(f"before update {until}, of session {moment.line.rank}: see moment.actor.worker.loop, moment.store")
-            breakpoint()
+            with suppress(BdbQuit):  # by q, or the end of what is typed
+                breakpoint()
             return
     found, then = sha256(store.theta.numpy().tobytes()).hexdigest(), summary["theta"][0]
     if found != then or len(lines) != summary["updates"]:
@@ -69,9 +72,11 @@ def _of(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         ValueError: It cannot be replayed.
     """
     from asynclab.analysis.runs import read_json, read_settings
+    from asynclab.storage import folder
     from asynclab.storage.names import RECORD, RUN, SUMMARY
     from asynclab.storage.provenance import circumstances
 
+    folder.require(run)
     if not (run / RECORD).is_file():
         raise ValueError(f"run={run} has no {RECORD}: only runs with distributed.record=true can be replayed")
     if not (run / SUMMARY).is_file():

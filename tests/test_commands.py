@@ -155,7 +155,14 @@ def test_a_run_is_not_overwritten(train, tmp_path):
         ),
         (["+algo.gamma=1"], r"algo\.gamma is not a setting; use one of algo\.agent, "),
         (["algo=a4c"], r"Could not find 'algo/a4c'"),
-        (["env=gym"], r"env\.id"),
+        (["env=gym"], r"env\.id is missing: set it to an environment of gymnasium, such as Acrobot-v1"),
+        (
+            ["env=cartpole", "env.make.id=Acrobot-v1"],
+            r"would be trained under the name env\.id=CartPole-v1; set env\.id=",
+        ),
+        (["algo.optimizer.betas=[0.9]"], r"algo\.optimizer\.betas=\[0\.9\] must be two numbers from 0 to below 1"),
+        (["algo.optimizer.betas=0.9"], r"algo\.optimizer\.betas=0\.9 must be two numbers from 0 to below 1"),
+        (["algo.optimizer.betas=[1.0,0.999]"], r"algo\.optimizer\.betas=.* must be two numbers from 0 to below 1"),
         (["env=atari", "env.id=CartPole-v1"], r"env\.torso needs images .* this env shows \(4,\)"),
         (["env.torso.hidden=[]"], r"env\.torso\.hidden=\[\] must be a list of the dense layers"),
         (["env.torso.conv=[[32,8]]"], r"env\.torso\.conv=.* must have \[channels, kernel, stride\]"),
@@ -191,7 +198,7 @@ def test_bad_input_is_one_clear_message(tmp_path, overrides, message):
         (["distributed.max_session=1.5"], r"distributed\.max_session=1\.5 must be a whole number"),
         (["algo.optimizer._target_=torch.optim.Adam"], r"Adam is not global.*distributed=synced.*GlobalAdam"),
         (["algo=a4c"], r"Could not find 'algo/a4c'"),
-        (["env=gym"], r"env\.id"),
+        (["env=gym"], r"env\.id is missing"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
@@ -330,6 +337,14 @@ def test_folders_may_be_named_after_what_was_typed(train, tmp_path):
         process = train(*sweep, *resume, "-m", folder=False)
         assert "2 jobs in sweep: 2 finished" in process.stdout, process.stderr
     assert len([path for path in (tmp_path / "sweep").iterdir() if "seed" in path.name]) == 2
+
+
+def test_auto_has_nothing_to_go_on_with_in_a_folder_of_this_moment(train):
+    process = train("env=cartpole", "resume=auto", folder=False)
+    assert process.returncode == 1
+    assert re.search(
+        r"resume=auto finds nothing in .*; set hydra\.run\.dir to one that stays, or resume=", process.stderr
+    )
 
 
 def test_printed_commands_work_whatever_the_run_was_called_with(tmp_path):

@@ -289,6 +289,7 @@ def test_the_command_fails_on_a_planted_error_and_explains_it():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["resume=outputs/a"], "resume=outputs/a: the doctor checks a command's settings, not a run"),
         (["--inject=bad_luck"], "inject=bad_luck is unknown; use one of piled_gradients, "),
         (["env.num_envs=-1"], "env.num_envs=-1 must be a whole number of 1 or more"),
     ],

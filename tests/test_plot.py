@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+import yaml
 from conftest import ROOT
 from omegaconf import OmegaConf
 from test_study import line, write_run
@@ -227,7 +228,14 @@ def test_runs_are_grouped_by_any_key(tmp_path):
     assert list(groups) == [f"algo.optimizer.lr={lr}" for lr in ("0.005", "0.01", "0.1")]
     assert [[run.settings["seed"] for run in group] for group in groups.values()] == [[0, 1]] * 3
     assert notes == []
-    groups, notes = runs.group_by(found, ["algo", "seed"])  # what was typed is a key, too
+    for run in found:  # what somebody else chose, as an experiment does, and a later command in vain
+        for name, algo in (("1", "a3c"), ("2", "ppo")):
+            path = run.folder / ".hydra" / name / "hydra.yaml"
+            path.parent.mkdir(parents=True)
+            path.write_text(yaml.safe_dump({"hydra": {"runtime": {"choices": {"env": "small", "algo": algo}}}}))
+    groups, _ = runs.group_by(found, ["env", "algo"])
+    assert list(groups) == ["env=small, algo=a3c"]
+    groups, notes = runs.group_by(found, ["algo", "seed"])
     assert {label: len(group) for label, group in groups.items()} == {"algo=a3c, seed=0": 3, "algo=a3c, seed=1": 3}
     assert notes[0] == "The runs of algo=a3c, seed=0 differ in more than their seeds: algo.optimizer.lr."
     assert {k: len(g) for k, g in runs.group_by(found, ["arm"])[0].items()} == {"arm=unset": 4, "arm=x": 2}

@@ -235,6 +235,13 @@ def test_failed_jobs_are_listed_and_the_others_finish(tmp_path, launcher):
     assert not (tmp_path / "1" / "failure.json").exists()
 
 
+def test_a_mistyped_value_is_said_with_the_reason(tmp_path):
+    process = sweep(tmp_path, "env.max_frame=1e5,2e5")
+    assert process.returncode == 1
+    assert process.stderr.startswith("Error merging override env.max_frame=100000.0\nValue '100000.0' of type 'float'")
+    assert "could not be converted to Integer" in process.stderr
+
+
 @pytest.mark.slow
 def test_a_study_that_was_killed_goes_on_where_it_was(tmp_path):
     settings = [*OPTUNA, "env.max_frame=6_000", "checkpoint_every=0.2", "resume=auto", "hydra.sweeper.n_trials=3"]

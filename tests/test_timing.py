@@ -41,8 +41,11 @@ def test_durations_are_those_of_the_profile(tmp_path):
 def test_a_run_that_tells_no_durations_is_refused(tmp_path, changes, words):
     with pytest.raises(ValueError, match=words):
         measured(write(tmp_path, **changes))
-    with pytest.raises(ValueError, match=r"run=\S*nowhere cannot be measured: summary\.json is missing"):
+    with pytest.raises(ValueError, match=r"run=\S*nowhere is not a folder"):
         measured(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"run=\S*empty cannot be measured: summary\.json is missing"):
+        measured(tmp_path / "empty")
 
 
 def test_the_command_overwrites_nothing_and_says_where_it_cannot_write(tmp_path):

@@ -4,7 +4,7 @@ import difflib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -278,20 +278,23 @@ def group_by(runs: Sequence[Run], keys: Sequence[str]) -> tuple[dict[str, list[R
 
     Args:
         runs: To be grouped.
-        keys: Settings (``algo.optimizer.lr``) or groups of the config as typed (``algo``, ``arm``).
+        keys: Settings (``algo.optimizer.lr``) or groups of the config (``algo``, ``arm``), typed or chosen by others.
 
     Raises:
         ValueError: No run has such a key.
     """
+    chosen = {run.folder: choices(run.folder) for run in runs} if any("." not in key for key in keys) else {}
     for key in keys:
-        known = dict.fromkeys(k for run in runs for k in [*run.settings, *map(_key, run.overrides)])
+        known = dict.fromkeys(
+            k for run in runs for k in [*run.settings, *map(_key, run.overrides), *chosen.get(run.folder, {})]
+        )
         if key not in known:
             close = [k for k in known if k.endswith(f".{key}")] or difflib.get_close_matches(key, known)
             advice = f"; use {' or '.join(close[:3])}" * bool(close)
             raise ValueError(f"group={key} is a setting of no run{advice}")
     groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for run in runs:
-        groups[tuple(_value(run, key) for key in keys)].append(run)
+        groups[tuple(_value(run, key, chosen.get(run.folder, {})) for key in keys)].append(run)
     labelled, notes = {}, []
     for values in sorted(groups, key=lambda values: [_order(value) for value in values]):
         label = ", ".join(f"{key}={_text(value)}" for key, value in zip(keys, values, strict=True))
@@ -374,9 +377,27 @@ def _by_seed(runs: Iterable[Run]) -> list[Run]:
     return sorted(runs, key=lambda run: run.settings.get("seed", 0))
 
 
-def _value(run: Run, key: str) -> Any:
+def choices(folder: Path) -> dict[str, str]:
+    """Return what was chosen of each group when a run began, such as ``{"algo": "a3c"}``; empty if that is not known.
+
+    Later commands that let it go on may have had other choices, which counted for nothing.
+    """
+    for path in (folder / HYDRA / "hydra.yaml", *sorted((folder / HYDRA).glob("*/hydra.yaml"))):
+        try:
+            found = OmegaConf.load(path).hydra.runtime.choices
+        except (OSError, UnicodeDecodeError, AttributeError, YAMLError, OmegaConfBaseException):
+            continue
+        return {
+            group: str(name) for group, name in found.items() if name is not None and not group.startswith("hydra/")
+        }
+    return {}
+
+
+def _value(run: Run, key: str, chosen: Mapping[str, str]) -> Any:
     if key in run.settings:
         return run.settings[key]
+    if key in chosen:
+        return chosen[key]
     typed = [override.partition("=")[2] for override in run.overrides if _key(override) == key]
     return typed[-1] if typed else None
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from statistics import fmean
 
 from asynclab.analysis.runs import read_json, read_settings
+from asynclab.storage import folder
 from asynclab.storage.names import RUN, SUMMARY
 
 # what becomes of the phases of a profile; waiting is for a processor, which everything does alike
@@ -25,6 +26,7 @@ def measured(run: Path) -> dict[str, float]:
     Raises:
         ValueError: It has no summary or no profile, or has learned nothing.
     """
+    folder.require(run)
     try:
         summary = read_json(run / SUMMARY)
         num_envs = read_settings(run, read_json(run / RUN))["env.num_envs"]

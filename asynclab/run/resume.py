@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from asynclab.config import AUTO
@@ -36,6 +37,12 @@ class Plan(NamedTuple):
     resumed: dict[str, Any] | None = None
 
 
+def _is_new_each_time() -> bool:
+    """Return whether the output folder is named by the time."""
+    hydra = HydraConfig.get()
+    return hydra.mode is RunMode.RUN and "${now:" in str(OmegaConf.to_container(hydra.run))
+
+
 def plan(cfg: DictConfig, folder: Path) -> Plan:
     """Find out what a command goes on with, if ``resume`` is set.
 
@@ -52,6 +59,11 @@ def plan(cfg: DictConfig, folder: Path) -> Plan:
     """
     typed = _search_path() + [o for o in HydraConfig.get().overrides.task if key_of(o) != "resume"]
     if cfg.resume is None or (cfg.resume == AUTO and not checkpoint.exists(folder)):
+        if cfg.resume == AUTO and _is_new_each_time():
+            raise ValueError(
+                f"resume=auto finds nothing in {folder}, a folder of this moment; set hydra.run.dir to one that stays,"
+                " or resume=<folder of a run>"
+            )
         return Plan(cfg, typed)
     found = checkpoint.load(folder)
     saved = found.trial()

@@ -50,6 +50,12 @@ def instead(folder: Path) -> str:
     return ""
 
 
+def require(run: Path) -> None:
+    """Raise ValueError if there is no such folder."""
+    if not run.is_dir():
+        raise ValueError(f"run={run} is not a folder{instead(run)}")
+
+
 def results(run: Path) -> Path:
     """Return where evaluations and videos of a run are kept: in its folder, but those of a zoo's agent elsewhere."""
     return Path("outputs", "zoo", run.resolve().name) if is_agent(run) else run

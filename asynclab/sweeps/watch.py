@@ -141,7 +141,7 @@ def in_words() -> Iterator[None]:
             raise
         jobs = _jobs(Path(_running.hydra.sweep.dir))
         if not jobs and isinstance(error, HydraException):  # a choice that does not exist, and the like
-            sys.exit(str(error))
+            sys.exit("\n".join(map(str, [error, *[error.__cause__] * (error.__cause__ is not None)])))
         reason = sentence(error)
         if _is_tuned(_running) and jobs and all(job.error for job in jobs):
             reason = "no trial has returned anything that could be compared"

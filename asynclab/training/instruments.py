@@ -79,18 +79,16 @@ class Instruments(Learner):
 
     def state_dict(self) -> dict[str, Any]:
         """Return besides how often each staleness has occurred, and the batch whose gradient is to be compared."""
-        sample = None
-        if self._sample is not None:
-            batch, rng = self._sample
-            sample = {"batch": {name: value.clone() for name, value in batch._asdict().items()}, "rng": dict(rng)}
-        return super().state_dict() | {"staleness": dict(self._staleness), "sample": sample}
+        batch, rng = self._sample or (None, {})
+        sample = None if batch is None else {name: value.clone() for name, value in batch._asdict().items()}
+        return super().state_dict() | {"staleness": dict(self._staleness), "sample": sample, "rng": dict(rng)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over such a state."""
         super().load_state_dict(state)
         self._staleness = Counter(state["staleness"])
         if sample := state.get("sample"):  # older versions had none
-            self._sample = (as_minibatch(sample["batch"]), sample["rng"])
+            self._sample = (as_minibatch(sample), state["rng"])
 
     def _agreement(self, batch: Any, rng: Mapping[str, Tensor]) -> Tensor:
         """Return the cosine between the gradient and the one that the same batch gives at theta as it is now.
