@@ -544,10 +544,10 @@ def test_settings_of_the_environment_may_be_others_than_in_training(odd):
     ("changes", "message"),
     [
         ({"id": "CartPole-v1"}, r"id=CartPole-v1 gives Box\(4,\) of float32 and Discrete\(2\), and the agent was"),
-        ({"id": "Nowhere-v0"}, "env.id=Nowhere-v0 is not a registered environment"),
-        ({"stebs": 3}, "cannot be made .*stebs"),
+        ({"id": "Nowhere-v0"}, "^id=Nowhere-v0 is not a registered environment .*; set id to one that is$"),
+        ({"stebs": 3}, "cannot be made .*stebs.* mend make$"),
         ({"num_envs": 3}, "make.num_envs is no setting of an environment"),
-        ({"normalize_obs": "no"}, "env.make.normalize_obs=no must be true or false"),
+        ({"normalize_obs": "no"}, "^make.normalize_obs=no must be true or false"),
     ],
 )
 def test_an_environment_that_does_not_fit_is_refused(odd, changes, message):

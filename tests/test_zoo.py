@@ -222,6 +222,12 @@ def damaged_checkpoint(run):
     file.write_bytes(file.read_bytes()[:-1] + b"x")
 
 
+def test_an_agent_is_not_exported_once_more(tmp_path):
+    with pytest.raises(ValueError, match=r"a3c_cartpole is a zoo's agent already; with format=onnx"):
+        export(ROOT / "zoo" / "a3c_cartpole", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
 def no_checkpoint(run):
     shutil.rmtree(run / "checkpoints")
 

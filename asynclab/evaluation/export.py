@@ -12,7 +12,7 @@ from asynclab.analysis.jobs import Job
 from asynclab.evaluation import play
 from asynclab.evaluation.play import Evaluation
 from asynclab.storage import checkpoint, metrics, zoo
-from asynclab.storage.folder import instead, whole_folder
+from asynclab.storage.folder import is_agent, require, whole_folder
 from asynclab.storage.names import CHECKPOINTS, CONFIG, EVALUATION, METRICS, RUN, SUMMARY
 
 
@@ -43,8 +43,9 @@ def export(
     play.check_request(episodes, play.SEED)
     if least is not None:
         check.number("least", least)
-    if not run.is_dir():
-        raise ValueError(f"run={run} is not a folder{instead(run)}")
+    require(run)
+    if is_agent(run):
+        raise ValueError(f"run={run} is a zoo's agent already; with format=onnx it becomes a file for other programs")
     found, problems = runs.read(run)
     if problems:
         raise ValueError(f"run={run} cannot be exported: {', '.join(problems)}")

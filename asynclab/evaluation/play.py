@@ -237,6 +237,11 @@ def check_changes(make_envs: Callable[..., Envs], changes: Mapping[str, Any], pr
                 moments.append(set(envs.moments))
         except TypeError as error:
             raise ValueError(f"{prefix}make={dict(changes)} does not fit the run's env.make ({error})") from error
+        except ValueError as error:
+            if make is make_envs:
+                raise
+            text = str(error).replace("env.id", f"{prefix}id").replace("env.make", f"{prefix}make")
+            raise ValueError(text) from error  # the settings that were typed
     if spaces[0] != spaces[1]:
         told = ", ".join(f"{prefix}{'' if key == 'id' else 'make.'}{key}={value}" for key, value in changes.items())
         raise ValueError(f"{told} gives {spaces[1]}, and the agent was trained on {spaces[0]}; choose equal spaces")
