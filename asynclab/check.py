@@ -26,6 +26,13 @@ def number(name: str, value: Any) -> float:
     return value
 
 
+def not_negative(name: str, value: Any) -> float:
+    """Return ``value`` if it is a finite number of 0 or more, else raise ValueError."""
+    if number(name, value) < 0:
+        raise ValueError(f"{name}={value} must be a number of 0 or more")
+    return value
+
+
 def fraction(name: str, value: Any) -> float:
     """Return ``value`` if it is a number from 0 to 1, else raise ValueError."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:

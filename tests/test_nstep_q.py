@@ -136,6 +136,19 @@ def test_sessions_explore_at_different_rates_on_the_global_clock():
     assert rates == [[1, 0.55, 0.1, 0.1], [1, 0.505, 0.01, 0.01], [1, 0.75, 0.5, 0.5], [1, 0.55, 0.1, 0.1]]
 
 
+def test_actions_are_drawn_from_a_softmax_of_q_whose_temperature_falls_to_nothing():
+    torch.manual_seed(0)
+    agent = NStepQ(OBS, Discrete(3), TORSO, epsilons=[0.0], anneal=1e-6, temperature=0.2)
+    agent.q.forward = lambda obs: torch.tensor([0.0, 0.1, 0.3]).expand(len(obs), 3)
+    obs = torch.zeros(20_000, 5)
+    for progress in (0.001, 0.5):  # at 0 all are random
+        shares = torch.bincount(agent.act(obs, progress=progress), minlength=3) / len(obs)
+        expected = torch.tensor([0.0, 0.1, 0.3]).div(0.2 * (1 - progress)).softmax(0)
+        torch.testing.assert_close(shares, expected, atol=0.015, rtol=0)
+    assert (agent.act(obs, progress=1.0) == 2).all()
+    assert (agent.act(obs, deterministic=True, progress=0.0) == 2).all()
+
+
 def test_actions_are_random_as_often_as_epsilon_says():
     torch.manual_seed(0)
     agent = NStepQ(OBS, Discrete(4), TORSO, epsilons=[0.4])
@@ -153,6 +166,7 @@ def test_actions_are_random_as_often_as_epsilon_says():
         (BOX, {}, "algo=nstep_q needs discrete actions"),
         (Discrete(3), {"epsilons": []}, r"algo.agent.epsilons=\[\] must be a list of one rate of exploration or more"),
         (Discrete(3), {"epsilons": 0.1}, "algo.agent.epsilons=0.1 must be a list"),
+        (Discrete(3), {"temperature": -0.1}, "algo.agent.temperature=-0.1 must be a number of 0 or more"),
         (Discrete(3), {"epsilons": [1.5]}, "algo.agent.epsilons=1.5 must be a number from 0 to 1"),
         (Discrete(3), {"target_every": 0}, "algo.agent.target_every=0 must be a whole number of 1 or more"),
         (Discrete(3), {"lam": 1.5}, "algo.agent.lam=1.5 must be a number from 0 to 1"),

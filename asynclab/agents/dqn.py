@@ -38,6 +38,7 @@ class DQN(QLearning):
         epsilons: Final rates of random actions.
         anneal: Share of the frame budget in which they are reached.
         target_every: Frames on the global clock between two copies into the target network.
+        temperature: Of the softmax of Q from which actions are drawn that are not random; it falls to 0.
     """
 
     name = "dqn"
@@ -56,12 +57,14 @@ class DQN(QLearning):
         epsilons: Sequence[float] = (0.05, 0.02, 0.01, 0.005),
         anneal: float = 0.02,
         target_every: int = 8_000,
+        temperature: float = 0.0,
     ) -> None:
         check.count("algo.agent.target_every", target_every)
         self.double = check.flag("algo.agent.double", double)
         self.huber = check.flag("algo.agent.huber", huber)
         self.histogram = None if bins is None else Histogram(bins, value_range)
-        super().__init__(obs_space, action_space, torso, dueling, gamma, epsilons, anneal, target_every, self.histogram)
+        more = (epsilons, anneal, target_every, temperature, self.histogram)
+        super().__init__(obs_space, action_space, torso, dueling, gamma, *more)
 
     def start(self, num_envs: int, rank: int = 0) -> None:
         """Take the environments' rates of exploration."""

@@ -44,6 +44,7 @@ class NStepQ(QLearning):
         epsilons: Final rates of random actions.
         anneal: Share of the frame budget in which they are reached.
         target_every: Frames on the global clock between two copies into the target network; None for none.
+        temperature: Of the softmax of Q from which actions are drawn that are not random; it falls to 0.
     """
 
     name = "nstep_q"
@@ -62,8 +63,9 @@ class NStepQ(QLearning):
         epsilons: Sequence[float] = (0.1, 0.01, 0.5),
         anneal: float = 0.05,
         target_every: int | None = 40_000,
+        temperature: float = 0.0,
     ) -> None:
-        super().__init__(obs_space, action_space, torso, dueling, gamma, epsilons, anneal, target_every)
+        super().__init__(obs_space, action_space, torso, dueling, gamma, epsilons, anneal, target_every, temperature)
         self.lam = check.fraction("algo.agent.lam", lam)
         self.epochs = check.count("algo.agent.epochs", epochs)
         if minibatch_size is not None:

@@ -83,6 +83,8 @@ class QLearning(Agent):
         anneal: Share of the frame budget, on the global clock, in which the rates go from 1 to their final values.
         target_every: Frames on the global clock between two copies of theta into the target network.  Each session
             copies when it first sees that a period is over.  None for no target network.
+        temperature: Of the softmax of Q from which actions are drawn where they are not random, at the beginning of the
+            budget; it falls to 0 at the end.  0 for the best action always.
         histogram: As which values are learned; None for numbers.
 
     Raises:
@@ -102,6 +104,7 @@ class QLearning(Agent):
         epsilons: Sequence[float],
         anneal: float,
         target_every: int | None,
+        temperature: float = 0.0,
         histogram: Histogram | None = None,
     ) -> None:
         if not isinstance(action_space, Discrete):
@@ -123,6 +126,7 @@ class QLearning(Agent):
         self.gamma = check.fraction("algo.agent.gamma", gamma)
         self.epsilons = [check.fraction("algo.agent.epsilons", epsilon) for epsilon in epsilons]
         self.anneal = check.positive("algo.agent.anneal", check.fraction("algo.agent.anneal", anneal))
+        self.temperature = check.not_negative("algo.agent.temperature", temperature)
         self._final = self.epsilons[:1]  # of each environment, or one for all
         self._period: int | None = None  # on the global clock, of the last copy; unknown before the first update
 
@@ -159,10 +163,13 @@ class QLearning(Agent):
 
     @torch.no_grad()
     def act(self, obs: Tensor, deterministic: bool = False, progress: float = 1.0) -> Tensor:
-        """Return the best actions, or with probability epsilon random ones."""
-        best = self.q(obs).argmax(-1)
+        """Return the best actions, or others that are nearly as good; with probability epsilon random ones."""
+        q = self.q(obs)
+        chosen = q.argmax(-1)
         if deterministic:
-            return best
-        random = torch.randint(self.actions, best.shape, device=best.device)
-        explores = torch.rand(best.shape, device=best.device) < self.epsilon(progress).to(best.device)
-        return torch.where(explores, random, best)
+            return chosen
+        if (temperature := self.temperature * (1 - progress)) > 0:
+            chosen = torch.multinomial((q / temperature).softmax(-1), 1).squeeze(-1)
+        random = torch.randint(self.actions, chosen.shape, device=chosen.device)
+        explores = torch.rand(chosen.shape, device=chosen.device) < self.epsilon(progress).to(chosen.device)
+        return torch.where(explores, random, chosen)

@@ -187,14 +187,6 @@ class Store:
         self.frames[:-1], self.updates[:-1], self.dropped[:-1] = counts
         self._claimed[:-1] = self.frames[:-1]
 
-    def take_over_training(self, other: "Store") -> None:
-        """Have the state of a global optimizer, and the target, of another store of the same networks."""
-        for mine, theirs in zip(self._params.values(), other._params.values(), strict=True):
-            for role, value in self.optimizer.state[mine].items():
-                value.copy_(other.optimizer.state[theirs][role])
-        if self.target is not None:
-            self.target.copy_(other.target)
-
     def is_complete(self) -> bool:
         """Return whether the budget is used up."""
         return self.total_frames() >= self.max_frame

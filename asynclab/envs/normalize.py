@@ -35,8 +35,7 @@ class Moments:
         if not len(samples):
             return
         mine = self.slots[slot : slot + 1].numpy()
-        if np.abs(samples).max() > LARGEST:
-            samples = samples.astype(np.float64)
+        samples = samples.astype(np.float64) if np.abs(samples).max() > LARGEST else samples
         new = np.concatenate([[len(samples)], samples.mean(0), samples.var(0) * len(samples)])
         mine[0] = merge(np.stack([mine[0], new]))
 

@@ -151,7 +151,13 @@ class Nodes:
 
         They are what another number of nodes begins with.
         """
-        self.store.take_over_training(self.nodes[0].replica.store)
+        shown, own = self.store, self.nodes[0].replica.store
+        for group, group_there in zip(shown.optimizer.param_groups, own.optimizer.param_groups, strict=True):
+            state = own.optimizer.state[group_there["params"][0]]
+            for role, value in shown.optimizer.state[group["params"][0]].items():
+                value.copy_(state[role])
+        if shown.target is not None and own.target is not None:
+            shown.target.copy_(own.target)
 
     def _serve(self, change: Change) -> Reply:
         reply = self.server.exchange(change)
