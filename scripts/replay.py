@@ -27,7 +27,7 @@ def main(cfg: DictConfig) -> None:
 
     if OmegaConf.is_missing(cfg, "run"):
         raise CompactHydraException("run is missing: set run=<output folder>")
-    with user_errors():
+    with user_errors(), suppress(BdbQuit):  # the debugger was left by q, or at the end of what is typed
         until = None if cfg.until is None else check.count("until", cfg.until)
         _replay(Path(str(cfg.run)), until)
 
@@ -53,8 +53,7 @@ def _replay(run: Path, until: int | None) -> None:
         moment = replay(trial.session, store, lines, until)
         if moment is not None:
             print(f"before update {until}, of session {moment.line.rank}: see moment.actor.worker.loop, moment.store")
-            with suppress(BdbQuit):  # by q, or the end of what is typed
-                breakpoint()
+            breakpoint()
             return
     found, then = sha256(store.theta.numpy().tobytes()).hexdigest(), summary["theta"][0]
     if found != then or len(lines) != summary["updates"]:
