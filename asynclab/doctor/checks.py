@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from asynclab import build
 from asynclab.adapters.actions import Actions
@@ -280,8 +281,8 @@ def _targets(subject: Subject) -> str:
 
 
 def _temperature(subject: Subject) -> str:
-    if not hasattr(subject.agent, "temperature"):
-        return "this agent has no temperature"
+    if not isinstance(getattr(subject.agent, "temperature", None), nn.Module):  # Q-learning's is a number
+        return "this agent learns no temperature"
     return (
         "" if getattr(subject.agent, "shared_temperature", True) else "shared_temperature=false asks for private ones"
     )
