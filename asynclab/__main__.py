@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import shlex
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -36,6 +37,8 @@ asynclab <command> --help has its settings.  Tab completion in bash (zsh and fis
   eval "$(asynclab -sc install=bash)"
 """
 COMPLETION = ("-sc", "--shell-completion")
+BEST = "pong_fast"  # agent of the zoo, for play
+PLAY = {"episodes": "1", "video": "true"}  # settings of evaluate that play has otherwise
 FILES = {"benchmark": "benchmarks/throughput.py"}  # where it is not scripts/<command>.py
 ROOT = Path(__file__).parents[1]  # of a checkout
 
@@ -104,6 +107,8 @@ def _help(name: str) -> str:
     shared = "any setting of asynclab train, and these" if "env:" in text else "settings"
     if name == "play":
         shared = "asynclab play [agent of the zoo, or output folder]: settings"
+        for key, value in {"run": f"zoo/{BEST}", **PLAY}.items():
+            own = re.sub(rf"^({key}: )\S+", rf"\g<1>{value}", own, flags=re.MULTILINE)
     return f"asynclab {name}: {COMMANDS[name]}\n\n{shared}, as key=value\n\n{own}\n"
 
 
@@ -114,16 +119,19 @@ def _play(settings: list[str]) -> list[str]:
 
     zoo = ROOT / "zoo"
     found = agents(zoo)
+    play = [f"{key}={value}" for key, value in PLAY.items()]
     if settings and "=" not in settings[0] and not settings[0].startswith("-"):
         agent, *settings = settings
         run = zoo / agent if agent in found else Path(agent)
+        if not run.exists():
+            sys.exit(f"{agent} is no folder, and no agent of the zoo" + f": {', '.join(found)}" * bool(found))
     elif any(setting.startswith("run=") for setting in settings):
-        return ["episodes=1", "video=true", *settings]
+        return [*play, *settings]
     elif found:
-        run = zoo / ("pong_fast" if "pong_fast" in found else found[0])
+        run = zoo / (BEST if BEST in found else found[0])
     else:
         sys.exit("there is no zoo here; name what is to be played: asynclab play <output folder>")
-    return [*shlex.split(override("run", run)), "episodes=1", "video=true", *settings]
+    return [*shlex.split(override("run", run)), *play, *settings]
 
 
 def _complete(program: str, settings: list[str]) -> None:

@@ -41,7 +41,7 @@ def doctor(cfg: DictConfig) -> None:
     if cfg.inject == "help":
         print(faults.table())
         return
-    if cfg.resume not in (None, "auto"):  # auto goes on with what the same command began
+    if cfg.resume not in (None, config.AUTO):  # auto goes on with what the same command began
         raise CompactHydraException(
             f"resume={cfg.resume}: the doctor checks a command's settings, not a run; type those that the run had"
         )

@@ -42,6 +42,9 @@ def test_help_of_a_command_has_its_settings_with_their_meaning(name):
         assert "any setting of asynclab train" in process.stdout
     if name == "play":
         assert "\nasynclab play [agent of the zoo, or output folder]: settings, as key=value\n" in process.stdout
+        assert [line.partition(" #")[0].strip() for line in settings if re.match("run|episodes|video", line)] == [
+            "run: zoo/pong_fast", "episodes: 1", "video: true",
+        ]  # fmt: skip
 
 
 def test_help_of_train_is_ours():
@@ -67,6 +70,15 @@ def test_a_reader_that_has_seen_enough_of_what_is_only_printed_is_no_error(typed
         process.stdout.close()  # as head does after its lines
         assert process.stderr.read() == ""
     assert process.returncode == -signal.SIGPIPE
+
+
+@pytest.mark.parametrize("shown", ["--cfg=job", "-c job", "--info"])
+def test_a_sweep_has_no_one_configuration_to_show(shown):
+    process = asynclab("train", "-m", "env=cartpole", "seed=0,1", *shown.split())
+    assert process.returncode == 1
+    assert process.stderr == (
+        f"{re.split('[ =]', shown)[0]} shows one run's configuration; leave out -m, and set each to one value\n"
+    )
 
 
 def test_what_is_no_command_is_said_with_what_is():
@@ -125,8 +137,12 @@ def test_play_takes_a_name_a_folder_or_the_best(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert command._play([]) == ["run=zoo/pong_fast", *film]
     assert command._play(["a3c_cartpole", "seed=3"]) == ["run=zoo/a3c_cartpole", *film, "seed=3"]
-    assert command._play(["out puts/x"]) == ['run="out puts/x"', *film]
     assert command._play(["run=x"]) == [*film, "run=x"]
+    with pytest.raises(SystemExit, match="mspacman is no folder, and no agent of the zoo: a3c_cartpole, "):
+        command._play(["mspacman"])
+    monkeypatch.chdir(tmp_path)
+    Path("out puts/x").mkdir(parents=True)
+    assert command._play(["out puts/x"]) == ['run="out puts/x"', *film]
     monkeypatch.setattr(command, "ROOT", tmp_path)
     with pytest.raises(SystemExit, match="there is no zoo here; name what is to be played"):
         command._play([])

@@ -243,7 +243,7 @@ def no_config(run):
         (damaged_metrics, r"metrics\.jsonl is damaged"),
         (no_origin, r"run=\S+ cannot be exported: run\.json is missing"),
         (damaged_checkpoint, r"checkpoints/000001/stores\.pt is damaged: its checksum is not the manifest's"),
-        (no_checkpoint, r"run=\S+ has no checkpoint in"),
+        (no_checkpoint, r"\S+ has no checkpoint in"),
         (no_config, r"run=\S+ cannot be exported: config\.yaml is missing"),
         (shutil.rmtree, r"run=\S+/run is not a folder"),
     ],

@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from asynclab.config import CONF
 
-PRINTS = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}  # Hydra prints and ends
+SHOWS = {"--cfg", "-c", "--info", "-i"}  # Hydra prints this of one run and ends
+PRINTS = {"--help", "-h", "--hydra-help", *SHOWS}
 
 
 def configured(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..., Any]]:
@@ -29,7 +30,10 @@ def configured(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..
 
         @functools.wraps(function)
         def main(*config: DictConfig) -> Any:  # launchers hand one over
-            if not config and any(word.partition("=")[0] in PRINTS for word in sys.argv[1:]):
+            words = set() if config else {word.partition("=")[0] for word in sys.argv[1:]}
+            if words & SHOWS and words & {"-m", "--multirun"}:
+                sys.exit(f"{(words & SHOWS).pop()} shows one run's configuration; leave out -m, and set each to one value")
+            if words & PRINTS:
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             return run(*config)
 

@@ -72,7 +72,7 @@ def load(run: Path, name: str = "latest", memories: bool = True) -> Checkpoint:
         return _open(path.resolve(), memories)
     candidates = _candidates(run)
     if not candidates:
-        raise ValueError(f"run={run} has no checkpoint in {run / CHECKPOINTS}")
+        raise ValueError(f"{run} has no checkpoint in {run / CHECKPOINTS}")
     damage: list[str] = []
     for path in candidates:
         try:
@@ -83,7 +83,7 @@ def load(run: Path, name: str = "latest", memories: bool = True) -> Checkpoint:
         for message in damage:
             log.warning("%s; falling back to checkpoint %s at %s frames", message, path.name, found.manifest["frames"])
         return found
-    raise ValueError(f"run={run} has no checkpoint that can be read: {'; '.join(damage)}")
+    raise ValueError(f"{run} has no checkpoint that can be read: {'; '.join(damage)}")
 
 
 class Checkpoints:
