@@ -82,7 +82,7 @@ def test_what_a_session_imports_was_imported_before_it_was_forked(make_trial):
 
 @pytest.mark.slow
 def test_nothing_that_a_run_does_imports_torchs_compiler(tmp_path):
-    code = "import sys; from asynclab import train; train.main(); print('torch._dynamo' in sys.modules)"
+    code = "import sys; from asynclab.main import main; main(); print('torch._dynamo' in sys.modules)"
     small = ["env.torso.hidden=[8]", "env.num_envs=1", "plot=false", "log_every=0.2"]
     for algo, frames in (
         (["algo=a3c", "env=cartpole"], 300),

@@ -32,7 +32,8 @@ def configured(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..
         def main(*config: DictConfig) -> Any:  # launchers hand one over
             words = set() if config else {word.partition("=")[0] for word in sys.argv[1:]}
             if words & SHOWS and words & {"-m", "--multirun"}:
-                sys.exit(f"{(words & SHOWS).pop()} shows one run's configuration; leave out -m, and set each to one value")
+                shown = (words & SHOWS).pop()
+                sys.exit(f"{shown} shows one run's configuration; leave out -m, and set each to one value")
             if words & PRINTS:
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             return run(*config)
