@@ -5,6 +5,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
+from asynclab.distributed import Shared
 from asynclab.envs import Step
 from asynclab.memory import Replay, Rollout
 
@@ -243,3 +244,20 @@ def test_a_memory_that_begins_again_collects_its_own_warm_up():
         replay.add(np.zeros((NUM_ENVS, 2), np.float32), step(t))
         due.append(len(list(replay.batches(10**6))))
     assert due == [0, 0, 0, 4, 4, 4, 4]  # from 20 transitions of its own, whatever the global clock says
+
+
+def test_a_session_that_begins_late_collects_what_it_would_have_by_then(make_trial):
+    trial = make_trial("sac", Shared(2))
+    (store,) = trial.stores
+    loops = [trial.session.begin(rank, store).loop for rank in (0, 1)]
+    store.frames[1] = 1_000  # far beyond the warm-up
+    loops.append(trial.session.begin(0, store).loop)
+    held = []
+    for loop in loops:
+        loop.step()
+        while not list(loop.memory.batches(store.total_frames())):
+            loop.step()
+        held.append(len(loop.memory))
+        loop.envs.close()
+    assert held[:2] == [2, 2]  # they began with the others
+    assert held[2] == loops[2].memory.start > 2

@@ -109,6 +109,8 @@ class Session:
                 loop.memory.refill(int(store.frames[self.mode.slot(rank)]))
             elif start.checkpoint is not None:
                 worker.saved = resume(loop, start, rank, memory_files)
+            else:  # as much as if it had stepped with the others, which may have begun long before
+                loop.memory.refill(store.total_frames() // self.mode.writers)
             stack.pop_all()
         profile.start()
         return worker
