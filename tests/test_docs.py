@@ -48,6 +48,7 @@ SHORT = [
         "env.max_frame=10_000 env.num_envs=2",  # enough for episodes to end, or there is nothing to draw
     ),
     (r"(train(\.py)?|throughput.py)\b.*algo=sac", "env.max_frame=1_100 env.num_envs=2 algo.memory.start=1_000"),
+    (r"train\.py .*init_from=zoo/a3c_cartpole", "env.max_frame=80_000"),  # 100 episodes have to end, for a best one
     (r"train\.py .*resume=outputs", "env.max_frame=10_500"),
     (r"train\.py -m .*seed=(0,1,2|range)", "seed=0,1"),
     (r"train\.py -m .*lr=1e-4,", "algo.optimizer.lr=1e-4,5e-3"),
@@ -116,8 +117,10 @@ def reader(tmp_path_factory):
 def test_commands_run(command, reader):
     if "cpus_per_task" in command:
         pytest.skip("needs Slurm")
+    if "screenshots" in command and shutil.which("chromedriver") is None:
+        pytest.skip("needs a browser")
     if command.startswith("tensorboard"):
-        command = f"timeout --preserve-status 20 {command} --port 0"  # it serves until it is ended
+        command = f"timeout --foreground --preserve-status 20 {command} --port 0"  # it serves until it is ended
     process = reader(short(command))
     expected = 1 if "--inject" in command else 0  # an error is planted, and found
     assert process.returncode == expected, process.stdout + process.stderr
