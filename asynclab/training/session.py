@@ -103,13 +103,11 @@ class Session:
         worker = Worker(self, rank, loop, memory_files)
         with ExitStack() as stack:
             stack.enter_context(closing(loop.envs))
-            if restarts:
-                if memory_files.load(loop.memory):
-                    loop.memory.cut(loop.obs)
-                loop.memory.refill(int(store.frames[self.mode.slot(rank)]))
-            elif start.checkpoint is not None:
+            if start.checkpoint is not None and not restarts:
                 worker.saved = resume(loop, start, rank, memory_files)
-            else:  # as much as if it had stepped with the others, which may have begun long before
+            else:  # it waits for as much as if it had stepped with the others, which may have begun long before
+                if restarts and memory_files.load(loop.memory):
+                    loop.memory.cut(loop.obs)
                 loop.memory.refill(store.total_frames() // self.mode.writers)
             stack.pop_all()
         profile.start()
