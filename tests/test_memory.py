@@ -8,6 +8,7 @@ from gymnasium.spaces import Box, Discrete
 from asynclab.distributed import Shared
 from asynclab.envs import Step
 from asynclab.memory import Replay, Rollout
+from asynclab.training.state import Start
 
 OBS, ACTION = Box(-np.inf, np.inf, (3,), np.float32), Box(-1, 1, (2,), np.float32)
 NUM_ENVS = 4
@@ -246,12 +247,13 @@ def test_a_memory_that_begins_again_collects_its_own_warm_up():
     assert due == [0, 0, 0, 4, 4, 4, 4]  # from 20 transitions of its own, whatever the global clock says
 
 
-def test_a_session_that_begins_late_collects_what_it_would_have_by_then(make_trial):
+def test_a_session_that_begins_late_collects_what_it_would_have_by_then(make_trial, tmp_path):
     trial = make_trial("sac", Shared(2))
     (store,) = trial.stores
     loops = [trial.session.begin(rank, store).loop for rank in (0, 1)]
     store.frames[1] = 1_000  # far beyond the warm-up
-    loops.append(trial.session.begin(0, store).loop)
+    for start in (Start(), Start(checkpoint=tmp_path, resumes=1)):  # whose checkpoint has nothing of this session
+        loops.append(trial.session.begin(0, store, start=start).loop)
     held = []
     for loop in loops:
         loop.step()
@@ -260,4 +262,4 @@ def test_a_session_that_begins_late_collects_what_it_would_have_by_then(make_tri
         held.append(len(loop.memory))
         loop.envs.close()
     assert held[:2] == [2, 2]  # they began with the others
-    assert held[2] == loops[2].memory.start > 2
+    assert held[2] == held[3] == loops[2].memory.start > 2

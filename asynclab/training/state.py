@@ -54,7 +54,7 @@ def resume(loop: Loop, start: Start, rank: int, memory_files: MemoryFiles) -> di
     """
     assert start.checkpoint is not None
     envs, learner, memory = loop.envs, loop.learner, loop.memory
-    name, frames = f"session_{rank:02d}.pt", int(learner.store.frames[learner.slot])
+    name, frames = f"session_{rank:02d}.pt", learner.store.total_frames() // learner.mode.writers
     if name not in start.files:  # the session was not alive at that moment
         memory.refill(frames)
         return {}
