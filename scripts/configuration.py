@@ -63,6 +63,7 @@ PRESETS = [
     ("Arms: `arm`", "arm", "What is compared in the experiment `study_cartpole`."),
     ("Arms on Pong: `arm_pong`", "arm_pong", "What is compared in the experiment `study_pong`."),
     ("Corrections: `correction`", "correction", "What is compared in the experiment `study_scale`."),
+    ("Exchanges: `exchange`", "exchange", "What is compared in the experiment `study_cluster`."),
 ]
 
 

@@ -36,7 +36,7 @@ curves with fewer points (`metrics.jsonl`), its weights, which numpy reads witho
 episodes returned (`evaluation.json`), and checksums of all (`manifest.json`), compared before anything is used.
 
 Return: mean over episodes with seeds from 1000 on, with a 95 % bootstrap interval; best or sampled actions. Frames are
-of all sessions. Time is wall-clock time of the training. A commit with `+` had changes that were not committed.
+of all sessions, up to the weights that were kept. Time is that of the whole training, often beside other work. A commit with `+` had changes that were not committed.
 """
 
 
@@ -53,7 +53,7 @@ def row(name: str) -> list[str]:
         f"`{name}`",
         worth["env"],
         f"**{worth['mean_return']:,.2f}**{between}, {len(worth['returns'])} episodes, {actions}",
-        f"{worth['frames']:,}",
+        f"{worth['frames']:,}" + f" of {summary['frames']:,}" * (worth["frames"] != summary["frames"]),
         duration(summary["seconds"]),
         ", ".join(dict.fromkeys(_machine(part["machine"]) for part in parts)),
         ", ".join(dict.fromkeys(_commit(part["git"]) for part in parts)),

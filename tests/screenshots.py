@@ -64,6 +64,8 @@ def main(sweep, out):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     try:
         main(Path(sys.argv[1]), Path(sys.argv[2]))
     except pytest.skip.Exception as skipped:
