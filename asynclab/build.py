@@ -13,6 +13,9 @@ from asynclab.run import initial
 from asynclab.run.trial import Trial
 from asynclab.storage.checkpoint import Checkpoint
 
+MADE = ("env.make", "env.torso", "algo.agent", "algo.memory", "algo.optimizer", "algo.lr_schedule", "distributed")
+INSTEAD = {"NormalizeObservation": "env.make.normalize_obs=true", "NormalizeReward": "env.make.scale_reward=0.99"}
+
 
 def make_trial(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = None) -> Trial:
     """Instantiate what the config's groups hold and put it together.
@@ -28,7 +31,8 @@ def make_trial(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = No
     """
     try:
         refuse_unknown_keys(cfg)
-        _check_id(cfg)
+        _check_targets(cfg)
+        _check_env(cfg)
         targets.check(cfg)
         parts = instantiate(targets.waiting(cfg), _convert_="object")
         begun = initial.begin(parts.init_from, parts.init_networks) if checkpoint is None else None
@@ -43,11 +47,31 @@ def make_trial(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = No
         raise CompactHydraException(str(error)) from error
 
 
-def _check_id(cfg: DictConfig) -> None:
-    """Refuse an environment without a name, or with two."""
+def _check_targets(cfg: DictConfig) -> None:
+    """Refuse a value where a ``_target_`` and its arguments belong."""
+    for key in MADE:
+        if not OmegaConf.is_dict(found := OmegaConf.select(cfg, key)) or "_target_" not in found:
+            raise ValueError(
+                f"{key}={found} must have a _target_ and its arguments; set those one by one, {key}.<name>="
+            )
+
+
+def _check_env(cfg: DictConfig) -> None:
+    """Refuse an environment without a name, or with two, and what evaluation would not have."""
     if OmegaConf.is_missing(cfg.env, "id"):
         raise ValueError(
             "env.id is missing: set it to an environment of gymnasium, such as Acrobot-v1 or ALE/Seaquest-v5"
         )
     if (made := cfg.env.make.get("id", cfg.env.id)) != cfg.env.id:
         raise ValueError(f"env.make.id={made} would be trained under the name env.id={cfg.env.id}; set env.id={made}")
+    if (made := cfg.env.make.get("num_envs", cfg.env.num_envs)) != cfg.env.num_envs:
+        raise ValueError(f"env.make.num_envs={made} is not env.num_envs={cfg.env.num_envs}; set env.num_envs={made}")
+    if "record" in cfg.env.make:
+        raise ValueError("env.make.record is no setting of training; train, then scripts/evaluate.py ... video=true")
+    for wrapper in cfg.env.get("wrappers") or ():
+        name = str(wrapper.get("_target_", "")) if OmegaConf.is_dict(wrapper) else ""
+        if (instead := INSTEAD.get(name.rpartition(".")[2])) is not None:
+            raise ValueError(
+                f"env.wrappers has {name}, whose statistics evaluation, resumed runs and other sessions would not"
+                f" have; leave it out and set {instead}, which are shared and saved"
+            )

@@ -40,6 +40,13 @@ def fraction(name: str, value: Any) -> float:
     return value
 
 
+def below_one(name: str, value: Any) -> float:
+    """Return ``value`` if it is a number from 0 to below 1, else raise ValueError."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
+        raise ValueError(f"{name}={value} must be a number from 0 to below 1")
+    return value
+
+
 def decays(name: str, value: Any) -> tuple[float, float]:
     """Return ``value`` if it is two numbers from 0 to below 1, else raise ValueError."""
     numbers = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
@@ -56,11 +63,13 @@ def flag(name: str, value: Any) -> bool:
 
 
 def schedule(name: str, value: Any) -> Any:
-    """Return ``value`` if it returns a number for a progress, else raise ValueError."""
+    """Return ``value`` if it returns a number for a progress, 0 or more at both ends, else raise ValueError."""
     if not callable(value) or not isinstance(value(0.0), float):
         raise ValueError(
             f"{name}={value} must be a schedule; set {name}._target_=asynclab.schedules.Linear or Constant"
         )
+    if not all(math.isfinite(factor := value(progress)) and factor >= 0 for progress in (0.0, 1.0)):
+        raise ValueError(f"{name}={value} must give factors of 0 or more, and gives {value(0.0)} to {value(1.0)}")
     return value
 
 

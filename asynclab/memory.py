@@ -11,6 +11,7 @@ first rewards of Humanoid be worth 80 times the others.
 
 import json
 from collections.abc import Iterator, Mapping
+from math import ceil
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -325,8 +326,8 @@ class Replay(Rows):
         return self._num_envs / self._updates_per_step
 
     def min_frame(self, sessions: int) -> int:
-        """Return the warm-up and one more step of each session."""
-        return self.start + sessions * self._num_envs
+        """Return the warm-up and as many more steps of each session as it takes to its first update."""
+        return self.start + sessions * self._num_envs * ceil(1 / self._updates_per_step)
 
     def __len__(self) -> int:
         """Return the number of transitions held."""

@@ -80,6 +80,7 @@ class GlobalAdam(GlobalOptimizer, torch.optim.Adam):
         weight_decay: float | Mapping[str, float] = 0.0,
     ) -> None:
         check.positive("algo.optimizer.lr", lr)
+        check.not_negative("algo.optimizer.eps", eps)
         groups = _with_decay(groups, weight_decay)
         super().__init__(groups, lr=lr, betas=check.decays("algo.optimizer.betas", betas), eps=eps, fused=True)
         share_state(self, {"step": _count, "exp_avg": torch.zeros_like, "exp_avg_sq": torch.zeros_like})
@@ -116,10 +117,10 @@ class GlobalRMSprop(GlobalOptimizer, torch.optim.RMSprop):
         shared: bool = True,
     ) -> None:
         check.positive("algo.optimizer.lr", lr)
-        if check.fraction("algo.optimizer.alpha", alpha) == 1:
-            raise ValueError("algo.optimizer.alpha=1 would never see a gradient; it must be below 1")
-        if initial is not None and check.number("algo.optimizer.initial", initial) < 0:
-            raise ValueError(f"algo.optimizer.initial={initial} must be 0 or more, or null for none")
+        check.below_one("algo.optimizer.alpha", alpha)
+        check.not_negative("algo.optimizer.eps", eps)
+        check.below_one("algo.optimizer.momentum", momentum)
+        check.not_negative("algo.optimizer.initial", 0.0 if initial is None else initial)
         groups = _with_decay(groups, weight_decay)
         super().__init__(groups, lr=lr, alpha=alpha, eps=eps, momentum=momentum, foreach=True)
         begin = partial(torch.full_like, fill_value=initial or 0.0)
@@ -166,15 +167,12 @@ def _count(p: Tensor) -> Tensor:
 def _with_decay(groups: Groups, weight_decay: float | Mapping[str, float]) -> Groups:
     names = [group["name"] for group in groups]
     if not isinstance(weight_decay, Mapping):
-        if not isinstance(weight_decay, (int, float)) or weight_decay < 0:
-            raise ValueError(
-                f"algo.optimizer.weight_decay={weight_decay} must be a number of 0 or more, or one by network"
-            )
-        weight_decay = dict.fromkeys(names, weight_decay)
+        weight_decay = dict.fromkeys(names, check.not_negative("algo.optimizer.weight_decay", weight_decay))
     elif unknown := set(weight_decay) - set(names):
         raise ValueError(
             f"algo.optimizer.weight_decay names {sorted(unknown)}, but the networks are {names}; use those names"
         )
     elif idle := [group["name"] for group in groups if weight_decay.get(group["name"]) and not group["matrices"]]:
         raise ValueError(f"algo.optimizer.weight_decay names {idle}, which has no matrices to decay; leave it out")
-    return [group | {"decay": float(weight_decay.get(group["name"], 0.0))} for group in groups]
+    decays = {name: check.not_negative(f"algo.optimizer.weight_decay.{name}", x) for name, x in weight_decay.items()}
+    return [group | {"decay": float(decays.get(group["name"], 0.0))} for group in groups]

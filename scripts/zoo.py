@@ -36,7 +36,8 @@ curves with fewer points (`metrics.jsonl`), its weights, which numpy reads witho
 episodes returned (`evaluation.json`), and checksums of all (`manifest.json`), compared before anything is used.
 
 Return: mean over episodes with seeds from 1000 on, with a 95 % bootstrap interval; best or sampled actions. Frames are
-of all sessions, up to the weights that were kept. Time is that of the whole training, often beside other work. A commit with `+` had changes that were not committed.
+of all sessions, up to the weights that were kept. Time is that of the whole training, often beside other work. A
+commit with `+` had changes that were not committed.
 """
 
 

@@ -175,6 +175,51 @@ def test_a_run_is_not_overwritten(train, tmp_path):
         (["algo/optimizer=rmsprop", "algo.optimizer.shared=off"], r"algo\.optimizer\.shared=off must be true or false"),
         (["env.make.normalize_obs=true"], r"env\.make\.normalize_obs=true is for vectors"),
         (["+distributed.locks=1"], r"unexpected keyword argument 'locks'"),
+        (["algo.lr_schedule=null"], r"algo\.lr_schedule=None must have a _target_"),
+        (
+            ["algo.lr_schedule.final=-1"],
+            r"algo\.lr_schedule=.* must give factors of 0 or more, and gives 1\.0 to -1\.0",
+        ),
+        (
+            ["algo.agent.entropy_schedule._target_=asynclab.schedules.Linear", "+algo.agent.entropy_schedule.final=-1"],
+            r"algo\.agent\.entropy_schedule=.* must give factors of 0 or more",
+        ),
+        (["env.make=5"], r"env\.make=5 must have a _target_"),
+        (["env.torso=null"], r"env\.torso=None must have a _target_"),
+        (["algo.memory=5"], r"algo\.memory=5 must have a _target_"),
+        (["env.make.num_envs=3"], r"env\.make\.num_envs=3 is not env\.num_envs=8; set env\.num_envs=3"),
+        (["+env.make.record=films"], r"env\.make\.record is no setting of training"),
+        (
+            ["env=pendulum", "env.wrappers=[{_target_:gymnasium.wrappers.NormalizeObservation}]"],
+            r"NormalizeObservation, whose statistics .*set env\.make\.normalize_obs=true",
+        ),
+        (["algo.agent.value_coef=-1"], r"algo\.agent\.value_coef=-1 must be a number of 0 or more"),
+        (["algo.optimizer.weight_decay=nan"], r"algo\.optimizer\.weight_decay=nan must be a number"),
+        (
+            ["algo.optimizer.weight_decay={actor_critic:-1}"],
+            r"weight_decay\.actor_critic=-1 must be a number of 0 or more",
+        ),
+        (["algo.optimizer.eps=abc"], r"algo\.optimizer\.eps=abc must be a number"),
+        (
+            ["algo/optimizer=rmsprop", "algo.optimizer.momentum=2"],
+            r"algo\.optimizer\.momentum=2 must be a number from 0 to below 1",
+        ),
+        (
+            ["env=cartpole", "env.torso.conv=[[32,8]]"],
+            r"env\.torso\.conv=.* is for images, and env\.id=CartPole-v1 gives",
+        ),
+        (["eval.id=ALE/Breakout-v5"], r"eval\.id and eval\.make change nothing without eval\.every"),
+        (
+            [
+                "algo=sac",
+                "env=pendulum",
+                "distributed.max_session=1",
+                "algo.memory.updates_per_frame=0.05",
+                "algo.memory.start=1000",
+                "env.max_frame=1004",
+            ],
+            r"env\.max_frame=1004 ends before .* set it to 1020 or more",
+        ),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
@@ -199,6 +244,11 @@ def test_bad_input_is_one_clear_message(tmp_path, overrides, message):
         (["algo.optimizer._target_=torch.optim.Adam"], r"Adam is not global.*distributed=synced.*GlobalAdam"),
         (["algo=a4c"], r"Could not find 'algo/a4c'"),
         (["env=gym"], r"env\.id is missing"),
+        (
+            ["distributed=null"],
+            r"distributed=null is no file of the group distributed; use one of cluster, off, shared",
+        ),
+        (["=5"], r"=5 has no setting before the ="),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )

@@ -8,6 +8,7 @@ from gymnasium.spaces import Discrete
 
 from asynclab import flat
 from asynclab.agents import NStepQ
+from asynclab.distributed import Off, Synced
 from asynclab.flat import Vector
 
 
@@ -134,6 +135,15 @@ def test_sessions_explore_at_different_rates_on_the_global_clock():
         agent.start(1, rank)
         rates.append([round(float(agent.epsilon(progress)), 3) for progress in (0.0, 0.25, 0.5, 1.0)])
     assert rates == [[1, 0.55, 0.1, 0.1], [1, 0.505, 0.01, 0.01], [1, 0.75, 0.5, 0.5], [1, 0.55, 0.1, 0.1]]
+
+
+@pytest.mark.parametrize(("mode", "rates"), [(Synced(3), [0.1, 0.01, 0.5]), (Off(3), [0.1, 0.1, 0.1])])
+def test_sessions_of_one_network_explore_at_different_rates_and_repeats_at_the_same(make_trial, mode, rates):
+    trial = make_trial("nstep_q", mode)
+    loops = [trial.session.begin(rank, trial.store_of(rank)).loop for rank in range(3)]
+    assert [round(float(loop.learner.agent.epsilon(1.0)), 3) for loop in loops] == rates
+    for loop in loops:
+        loop.envs.close()
 
 
 def test_actions_are_drawn_from_a_softmax_of_q_whose_temperature_falls_to_nothing():

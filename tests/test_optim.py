@@ -93,10 +93,10 @@ def test_rmsprop_goes_on_from_a_checkpoint_of_an_older_version():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"initial": -1.0}, r"algo\.optimizer\.initial=-1\.0 must be 0 or more, or null for none"),
+        ({"initial": -1.0}, r"algo\.optimizer\.initial=-1\.0 must be a number of 0 or more"),
         ({"initial": "torch"}, r"algo\.optimizer\.initial=torch must be a number"),
-        ({"alpha": 1.0}, r"algo\.optimizer\.alpha=1 would never see a gradient"),
-        ({"alpha": 99}, r"algo\.optimizer\.alpha=99 must be a number from 0 to 1"),
+        ({"alpha": 1.0}, r"algo\.optimizer\.alpha=1\.0 must be a number from 0 to below 1"),
+        ({"alpha": 99}, r"algo\.optimizer\.alpha=99 must be a number from 0 to below 1"),
     ],
 )
 def test_rmsprop_refuses_what_cannot_work(settings, message):

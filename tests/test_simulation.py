@@ -12,6 +12,7 @@ from conftest import ALGOS, run_session
 from runs import stop_after
 
 from asynclab.distributed import Off, Simulated
+from asynclab.distributed.exchange import Outer
 from asynclab.distributed.timing import Constant, Lognormal
 from asynclab.optim import GlobalRMSprop
 from asynclab.run.trial import TrialError
@@ -217,7 +218,7 @@ def test_the_command_is_repeated_to_the_bit_on_one_core_and_on_a_busy_machine(tr
         (lambda: Constant(gradient=-1), "distributed.timing.gradient=-1 must be a number above 0"),
         (lambda: Constant(push=float("inf")), "distributed.timing.push=inf must be a number"),
         (lambda: Constant(slow=2.0), "distributed.timing.slow=2.0 must be a number from 0 to 1"),
-        (lambda: Constant(latency=-0.1), "distributed.timing.latency=-0.1 must be 0 or more"),
+        (lambda: Constant(latency=-0.1), "distributed.timing.latency=-0.1 must be a number of 0 or more"),
         (lambda: Constant(slowdown=float("inf")), "distributed.timing.slowdown=inf must be a number"),
         (lambda: Lognormal(spread=0.0), "distributed.timing.spread=0.0 must be a number above 0"),
     ],
@@ -225,6 +226,23 @@ def test_the_command_is_repeated_to_the_bit_on_one_core_and_on_a_busy_machine(tr
 def test_settings_that_make_no_sense_are_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"outer": Outer(0.7, 0.9)}, "distributed.outer does nothing without distributed.nodes"),
+        ({"timing": Constant(latency=1.0)}, "distributed.timing.latency and bandwidth do nothing"),
+        ({"timing": Constant(slow=0.1, slowdown=5.0)}, "no session is slow: distributed.timing.slow=0.1 of 4 sessions"),
+        ({"timing": Constant(slowdown=5.0)}, "no session is slow"),
+        ({"timing": Constant(slow=0.25, slowdown=5.0, machines=2, latency=1.0)}, None),
+        ({"nodes": 2, "outer": Outer(0.7, 0.9), "timing": Constant(latency=1.0)}, None),
+    ],
+)
+def test_what_changes_nothing_is_told(make_trial, caplog, settings, words):
+    make_trial(mode=Simulated(4, **settings))
+    said = " ".join(record.message for record in caplog.records if record.name == "asynclab.run.preflight")
+    assert words in said if words else not said
 
 
 def test_what_a_simulation_cannot_do_is_refused_in_a_sentence(train):

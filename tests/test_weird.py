@@ -315,6 +315,12 @@ def test_a_vector_that_resets_in_the_next_step_is_refused():
         make_envs("NextStep-v0", 2, vectorization_mode="vector_entry_point")
 
 
+def test_a_vector_whose_observations_are_no_arrays_is_refused():
+    with pytest.raises(ValueError, match=r"env\.id=Numbers-v0 has .*Discrete\(5\), are no arrays: set env\.make\.vec"):
+        make_envs("Numbers-v0", 2, vectorization_mode="vector_entry_point")
+    assert make_envs("Numbers-v0", 2, vectorization_mode="sync").reset([1, 2]).tolist() == [[0, 0, 0, 1, 0]] * 2
+
+
 def test_what_a_constructor_raises_is_shown_with_its_type_and_the_id():
     with pytest.raises(ValueError, match=r"^env\.id=KeyErrorInit-v0 cannot be made \(KeyError: 'mapname'\); install"):
         make_envs("KeyErrorInit-v0", 1)

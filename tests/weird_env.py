@@ -276,6 +276,19 @@ class NextStep(SyncVectorEnv):
         super().__init__([lambda: InPlaceEnds()] * num_envs)
 
 
+class Numbers(gym.Env):
+    observation_space = Discrete(5)
+    action_space = Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return 3, {}
+
+
+class NumbersVector(SyncVectorEnv):
+    def __init__(self, num_envs):
+        super().__init__([Numbers] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
 class InPlaceEnds(InPlace):
     """Cut short by itself."""
 
@@ -343,5 +356,6 @@ for kind in (
     Pairs, Bits, Slow,
 ):  # fmt: skip
     gym.register(f"{kind.__name__}-v0", kind, max_episode_steps=10 if issubclass(kind, InPlace) else None)
+gym.register("Numbers-v0", Numbers, vector_entry_point=NumbersVector)
 for vector in (SameStep, Disabled, NextStep):
     gym.register(f"{vector.__name__}-v0", InPlaceEnds, vector_entry_point=vector)

@@ -101,7 +101,7 @@ class ActorCritic(Agent):
         self.nets = nn.ModuleDict({name: nn.ModuleList(parts) for name, parts in nets.items()})
         self.gamma = check.fraction("algo.agent.gamma", gamma)
         self.lam = check.fraction("algo.agent.lam", lam)
-        self.value_coef = check.number("algo.agent.value_coef", value_coef)
+        self.value_coef = check.not_negative("algo.agent.value_coef", value_coef)
         self.entropy_coef = check.number("algo.agent.entropy_coef", entropy_coef)
         self.entropy_schedule = check.schedule("algo.agent.entropy_schedule", entropy_schedule)
         self.normalize_advantage = check.flag("algo.agent.normalize_advantage", normalize_advantage)

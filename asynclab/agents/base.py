@@ -49,7 +49,7 @@ class Agent(ABC):
         nets.bind(self.nets, weights, grad)
 
     def start(self, num_envs: int, rank: int = 0) -> None:  # noqa: B027 - optional
-        """Begin ``num_envs`` episodes; called after ``bind``, with the session's rank."""
+        """Begin ``num_envs`` episodes; called after ``bind``, with the rank among the network's sessions."""
 
     def on_step(self, done: Tensor) -> None:  # noqa: B027 - optional
         """Take note of the episodes [B] bool that ended with the last action."""

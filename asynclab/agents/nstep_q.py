@@ -73,7 +73,7 @@ class NStepQ(QLearning):
         self.minibatch_size = minibatch_size
 
     def start(self, num_envs: int, rank: int = 0) -> None:
-        """Take the session's rate of exploration; who only plays has the final one of the session that it names."""
+        """Take the session's rate of exploration; who only plays has the final one of session 0."""
         self._final = [self.epsilons[rank % len(self.epsilons)]]
 
     def minibatches(self, batch: RolloutBatch) -> Iterator[RolloutBatch | QBatch]:

@@ -3,14 +3,15 @@
 import functools
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from asynclab.config import CONF
@@ -36,11 +37,33 @@ def configured(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..
                 sys.exit(f"{shown} shows one run's configuration; leave out -m, and set each to one value")
             if words & PRINTS:
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            if not config:
+                _check_groups(sys.argv[1:])
             return run(*config)
 
         return main
 
     return command
+
+
+def _check_groups(words: Sequence[str]) -> None:
+    """Exit with a sentence where no file of a group is chosen, of which Hydra makes a traceback."""
+    for word in words:
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except HydraException:
+            continue  # an option, or what Hydra explains
+        group = override.key_or_group
+        if (
+            not override.is_delete()
+            and not isinstance(override.value(), (str, list))
+            and not override.is_sweep_override()
+        ):
+            files = sorted(path.stem for path in (Path(CONF) / group).glob("*.yaml"))
+            if not group:
+                sys.exit(f"{word} has no setting before the =")
+            if files:
+                sys.exit(f"{word} is no file of the group {group}; use one of {', '.join(files)}")
 
 
 def check_keys(cfg: DictConfig) -> None:

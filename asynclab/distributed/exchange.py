@@ -25,8 +25,7 @@ class Outer:
 
     def __post_init__(self) -> None:
         check.positive("distributed.outer.lr", check.number("distributed.outer.lr", self.lr))
-        if not 0 <= check.number("distributed.outer.momentum", self.momentum) < 1:
-            raise ValueError(f"distributed.outer.momentum={self.momentum} must be a number from 0 to below 1")
+        check.below_one("distributed.outer.momentum", self.momentum)
 
     def step(self, theta: NDArray, change: NDArray, velocity: NDArray | None) -> None:
         """Move theta [P] by a change [P]; the velocity [P], None without momentum, is updated."""

@@ -48,8 +48,7 @@ class Constant:
         self.slowdown = check.positive(f"{key}.slowdown", check.number(f"{key}.slowdown", slowdown))
         self.machines = check.count(f"{key}.machines", machines)
         for name, seconds in (("latency", latency), ("exchange", exchange)):
-            if check.number(f"{key}.{name}", seconds) < 0:
-                raise ValueError(f"{key}.{name}={seconds} must be 0 or more")
+            check.not_negative(f"{key}.{name}", seconds)
         self.latency, self.exchange = latency, exchange
         self.bandwidth = math.inf if bandwidth is None else check.positive(f"{key}.bandwidth", bandwidth)
 

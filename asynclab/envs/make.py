@@ -25,6 +25,7 @@ from asynclab.envs.vector import Envs, Shaping, Vector
 
 MODES = ("sync", "async", "vector_entry_point")
 PLAIN_ONLY = ("mode", "difficulty", "obs_type")  # settings of Atari that ale-py's vector environment does not have
+FOR_EACH = "set env.make.vectorization_mode to sync or async"
 # Settings that would make wrong transitions or returns, and what to do instead
 OURS = {
     "autoreset_mode": "leave it out",
@@ -96,6 +97,8 @@ def make_envs(
         # of single environments, box_observation has made them what the agent sees
         is_plain = is_native and record is None
         seen: Any = env.single_observation_space
+        if is_plain and not (isinstance(seen, Box) and seen.shape):
+            raise UnfitSpace(f"a vector of its own whose observations, {seen}, are no arrays: {FOR_EACH}")
         space, convert = observations(seen) if is_plain else (seen, None)
     except UnfitSpace as error:
         raise ValueError(f"env.id={id} has {error}") from None
@@ -123,7 +126,7 @@ def has_own_vector(
     if vectorization_mode == "vector_entry_point" and wrappers:
         raise ValueError(
             "env.wrappers are put around single environments, which env.make.vectorization_mode=vector_entry_point does"
-            " not have; set it to sync or async"
+            f" not have; {FOR_EACH}"
         )
     return vectorization_mode == "vector_entry_point"
 

@@ -64,6 +64,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.every is not None and self.every < 1:
             raise ValueError(f"eval.every={self.every} must be a whole number of 1 or more, or null for no evaluation")
+        if self.every is None and self.changes:
+            raise ValueError("eval.id and eval.make change nothing without eval.every; set it, for instance to 100_000")
         check_request(self.episodes, SEED, self.max_episode_steps, prefix="eval.")
         if self.deterministic is not None:
             check.flag("eval.deterministic", self.deterministic)

@@ -214,7 +214,7 @@ def load(
         if sizes != {name: 1 + 2 * size for name, size in envs.moments.items()}:
             raise ValueError(f"run={run} normalises observations by moments of other shapes than those in its config")
         equip(agent, envs, weights.theta, weights.moments)
-        agent.start(1, session)
+        agent.start(1)
         stack.pop_all()
     return Player(agent, envs, env_id, weights.checkpoint, weights.frames, session)
 
@@ -309,7 +309,6 @@ def play(
     episodes: int,
     deterministic: bool | None,
     seed: int = SEED,
-    session: int = 0,
     max_episode_steps: int = MAX_EPISODE_STEPS,
 ) -> Iterator[Game | None]:
     """Play whole episodes one after the other, episode i and its sampled actions from ``seed + i``.
@@ -323,7 +322,6 @@ def play(
         episodes: E.
         deterministic: Take the best actions instead of sampling; None for the agent's own way.
         seed: Of the first episode.
-        session: Whose network it is.
         max_episode_steps: After which an episode that does not end is cut.
 
     Yields:
@@ -334,7 +332,7 @@ def play(
     for own in range(seed, seed + episodes):
         torch.manual_seed(own)
         obs = envs.reset([own])
-        agent.start(1, session)
+        agent.start(1)
         for number in count(1):
             step = envs.step(agent.act(torch.from_numpy(obs), deterministic).numpy())
             obs = step.obs
@@ -398,7 +396,7 @@ def evaluate(
         if deterministic is None:
             deterministic = player.agent.deterministic
         stem = _stem(player.checkpoint, deterministic)
-        played = play(player.agent, player.envs, episodes, deterministic, seed, session, max_episode_steps)
+        played = play(player.agent, player.envs, episodes, deterministic, seed, max_episode_steps)
         steps = 0
         advance = stack.enter_context(progress.shown("episodes", episodes, lambda: f"{steps:,} steps"))
         for game in played:

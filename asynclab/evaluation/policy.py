@@ -31,7 +31,6 @@ class Policy:
     def __init__(self, folder: Path, checkpoint: str, session: int) -> None:
         with torch.random.fork_rng(devices=[]):
             self._agent, self._envs, self.env_id, *_ = play.load(folder, session, checkpoint)
-        self._session = session
 
     def wrap(self, env: gymnasium.Env) -> gymnasium.Env:
         """Return an environment of ``gymnasium.make`` with the run's wrappers around it, as it was trained in."""
@@ -39,7 +38,7 @@ class Policy:
 
     def reset(self) -> None:
         """Forget what a recurrent agent remembers; to be called with the environment's own ``reset``."""
-        self._agent.start(1, self._session)
+        self._agent.start(1)
 
     def act(self, obs: Any, deterministic: bool | None = None) -> Any:
         """Return the action for one observation: an int or an array, of the action space.

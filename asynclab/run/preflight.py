@@ -1,6 +1,7 @@
 """Everything that refuses a run, before a process starts; what is learned on the way is what the run is made of."""
 
 import logging
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,8 +10,9 @@ import torch
 from asynclab import check, flat, nets
 from asynclab.agents import Agent
 from asynclab.config.schema import Config
-from asynclab.distributed import Cluster, Mode
-from asynclab.envs import Envs
+from asynclab.distributed import Cluster, Mode, Simulated
+from asynclab.distributed.exchange import Outer
+from asynclab.envs import Envs, spaces
 from asynclab.evaluation.evaluator import Schedule
 from asynclab.evaluation.play import check_changes
 from asynclab.memory import Memory
@@ -80,13 +82,18 @@ def check_run(cfg: Config, folder: Path, schedule: Schedule, checkpoint: Checkpo
         from asynclab.cluster import machines  # nobody else needs it
 
         machines.check(mode)
+    if isinstance(mode, Simulated):
+        _warn_of_idle(mode)
     check_device(cfg.device, mode)
     envs = cfg.env.make()
     envs.close()
-    if schedule.every is not None and schedule.changes:
+    if schedule.changes:
         check_changes(cfg.env.make, schedule.changes, "eval.")
     memory = _memory(cfg, envs)
     agent = cfg.algo.agent(envs.obs_space, envs.action_space)
+    conv = getattr(cfg.env.torso, "keywords", {}).get("conv")  # of a torso of one's own, perhaps none
+    if conv is not None and spaces(envs) != "pixels":
+        raise ValueError(f"env.torso.conv={conv} is for images, and env.id={cfg.env.id} gives none; leave it out")
     resources.check_memory(mode, memory.nbytes(), 4 * flat.size(agent.nets))
     if cfg.env.max_frame < (needed := memory.min_frame(mode.writers)):
         raise ValueError(
@@ -113,6 +120,25 @@ def _check_numbers(cfg: Config, is_new: bool) -> None:
         raise ValueError(f"seed={cfg.seed} must be below 2**32: sessions of others would share their random numbers")
     if cfg.algo.max_grad_norm is not None:
         check.positive("algo.max_grad_norm", cfg.algo.max_grad_norm)
+    check.schedule("algo.lr_schedule", cfg.algo.lr_schedule)
+
+
+def _warn_of_idle(mode: Simulated) -> None:
+    """Tell of settings of a simulation that change nothing."""
+    timing = mode.timing
+    slowest = timing.slowness(mode.max_session - 1, mode.max_session)
+    if mode.nodes is None and mode.outer != Outer():
+        log.warning("distributed.outer does nothing without distributed.nodes: all sessions train one network")
+    if mode.nodes is None and timing.machines == 1 and (timing.latency > 0 or timing.bandwidth < math.inf):
+        log.warning(
+            "distributed.timing.latency and bandwidth do nothing: all sessions are on one machine; set"
+            " distributed.timing.machines, or distributed.nodes"
+        )
+    if slowest == 1 and (timing.slow > 0 or timing.slowdown != 1):
+        log.warning(
+            "no session is slow: distributed.timing.slow=%s of %d sessions is less than half of one, or slowdown is 1",
+            timing.slow, mode.max_session,
+        )  # fmt: skip
 
 
 def _check_repeatable(envs: Envs, agent: Agent, devices: list[str]) -> None:

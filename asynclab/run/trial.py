@@ -271,10 +271,8 @@ class Trial:
         """Raise TrialError if the budget is used up without an update."""
         if self._budget_is_used_up() and not any(store.total_updates() for store in self.stores):
             dropped = sum(int(store.dropped.sum()) for store in self.stores)
-            raise TrialError(
-                f"no update was applied and {dropped} were dropped because they were not finite, so nothing was"
-                " learned; the warnings say what the environment gave"
-            )
+            why = f"; {dropped} were dropped because they were not finite: the warnings say what the environment gave"
+            raise TrialError(f"no update was applied, so nothing was learned{why if dropped else ''}")
 
     def handle(self, event: object, recorder: Recorder, snapshots: Snapshots) -> None:
         """Take what a session reports, or what became of its process; then do what is due: a checkpoint, the end."""
