@@ -238,7 +238,7 @@ def test_more_nodes_than_fit_into_memory_are_refused_before_they_are_made(train)
             lambda: Simulated(4, nodes=2, timing=Constant(machines=2)),
             "distributed.timing.machines=2 is for one network",
         ),
-        (lambda: Constant(exchange=-1.0), "distributed.timing.exchange=-1.0 must be 0 or more"),
+        (lambda: Constant(exchange=-1.0), "distributed.timing.exchange=-1.0 must be a number of 0 or more"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make, words):

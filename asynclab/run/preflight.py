@@ -92,7 +92,7 @@ def check_run(cfg: Config, folder: Path, schedule: Schedule, checkpoint: Checkpo
     memory = _memory(cfg, envs)
     agent = cfg.algo.agent(envs.obs_space, envs.action_space)
     conv = getattr(cfg.env.torso, "keywords", {}).get("conv")  # of a torso of one's own, perhaps none
-    if conv is not None and spaces(envs) != "pixels":
+    if conv is not None and spaces(envs) != "pixels" and checkpoint is None:  # older versions began such runs
         raise ValueError(f"env.torso.conv={conv} is for images, and env.id={cfg.env.id} gives none; leave it out")
     resources.check_memory(mode, memory.nbytes(), 4 * flat.size(agent.nets))
     if cfg.env.max_frame < (needed := memory.min_frame(mode.writers)):
