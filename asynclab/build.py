@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from asynclab.config import refuse_unknown_keys, targets
@@ -50,7 +50,8 @@ def make_trial(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = No
 def _check_targets(cfg: DictConfig) -> None:
     """Refuse a value where a ``_target_`` and its arguments belong."""
     for key in MADE:
-        if not OmegaConf.is_dict(found := OmegaConf.select(cfg, key)) or "_target_" not in found:
+        found = OmegaConf.select(cfg, key, default=MISSING)
+        if found != MISSING and (not OmegaConf.is_dict(found) or "_target_" not in found):
             raise ValueError(
                 f"{key}={found} must have a _target_ and its arguments; set those one by one, {key}.<name>="
             )

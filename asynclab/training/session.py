@@ -136,7 +136,7 @@ class Session:
             obs = envs.reset(env_seeds)
             memory.attach(envs)
             memory.reset(obs)
-            agent.start(envs.num_envs, rank if self.mode.num_stores == 1 else 0)  # repeats of one run differ by seed
+            agent.start(envs.num_envs, rank if self.mode.one_store else 0)  # repeats of one run differ by seed
             stack.pop_all()
         return Loop(envs, learner, memory, obs, env_seeds)
 
