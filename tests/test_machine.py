@@ -122,6 +122,13 @@ def test_threads_and_sessions_never_exceed_the_cores(monkeypatch, asked, session
     assert resources.choose_threads(asked, sessions, weights) == threads
 
 
+def test_one_session_of_a_large_machine_has_no_more_threads_than_gain(monkeypatch):
+    monkeypatch.setattr(machine, "cores", lambda: 64)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert resources.choose_threads(None, 1, 10**8) == 8
+    assert resources.choose_threads(16, 1, 10**8) == 16
+
+
 def test_the_emulator_has_as_many_threads_as_torch_and_gives_the_same_frames(monkeypatch):
     made, seen = [], []
     make_vec = gym.make_vec

@@ -19,6 +19,7 @@ SESSION_COPIES = 3  # of its weights: these and their gradient, and both in bf16
 NODE_COPIES, NODE_COPIES_ON_DISK = 22, 7
 OWN_DESCRIPTORS, SESSION_DESCRIPTORS, STORE_DESCRIPTORS, EVALUATOR_DESCRIPTORS = 38, 5, 10, 15  # of the parent
 WEIGHTS_PER_THREAD = 100_000  # with fewer, threads of an update wait for each other for longer than they gain
+MOST_THREADS = 8  # on 16 cores 16 made two thirds of the frames that 8 made (docs/performance.md)
 
 
 def available_memory() -> int:
@@ -30,14 +31,14 @@ def choose_threads(asked: int | None, sessions: int, weights: int) -> int:
     """Return the threads of each session.
 
     Args:
-        asked: As configured; None for the session's share of the cores, as far as the network is large enough to gain.
+        asked: As configured; None for the session's share of the cores, as far as the network is large enough to gain, at most 8.
         sessions: Their number.
         weights: Of a session's networks.
     """
     if asked is not None:
         return asked
     cores = min(machine.cores(), thread_limit() or machine.cores())
-    return max(1, min(cores // sessions, weights // WEIGHTS_PER_THREAD))
+    return max(1, min(cores // sessions, weights // WEIGHTS_PER_THREAD, MOST_THREADS))
 
 
 def thread_limit() -> int | None:
