@@ -193,6 +193,10 @@ def test_a_run_is_not_overwritten(train, tmp_path):
             ["env=pendulum", "env.wrappers=[{_target_:gymnasium.wrappers.NormalizeObservation}]"],
             r"NormalizeObservation, whose statistics .*set env\.make\.normalize_obs=true",
         ),
+        (
+            ["algo=ppo", "env=pendulum", "algo.agent.gamma=1.5"],  # which env.make.scale_reward follows
+            r"algo\.agent\.gamma=1\.5 must be a number from 0 to 1",
+        ),
         (["algo.agent.value_coef=-1"], r"algo\.agent\.value_coef=-1 must be a number of 0 or more"),
         (["algo.optimizer.weight_decay=nan"], r"algo\.optimizer\.weight_decay=nan must be a number"),
         (

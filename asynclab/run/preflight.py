@@ -121,6 +121,8 @@ def _check_numbers(cfg: Config, is_new: bool) -> None:
     if cfg.algo.max_grad_norm is not None:
         check.positive("algo.max_grad_norm", cfg.algo.max_grad_norm)
     check.schedule("algo.lr_schedule", cfg.algo.lr_schedule)
+    if (gamma := getattr(cfg.algo.agent, "keywords", {}).get("gamma")) is not None:
+        check.fraction("algo.agent.gamma", gamma)  # before env.make.scale_reward, which follows it
 
 
 def _warn_of_idle(mode: Simulated) -> None:
