@@ -47,7 +47,10 @@ class Run:
         self.folder = Path(folder)
 
     def __repr__(self) -> str:
-        found = self.summary
+        try:
+            found = self.summary
+        except ValueError:
+            return f"Run({short(self.folder)!r}, not ended)"
         return f"Run({short(self.folder)!r}, {found['status']}, mean return {number(found['mean_return'])})"
 
     @property
@@ -67,7 +70,10 @@ class Run:
 
     @property
     def returns(self) -> NDArray[np.float64]:
-        """Raw returns of all episodes of all sessions, in the order in which they ended."""
+        """Raw returns of all episodes of all sessions, in the order in which they ended.
+
+        Of a zoo's agent, which keeps fewer points, means of as many consecutive episodes of a session as that takes.
+        """
         sessions = curves.read(self.folder).sessions.values()
         seconds, returns = (np.concatenate([getattr(c, name) for c in sessions]) for name in ("seconds", "returns"))
         return returns[np.argsort(seconds, kind="stable")]

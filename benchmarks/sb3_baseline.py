@@ -163,10 +163,11 @@ def main(settings: dict[str, Any]) -> dict[str, float]:
     elif on_policy:
         model = A2C(name, n_steps=memory["horizon"], use_rms_prop=False, **common)
     else:
-        steps = max(1, round(memory["updates_per_frame"] * env.num_envs))
+        per_step = memory["updates_per_frame"] * env.num_envs
+        every = max(1, round(1 / per_step))
         model = SAC(
             name, buffer_size=memory["capacity"], batch_size=memory["batch_size"], learning_starts=memory["start"],
-            train_freq=1, gradient_steps=steps, **common,
+            train_freq=every, gradient_steps=max(1, round(per_step * every)), **common,
         )  # fmt: skip
     stopwatch = Stopwatch(settings["seconds"], minibatches)
     model.learn(total_timesteps=10**9, callback=stopwatch)

@@ -336,6 +336,8 @@ def test_curves_that_do_not_overlap_are_left_out(tmp_path):
         ({"out": "curve.pdf"}, r"out=\S+/curve\.pdf must end in \.png or \.svg"),
         ({"out": "/proc/asynclab/x"}, r"out=/proc/asynclab/x\.png cannot be written: "),
         ({"group": ["lr"], "kind": "runs"}, "group=lr is a setting of no run"),
+        ({"group": ["seed"], "kind": "trial"}, "group makes groups of runs, and kind=trial draws each; add kind=runs"),
+        ({"labels": ["a"], "kind": "runs"}, "labels name runs, and kind=runs draws groups of them; add kind=trial"),
     ],
     ids=str,
 )
@@ -343,6 +345,54 @@ def test_settings_of_the_plot_are_checked(tmp_path, kwargs, message):
     write(tmp_path)
     with pytest.raises(ValueError, match=message):
         plots.plot([tmp_path], tmp_path / kwargs.pop("out", "curve.png"), **kwargs)
+
+
+def test_every_run_that_is_drawn_has_a_name_and_a_file_of_its_own(tmp_path):
+    for name in ("a_b", "a"):
+        write(tmp_path / "in", name)
+    (tmp_path / "in" / "a").mkdir()
+    (tmp_path / "in" / "a_seed_0").rename(tmp_path / "in" / "a" / "b_seed_0")
+    with pytest.raises(ValueError, match="labels=x,x are not all different"):
+        plots.plot([tmp_path / "in"], tmp_path / "curve.png", kind="trial", labels=["x", "x"])
+    with pytest.raises(ValueError, match="labels name runs, and kind=runs"):
+        plots.plot([tmp_path / "in"], tmp_path / "curve.png", labels=["x", "y"])
+    files, _ = plots.plot([tmp_path / "in"], tmp_path / "curve.png", kind="sessions")
+    assert len({file.name for file in files}) == 2
+
+
+def test_a_long_legend_makes_the_figure_larger_and_not_the_axes_smaller(tmp_path):
+    groups = {
+        f"a long name of a group, number {i}, with its settings": [runs.read(write(tmp_path, f"g{i}"))[0]]
+        for i in range(30)
+    }
+    heights = {}
+    for number in (3, 30):
+        figure, _ = plots.draw_groups(dict(list(groups.items())[:number]), "total_frames")
+        plots.save(figure, [tmp_path / "x.png"])
+        box = figure.axes[0].get_window_extent()
+        heights[number] = box.height
+        assert figure.legends[0].get_window_extent().y1 <= box.y0
+    assert heights[30] > 0.8 * heights[3]
+
+
+def test_seconds_of_a_simulation_are_virtual(tmp_path):
+    run, other = write(tmp_path, "simulated"), write(tmp_path, "real")
+    configure(run, **{"distributed._target_": "asynclab.distributed.Simulated"})
+    simulated, real = runs.read(run)[0], runs.read(other)[0]
+    for found, label in (
+        ([simulated], "virtual time (s)"),
+        ([real], "wall-clock time (s)"),
+        ([real, simulated], "wall-clock time (s), of simulations virtual"),
+    ):
+        figure, _ = plots.panels(["seconds"], (8, 4.8), found)
+        assert figure.axes[0].get_xlabel() == label
+
+
+def test_a_link_that_points_upwards_is_no_folder_of_runs(tmp_path):
+    run = write(tmp_path / "sweep")
+    for name in ("a", "b"):
+        (tmp_path / "sweep" / name).symlink_to(tmp_path)
+    assert runs.find(tmp_path / "sweep") == [run]
 
 
 def test_a_folder_without_runs_is_named(tmp_path):

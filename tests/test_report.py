@@ -90,6 +90,8 @@ def test_the_score_of_a_run_by_every_metric(tmp_path):
     run, _ = runs.read(write_run(tmp_path, "a", 0, points, summary=summary))
     scores = {metric: ranking.score(run, metric) for metric in ranking.METRICS}
     assert scores == {"final": 20, "best": 30.5, "mean": (30 * 200 + 35 * 100) / 300, "evaluation": 7.5}
+    lost, _ = runs.read(write_run(tmp_path, "lost", 0, [*points[:3], (400, 3.0, math.nan)]))
+    assert math.isnan(ranking.score(lost, "final"))  # rewards were no longer finite
 
 
 @pytest.mark.medium
@@ -193,6 +195,12 @@ def test_an_interrupted_sweep_knows_what_never_began(tmp_path):
     assert sweep.typed == ["hydra/launcher=joblib", "algo=a3c,ppo"]
     assert sweep.missing == [["seed=1", "algo=a3c"], ["seed=1", "algo=ppo"]]
     assert jobs.sweeps(found, [tmp_path / "x_seed_0"]) == []
+    run_json = tmp_path / "x_seed_0" / "run.json"  # gone on with another budget
+    (tmp_path / "x_seed_0" / ".hydra").mkdir()
+    (tmp_path / "x_seed_0" / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(["seed=0", "algo=a3c"]))
+    made = json.loads(run_json.read_text()) | {"overrides": ["seed=0", "algo=a3c", "env.max_frame=6_000"]}
+    run_json.write_text(json.dumps(made))
+    assert jobs.sweeps(found, [tmp_path])[0].missing == sweep.missing
     for text in ("{", "3", "hydra: {sweeper: null}", "hydra: {sweeper: {_target_: OptunaSweeper}}"):
         (tmp_path / "multirun.yaml").write_text(text)
         (sweep,) = jobs.sweeps(found, [tmp_path])
@@ -369,6 +377,32 @@ def test_only_so_many_lines_are_drawn_as_can_be_told_apart(tmp_path):
 
 
 @pytest.mark.medium
+def test_a_group_that_only_one_axis_can_have_does_not_take_the_names_of_others(tmp_path):
+    late = [(100 * i, 20.0 + i, 1.0 * i) for i in range(1, 11)]
+    for arm, seconds in (("a", (10.0, None)), ("b", (30.0, 40.0))):
+        for seed, last in enumerate(seconds):
+            write_run(tmp_path, arm, seed, late if last is None else line(10.0, seconds=last))
+    found, _ = jobs.find([tmp_path])
+    named = {label: [j for j in found if j.name.startswith(label)] for label in ("a", "b")}
+    figures, notes = report._figures(ranking.rank(named, "final"))
+    assert notes == []
+    assert [[line.label for line in figure.lines] for figure in figures] == [
+        ["a (2 runs)", "b (2 runs)"],
+        ["b (2 runs)"],
+    ]
+    assert [len(figure.drawings) for figure in figures] == [1, 1]
+
+
+def test_the_times_of_simulations_are_called_virtual(tmp_path):
+    run = write_run(tmp_path, "a", 0, line(1.0, seconds=0.1), summary={"real_seconds": 7_200.0})
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["distributed"]["_target_"] = "asynclab.distributed.Simulated"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    page, _ = make(tmp_path, tmp_path / "report.html")
+    assert "Times and speeds are virtual, as those of all simulations." in page.text
+    assert "12:00 to 14:00 UTC" in " ".join(page.text.split())
+
+
 def test_long_names_of_groups_are_replaced(tmp_path):
     for arm, seeds in (("a", [0]), ("b", [0, 1])):
         for seed in seeds:

@@ -241,6 +241,59 @@ def test_arms_of_one_name_that_differ_are_told_apart(tmp_path):
     assert [arm[0].folder for arm in arms.values()][1:] == [changed, other]
 
 
+def test_a_setting_that_is_null_or_an_integer_is_the_same_as_none_and_as_its_float(tmp_path):
+    for seed, settings in enumerate(({}, {"target": None}, {"lam": 1}, {"lam": 1.0}, {"lam": 2, "target": None})):
+        write_run(tmp_path, "x", seed, line(1), **settings)
+    found, _ = study.load(tmp_path)
+    groups = {label: [run.settings["seed"] for run in members] for label, members in runs.group(found).items()}
+    assert groups == {"the rest": [0, 1], "algo.lam=1": [2, 3], "algo.lam=2": [4]}
+
+
+def test_no_run_is_lost_where_two_arms_would_have_one_name(tmp_path):
+    for seed, (typed, settings) in enumerate(
+        ((["algo.a=1", "algo.b=1"], {"a": 1, "b": 1, "c": 1}), (["algo.a=1"], {"a": 1, "b": 1}),
+         (["algo.a=1"], {"a": 1, "b": 2}), (["x=1"], {}))
+    ):  # fmt: skip
+        write_run(tmp_path, "x", seed, line(1), overrides=typed, **settings)
+    found, _ = study.load(tmp_path)
+    groups = runs.group(found)
+    assert sorted(run.settings["seed"] for members in groups.values() for run in members) == [0, 1, 2, 3]
+    assert list(groups) == ["algo.a=1, algo.b=1", "algo.a=1, algo.b=1 (x_seed_1)", "algo.a=1, algo.b=2", "x=1"]
+
+
+def test_runs_of_other_numbers_of_nodes_repeat_nothing(tmp_path):
+    for nodes in (None, 2, 4):
+        run = write_run(tmp_path, f"nodes_{nodes}", 0, line(1), overrides=["seed=0"])
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["distributed"] |= {"_target_": "asynclab.distributed.Simulated", "nodes": nodes}
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+    found = study.analyse(tmp_path)
+    assert [arm.label for arm in found.arms] == [f"distributed.nodes={n}" for n in (None, 2, 4)]
+    assert not any("repeats" in note for note in found.notes)
+    assert "Seconds are virtual." in study.table(found)
+
+
+def test_a_threshold_is_reached_by_a_mean_of_100_episodes_and_not_by_one_of_a_few(tmp_path):
+    run = write_run(tmp_path, "x", 0, line(1))
+    episodes = [{"frame": 1, "total_frame": 1, "seconds": 1.0, "ret": 0.0}] * 60
+    lines = []
+    for i, mean in enumerate((50.0, 20.0, 30.0), start=1):
+        lines.append({"kind": "session", "rank": 0, "episodes": episodes})
+        lines.append({"kind": "trial", "total_frames": 100 * i, "seconds": float(i)})
+        lines[-1]["metrics"] = {"train/return_100": mean}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [study.analyse(tmp_path, goal).arms[0].frames_to for goal in (10.0, 25.0, 40.0)] == [200, 300, math.inf]
+
+
+def test_a_run_that_was_stopped_is_no_limit_and_is_named(tmp_path):
+    write_run(tmp_path, "stopped", 0, line(475.0, seconds=2.0), summary={"stopped_by": "stop_at=475"})
+    write_run(tmp_path, "whole", 0, line(400.0, seconds=9.0), lam=0.5)
+    found = study.analyse(tmp_path)
+    assert (found.seconds, [arm.at_seconds.iqm for arm in found.arms]) == (9, [475, 400])
+    note = "stopped_seed_0 was stopped by stop_at=475 after 1,000 frames and 2.0 s; its last return stands for later"
+    assert any(note in line for line in found.notes)
+
+
 def test_what_is_wrong_with_a_sweep_is_said_and_the_rest_is_evaluated(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path, "a2c", seed, line(100))

@@ -34,6 +34,13 @@ def test_durations_are_those_of_the_profile(tmp_path):
     }
 
 
+def test_the_profile_of_a_resumed_run_is_not_that_of_all_its_frames(tmp_path):
+    write(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({"max_session": 2, "resumes": [{}]}))
+    with pytest.raises(ValueError, match="was resumed, and its profile is that of its last part"):
+        measured(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [({"profile": None}, "has no profile; run it with profile=true"), ({"session_updates": [0, 5]}, "learned nothing")],

@@ -108,6 +108,15 @@ def test_a_tracker_that_fails_does_not_end_the_run(train, monkeypatch):
     assert warning.endswith("; the run goes on without it")
 
 
+@pytest.mark.parametrize(("uri", "folder"), [("databricks", None), ("kept here", "kept here")])
+def test_where_mlflow_writes_is_what_its_variable_says(train, monkeypatch, tmp_path, uri, folder):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    before = {path.name for path in tmp_path.iterdir()}
+    run = train("track=mlflow")
+    assert {path.name for path in tmp_path.iterdir()} - before == {run.folder.name} | ({folder} if folder else set())
+    assert ("track=mlflow failed" in (run.folder / "train.log").read_text()) == (folder is None)
+
+
 def test_a_tracker_that_hangs_does_not_hold_up_the_run(train, monkeypatch):
     ever = threading.Event()
     monkeypatch.setitem(trackers.TRACKERS, "wandb", lambda *_: ever.wait())

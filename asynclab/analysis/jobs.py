@@ -134,8 +134,8 @@ def _missing(folder: Path, config: dict[str, Any], task: list[str]) -> list[list
         return []
     begun = set()
     for path in runs.find_all([folder])[0].values():
-        made = _read_yaml(path / RUN).get("overrides") or []  # JSON is YAML
-        begun.add(frozenset(o for o in _typed(path, made) if not o.startswith("hydra.")))
+        typed = _typed(path, []) or _typed(path, _read_yaml(path / RUN).get("overrides") or [])  # JSON is YAML
+        begun.add(frozenset(o for o in typed if not o.startswith("hydra.")))
     return [job for job in jobs if frozenset(job) not in begun]
 
 

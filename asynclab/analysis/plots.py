@@ -43,6 +43,7 @@ PANELS = 25  # of a session graph; more would be too small to read
 STALENESS = "staleness: updates by other sessions between pull and push"
 UNMEASURED = "its staleness is not on record"
 RARE = 0.001  # a share of updates that would not be seen
+FEW, LINE = 4, 0.2  # lines of a legend for which there is room, and inches of one more
 DOTS = 1_000  # of a session's episodes; more would hide each other
 
 
@@ -75,6 +76,15 @@ def plot(
     check_axis(x)
     outs = _outs(out)
     found, notes = runs.load(folders)
+    if kind is None and (len(found) > 1 or group):
+        kind = "runs"
+    is_grouped = kind in ("runs", "staleness")
+    if labels is not None and is_grouped:
+        raise ValueError(f"labels name runs, and kind={kind} draws groups of them; add kind=trial, or leave labels out")
+    if group is not None and not is_grouped:
+        raise ValueError(f"group makes groups of runs, and kind={kind} draws each; add kind=runs, or leave group out")
+    if labels is not None and len(set(labels)) < len(labels):
+        raise ValueError(f"labels={','.join(labels)} are not all different; give each run one of its own")
     if labels is not None and len(labels) != len(found):
         raise ValueError(f"there are {len(found)} runs and {len(labels)} labels; give one label per run")
     names = list(labels or runs.short_names([run.folder for run in found]))
@@ -83,7 +93,7 @@ def plot(
         groups, more = runs.groups_of(found, group)
         figure, undrawn = draw_staleness(groups)
         return save(figure, outs), notes + more + undrawn
-    if kind == "runs" or (kind is None and (len(found) > 1 or group)):
+    if kind == "runs":
         groups, more = runs.groups_of(found, group)
         figure, undrawn = draw_groups(groups, x)
         return save(figure, outs), notes + more + undrawn
@@ -92,8 +102,10 @@ def plot(
         files, notes = files + save(figure, outs), notes + more
     if kind != "trial":
         drawn = []
-        for name, run in zip(names, found, strict=True):
-            ending = "_sessions" * (kind is None) + f"_{name.replace('/', '_')}" * (len(found) > 1)
+        parts = [name.replace("/", "_") for name in names]
+        parts = [f"{part}_{i}" if parts.count(part) > 1 else part for i, part in enumerate(parts)]
+        for name, part, run in zip(names, parts, found, strict=True):
+            ending = "_sessions" * (kind is None) + f"_{part}" * (len(found) > 1)
             try:
                 figure, more = draw_sessions(run, x, f"{_env([run])}{name}")
             except ValueError as error:
@@ -201,7 +213,7 @@ def draw_sessions(run: Run, x: str, title: str) -> tuple[Any, list[str]]:
         if i >= len(drawn):
             axes.remove()
         elif i + columns >= len(drawn):  # the lowest of its column, though perhaps not in the last row
-            axes.set_xlabel(_axis(x, [run]) if columns == 1 else AXES[x])
+            axes.set_xlabel(_axis(x, [run]) if columns == 1 or x == "seconds" else AXES[x])
             axes.tick_params(labelbottom=True)
         if i % columns == 0:
             axes.set_ylabel("return")
@@ -346,11 +358,12 @@ def panels(xs: Sequence[str], size: tuple[float, float], found: Sequence[Run]) -
     return figure, axes
 
 
-def panels_against(x: str, size: tuple[float, float], count: int) -> tuple[Any, Sequence[Any]]:
-    """Return a figure and its axes beside each other, all against a setting on a logarithmic scale.
+def panels_against(x: str, values: Sequence[float], size: tuple[float, float], count: int) -> tuple[Any, Sequence[Any]]:
+    """Return a figure and its axes beside each other, all against a setting: on a logarithmic scale if that has all.
 
     Args:
         x: Key of the setting.
+        values: That it has.
         size: Inches.
         count: Of the axes.
     """
@@ -360,7 +373,7 @@ def panels_against(x: str, size: tuple[float, float], count: int) -> tuple[Any, 
     with matplotlib.rc_context({"axes.prop_cycle": _cycle()}):
         axes = figure.subplots(1, count, squeeze=False)[0]
     for panel in axes:
-        panel.set(xlabel=x, xscale="log")
+        panel.set(xlabel=x, xscale="log" if min(values) > 0 else "linear")
         panel.xaxis.set_major_formatter("{x:,.10g}")
         panel.grid(alpha=0.3)
     return figure, axes
@@ -375,6 +388,8 @@ def _cycle() -> Any:
 def _axis(x: str, found: Sequence[Run]) -> str:
     """Return the label of an axis, with what a frame is where that is not one step of the emulator."""
     label = AXES[check_axis(x)]
+    if x == "seconds" and (simulated := sum(run.is_simulated for run in found)):
+        return "virtual time (s)" if simulated == len(found) else f"{label}, of simulations virtual"
     games = [run for run in found if str(run.settings.get("env.id")).rpartition(":")[2].startswith("ALE/")]
     skips = {run.settings.get("env.make.frameskip", 4) for run in games}
     if x == "seconds" or len(games) < len(found) or len(skips) != 1:
@@ -412,11 +427,19 @@ def add_evaluation(axes: Any, label: str, evaluation: Curve, x: str) -> None:
 
 
 def add_legend(figure: Any, axes: Any, title: str | None = None) -> None:
-    """Write the labels of the lines below everything, in as many columns as there is room for."""
+    """Write the labels of the lines below everything, in as many columns as there is room for.
+
+    The figure grows by what a long legend needs, so that the axes keep their size.
+    """
     handles, labels = axes.get_legend_handles_labels()
     room = int(13 * figure.get_figwidth())  # characters
     labels = [textwrap.fill(label, room - 12) for label in labels]
     columns = max(1, room // (10 + max(map(len, labels))))
+    per_column = math.ceil(len(labels) / columns)
+    lines = max(
+        sum(1 + label.count("\n") for label in labels[i : i + per_column]) for i in range(0, len(labels), per_column)
+    )
+    figure.set_figheight(figure.get_figheight() + LINE * max(lines - FEW, 0))
     figure.legend(
         handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3, title=title
     )

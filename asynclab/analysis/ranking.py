@@ -64,7 +64,7 @@ def score(run: Run, metric: str) -> float:
         return or_nan(number(run.summary, "mean_return")) if metric == "final" else math.nan
     if metric == "mean" and frames[-1] > frames[0]:
         return float(np.trapezoid(returns, frames) / (frames[-1] - frames[0]))
-    return float(returns[-1])
+    return float(run.curve.returns[-1])  # nan where rewards were no longer finite
 
 
 def _estimate(values: Sequence[float]) -> Estimate:

@@ -219,7 +219,8 @@ def _figures(ranked: Sequence[Group]) -> tuple[list[Figure], list[str]]:
     labels = [label for label, members in drawable.items() if members]
     if not labels:
         return [], ["There are no curves: no run has a finished episode."]
-    drawings, drawn, notes = [], list[str](), []
+    notes: list[str] = []
+    drawings: dict[tuple[str, ...], list[str]] = {}  # by the labels of their lines: what overlaps may differ
     for x in ("total_frames", "seconds"):
         try:
             figure, more = plots.draw_groups({label: drawable[label] for label in labels[:DRAWN]}, x)
@@ -227,8 +228,9 @@ def _figures(ranked: Sequence[Group]) -> tuple[list[Figure], list[str]]:
             notes.append(f"There is no curve against {x.replace('_', ' ')}: {error}")
             continue
         notes += [note for note in more if not note.endswith("has one run, so no band.")]
-        drawn = [label.replace(r"\$", "$") for label in figure.axes[0].get_legend_handles_labels()[1]]
-        drawings.append(page.svg(figure, f"Mean return against {x.replace('_', ' ')} of {len(drawn)} groups of runs"))
+        drawn = tuple(label.replace(r"\$", "$") for label in figure.axes[0].get_legend_handles_labels()[1])
+        what = f"Mean return against {x.replace('_', ' ')} of {len(drawn)} groups of runs"
+        drawings.setdefault(drawn, []).append(page.svg(figure, what))
     if labels[DRAWN:]:
         notes.append(f"More lines could not be told apart; not drawn are {'; '.join(labels[DRAWN:])}.")
     caption = (
@@ -236,9 +238,8 @@ def _figures(ranked: Sequence[Group]) -> tuple[list[Figure], list[str]]:
         " interval, of groups with several runs."
     )
     text = " ".join([caption, *dict.fromkeys(notes)])
-    return [
-        Figure(drawings, list(starmap(Line, enumerate(drawn))), text)
-    ] if drawings else [], [] if drawings else notes
+    figures = [Figure(same, list(starmap(Line, enumerate(drawn))), text) for drawn, same in drawings.items()]
+    return figures, [] if figures else notes
 
 
 def _figures_of_run(job: Job) -> tuple[list[Figure], list[str]]:
@@ -495,7 +496,9 @@ def _facts(jobs: Sequence[Job]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return when, where and with what the runs were made: every value that there is and, of several, whose it is."""
     facts = []
     spans = [
-        (start, start + timedelta(seconds=_known(job.run, "seconds") or 0)) for job in jobs if (start := _started(job))
+        (start, start + timedelta(seconds=number(job.run.summary, "real_seconds") or _known(job.run, "seconds") or 0))
+        for job in jobs
+        if (start := _started(job))
     ]
     if spans:
         first, last = min(start for start, _ in spans), max(end for _, end in spans)
@@ -521,6 +524,9 @@ def _differences(jobs: Sequence[Job]) -> list[str]:
         )
         if len({what(job.run.made) for job in jobs} - {""}) > 1
     ]
+    if simulated := [job.name for job in jobs if job.run.is_simulated]:
+        of = "" if len(simulated) == len(jobs) else f" of {_some(simulated)}"
+        notes.append(f"Times and speeds{of} are virtual, as those of all simulations.")
     if resumed := [job.name for job in jobs if job.run.made.get("resumes")]:
         notes.append(f"Interrupted and resumed: {_some(resumed)}; the time includes several starts.")
     return notes

@@ -22,7 +22,10 @@ from asynclab.storage.folder import instead, is_locked
 from asynclab.storage.names import CONFIG, FAILURE, HYDRA, METRICS, RUN, SUMMARY
 
 # what may differ between the runs of an arm: it changes neither what is learned nor how fast
-RELEVANT = {"algo.precision", "device", "distributed.num_threads", "distributed.diagnostics", "patience", "stop_at"}
+RELEVANT = {
+    "algo.precision", "device", "distributed.diagnostics", "distributed.nodes", "distributed.num_threads", "patience",
+    "stop_at",
+}  # fmt: skip
 IRRELEVANT = CHANGEABLE - RELEVANT | {"seed"}
 EVALUATED = "eval.deterministic"  # changes what an evaluation means, though not what is learned
 ARM = re.compile("^arm(_[a-z]+)?=")  # what a study compares, and its label
@@ -59,6 +62,11 @@ class Run(NamedTuple):
         return self.summary.get("status") == "finished"
 
     @property
+    def is_simulated(self) -> bool:
+        """Whether its seconds are virtual."""
+        return str(self.settings.get("distributed._target_")).endswith(".Simulated")
+
+    @property
     def budget(self) -> tuple[str, int]:
         """The environment, and the frames of all sessions together."""
         networks = self.made.get("networks")
@@ -71,7 +79,7 @@ class Run(NamedTuple):
         """How many cores its sessions could keep busy."""
         processes = self.made.get("processes")
         if processes is None:  # of an older version
-            processes = 1 if self.settings["distributed._target_"].endswith(".Simulated") else self.made["max_session"]
+            processes = 1 if self.is_simulated else self.made["max_session"]
         threads = processes * self.settings["distributed.num_threads"]
         return min(threads, self.made["machine"]["cores"])
 
@@ -128,8 +136,10 @@ def _walk(folder: Path) -> Iterator[Path]:
     if any((folder / name).exists() for name in MARKS):
         yield folder
         return
+    above = {folder.resolve(), *folder.resolve().parents}
     for path in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        yield from _walk(path)
+        if path.resolve() not in above:  # a link upwards
+            yield from _walk(path)
 
 
 def load(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
@@ -239,7 +249,15 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 def relevant(run: Run) -> str:
     """Return what two runs must have in common to be repetitions of each other, as text."""
-    return json.dumps({key: value for key, value in run.settings.items() if key not in IRRELEVANT}, sort_keys=True)
+    known = {key: _alike(value) for key, value in run.settings.items() if key not in IRRELEVANT and value is not None}
+    return json.dumps(known, sort_keys=True)
+
+
+def _alike(value: Any) -> Any:
+    """Return a setting's value as it compares with others: 1 is 1.0, and null is what an older version did not have."""
+    if isinstance(value, list):
+        return [_alike(item) for item in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def complete(runs: Sequence[Run]) -> list[Run]:
@@ -261,15 +279,16 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
     labels = [", ".join(ARM.sub("", o) for o in mine if not all(o in other for other in typed)) for mine in typed]
     if len(members) == 1:
         labels = [next((ARM.sub("", o) for o in typed[0] if ARM.match(o)), "all runs")]
-    labelled = {}
+    labelled: dict[str, list[Run]] = {}
     for label, arm in zip(labels, members, strict=True):
         alike = [other[0] for name, other in zip(labels, members, strict=True) if name == label]
         differ = [
             f"{key}={value}"
             for key, value in arm[0].settings.items()
-            if key not in IRRELEVANT and any(other.settings.get(key) != value for other in alike)
+            if key not in IRRELEVANT and any(_alike(other.settings.get(key)) != _alike(value) for other in alike)
         ]
-        labelled[", ".join([label, *differ] if label else differ) or "the rest"] = _by_seed(arm)
+        name = ", ".join([label, *differ] if label else differ) or "the rest"
+        labelled[name if name not in labelled else f"{name} ({arm[0].folder.name})"] = _by_seed(arm)
     return labelled
 
 

@@ -198,18 +198,28 @@ def analyse(
         if len(members) < 2:
             more.append(f"{label} has one run, so no interval.")
     for run in runs:
-        if run.made["resumes"]:
+        if stopped := run.summary.get("stopped_by"):
+            last = f"{run.summary['frames']:,} frames and {run.summary['seconds']:,.1f} s"
+            more.append(
+                f"{run.folder.name} was stopped by {stopped} after {last}; its last return stands for later ones."
+            )
+        if run.made.get("resumes"):
             more.append(f"{run.folder.name} was interrupted and resumed; its seconds have two starts.")
         if run.summary["restarts"]:
             more.append(f"{run.folder.name} had sessions that failed and were started again.")
     if x is not None and not all(type(run.settings.get(x)) in (int, float) for run in runs):
         raise ValueError(f"x={x} is not a setting that has a number in every run, such as distributed.max_session")
     if seconds is None:
-        seconds = min(run.curve.seconds[-1] for run in runs)
+        seconds = _first_end(runs)
     env, budget = runs[0].budget
     counted = progress.counted(arms.items(), "arms")
     rows = [_arm(label, members, seconds, threshold) for label, members in counted]
     return Study(rows, env, budget if equal == "frames" else None, float(seconds), threshold, x, notes + more)
+
+
+def _first_end(runs: Sequence[Run]) -> float:
+    """Return the seconds after which the first run ended; one that ``stop_at`` or ``patience`` stopped is no limit."""
+    return min(run.curve.seconds[-1] for run in [r for r in runs if not r.summary.get("stopped_by")] or runs)
 
 
 def _arm(label: str, runs: list[Run], seconds: float, threshold: float | None) -> Arm:
@@ -221,7 +231,8 @@ def _arm(label: str, runs: list[Run], seconds: float, threshold: float | None) -
         return float(iqm(list(values)))
 
     def first(x: str) -> list[float]:
-        reached = [run.curve.returns >= (math.inf if threshold is None else threshold) for run in runs]
+        goal = math.inf if threshold is None else threshold
+        reached = [(run.curve.returns >= goal) & _is_full(run) for run in runs]
         return [
             float(getattr(run.curve, x)[hit][0]) if hit.any() else math.inf
             for run, hit in zip(runs, reached, strict=True)
@@ -246,6 +257,12 @@ def _arm(label: str, runs: list[Run], seconds: float, threshold: float | None) -
         lost=over_runs(statistics.fmean(s["lost_updates"]) if s.get("lost_updates") else None for s in summaries),
         agreement=over_runs(s.get("agreement") for s in summaries),
     )
+
+
+def _is_full(run: Run) -> Any:
+    """Return where a run's returns are means of 100 episodes; everywhere if its metrics have no episodes."""
+    ended = run.curves.ended
+    return ended >= curves.WINDOW if ended.any() else np.full(len(ended), True)
 
 
 def table(study: Study) -> str:
@@ -290,8 +307,8 @@ def _explain(study: Study) -> list[str]:
     text = [
         f"{study.env}. Return: mean of the last 100 episodes. All numbers are interquartile means over the seeds,"
         f" returns with [{CONFIDENCE:.0%} bootstrap interval]; at {study.seconds:,.1f} s"
-        f"{' the first run ended' if study.seconds == min(run.curve.seconds[-1] for run in runs) else ''}."
-        " Seconds include the start of the sessions' processes. A core counts if a session's thread could have it."
+        f"{' the first run ended' if study.seconds == _first_end(runs) else ''}."
+        f" {_clock(runs)} A core counts if a session's thread could have it."
     ]
     if study.threshold is not None:
         text[0] += (
@@ -299,6 +316,13 @@ def _explain(study: Study) -> list[str]:
         )
     text += ["", *(f"- {line}" for line in _origins(runs))]
     return text + [f"- {note}" for note in study.notes]
+
+
+def _clock(runs: Sequence[Run]) -> str:
+    simulated = [run.folder.name for run in runs if run.is_simulated]
+    if not simulated:
+        return "Seconds include the start of the sessions' processes."
+    return "Seconds are virtual." if len(simulated) == len(runs) else f"Seconds of {', '.join(simulated)} are virtual."
 
 
 def _origins(runs: Sequence[Run]) -> list[str]:
@@ -387,7 +411,8 @@ def draw_against(study: Study, x: str, outs: Sequence[Path]) -> None:
         rest = ", ".join(part for part in arm.label.split(", ") if not part.startswith(f"{x}="))
         lines.setdefault(rest or "all runs", []).append(arm)
     is_measured = any(arm.agreement is not None for arm in study.arms)
-    figure, (returns, *others) = plots.panels_against(x, (11 if is_measured else 7, 4.8), 1 + is_measured)
+    values = [arm.runs[0].settings[x] for arm in study.arms]
+    figure, (returns, *others) = plots.panels_against(x, values, (11 if is_measured else 7, 4.8), 1 + is_measured)
     for label, arms in sorted(lines.items()):
         at = np.array([arm.runs[0].settings[x] for arm in arms])
         common = [arm.at_seconds if study.budget is None else arm.at_frames for arm in arms]

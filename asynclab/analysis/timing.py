@@ -24,16 +24,19 @@ def measured(run: Path) -> dict[str, float]:
         run: Output folder of a run with ``profile=true``.
 
     Raises:
-        ValueError: It has no summary or no profile, or has learned nothing.
+        ValueError: It has no summary or no profile, was resumed, or has learned nothing.
     """
     folder.require(run)
     try:
         summary = read_json(run / SUMMARY)
-        num_envs = read_settings(run, read_json(run / RUN))["env.num_envs"]
+        made = read_json(run / RUN)
+        num_envs = read_settings(run, made)["env.num_envs"]
     except ValueError as error:
         raise ValueError(f"run={run} cannot be measured: {error}") from None
     if "profile" not in summary:
         raise ValueError(f"run={run} has no profile; run it with profile=true")
+    if made.get("resumes"):
+        raise ValueError(f"run={run} was resumed, and its profile is that of its last part; measure one in one piece")
     sessions = []
     for shares, seconds, frames, updates in zip(
         summary["profile"], summary["profile_seconds"], summary["session_frames"], summary["session_updates"],

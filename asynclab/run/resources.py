@@ -31,7 +31,8 @@ def choose_threads(asked: int | None, sessions: int, weights: int) -> int:
     """Return the threads of each session.
 
     Args:
-        asked: As configured; None for the session's share of the cores, as far as the network is large enough to gain, at most 8.
+        asked: As configured; None for the session's share of the cores, as far as the network is large enough to gain,
+            at most 8.
         sessions: Their number.
         weights: Of a session's networks.
     """

@@ -51,7 +51,9 @@ SHOWN = 64  # sessions that have curves of their own: each costs a thread and an
 
 # what says the same as another setting, unless somebody has set it to something else
 COPIES = {"algo.agent.torso": "env.torso", "env.make": "env"}
-OMITTED = CHANGEABLE - {"device", "distributed.diagnostics", "distributed.num_threads", "env.max_frame"}
+OMITTED = CHANGEABLE - {
+    "device", "distributed.diagnostics", "distributed.nodes", "distributed.num_threads", "env.max_frame",
+}  # fmt: skip
 RESULTS = {"staleness_mean": "hogwild/staleness_mean", "eval_return": "eval/return"}  # of the trial, by tag
 STATUS = {"finished": "STATUS_SUCCESS", "interrupted": "STATUS_UNKNOWN", "failed": "STATUS_FAILURE"}
 

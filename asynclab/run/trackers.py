@@ -92,8 +92,9 @@ class MLflow:
         from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
 
-        self.place = os.environ.get("MLFLOW_TRACKING_URI") or str(located(Path("mlruns")).resolve())
-        self._client = MlflowClient(self.place if ":" in self.place else f"file:{self.place}")
+        uri, local = os.environ.get("MLFLOW_TRACKING_URI"), located(Path("mlruns")).resolve()
+        self.place = uri or str(local)
+        self._client = MlflowClient(uri or local.as_uri())
         if run is not None:
             self.id = run
             self._client.update_run(run, status="RUNNING")

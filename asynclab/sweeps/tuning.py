@@ -12,7 +12,8 @@ from asynclab.config.settings import CHANGEABLE, compare, in_words
 
 log = logging.getLogger(__name__)
 
-IRRELEVANT = CHANGEABLE - {"env.max_frame", "patience", "stop_at"}  # trials can be compared although these differ
+# trials can be compared although these differ
+IRRELEVANT = CHANGEABLE - {"distributed.nodes", "env.max_frame", "patience", "stop_at"}
 
 
 def _is_own(cfg: DictConfig) -> bool:
