@@ -5,17 +5,19 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
 from conftest import ALGOS, run_session
 from runs import stop_after
 
-from asynclab.distributed import Off, Simulated
+from asynclab.distributed import Off, Simulated, Synced
 from asynclab.distributed.exchange import Outer
 from asynclab.distributed.timing import Constant, Lognormal
+from asynclab.nets import MLPTorso
 from asynclab.optim import GlobalRMSprop
-from asynclab.run.trial import TrialError
+from asynclab.run.trial import Trial, TrialError
 from asynclab.simulation.simulator import simulate
 from asynclab.storage import checkpoint
 from asynclab.training.messages import Record
@@ -174,6 +176,29 @@ def test_checkpoints_leave_no_trace_in_what_a_simulation_learns_and_tells(make_t
         (tmp_path / "metrics.jsonl").unlink()
     assert len(list((tmp_path / "checkpoints").glob("[0-9]*"))) > 1
     assert lines[0] == lines[1]
+
+
+def test_new_weights_are_the_same_to_the_bit_with_any_number_of_threads(make_trial):
+    thetas = []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            trial = make_trial(
+                torso=partial(MLPTorso, hidden=[64, 64])
+            )  # what CartPole has; smaller layers never differ
+            thetas.append(trial.stores[0].theta.clone())
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(thetas[0], thetas[1])
+    assert torch.equal(thetas[0], thetas[2])
+
+
+def test_checkpoints_do_not_say_when_a_simulation_tells(make_trial, tmp_path):
+    for mode, every in ((Simulated(2), 0.2), (Synced(2), 0.01)):
+        cfg = make_trial(mode=mode).cfg
+        cfg.checkpoint_every = 0.01
+        assert Trial(cfg, tmp_path).session.log_every == every
 
 
 def told(line):

@@ -1,5 +1,8 @@
 """The networks that a run trains, in shared memory."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from asynclab import flat
@@ -33,7 +36,8 @@ def make_stores(cfg: Config, probe: Probe, initial: Initial | None) -> list[Stor
 def _make(cfg: Config, probe: Probe, rank: int, initial: Initial | None) -> Store:
     mode: Mode = cfg.distributed
     torch.manual_seed(Seeds(cfg.seed, rank).weights)
-    agent = cfg.algo.agent(probe.envs.obs_space, probe.envs.action_space)
+    with _one_thread():
+        agent = cfg.algo.agent(probe.envs.obs_space, probe.envs.action_space)
     network = network_of(agent)
     if initial is not None:
         initial.copy_to(network.theta, flat.signature(agent.nets))
@@ -45,6 +49,17 @@ def _make(cfg: Config, probe: Probe, rank: int, initial: Initial | None) -> Stor
     if initial is not None:
         initial.copy_moments_to(store.moments)
     return store
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch compute in one thread: the bits of an orthogonal matrix depend on how many there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def network_of(agent: Agent) -> Network:

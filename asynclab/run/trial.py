@@ -100,7 +100,8 @@ class Trial:
             rules=Rules(cfg.algo.max_grad_norm, cfg.max_dropped, self.probe.precision),
             devices=self.probe.devices,
             seed=cfg.seed,
-            log_every=min(cfg.log_every, cfg.checkpoint_every),
+            # where seconds are virtual, those of checkpoints are not
+            log_every=cfg.log_every if self.mode.is_simulated else min(cfg.log_every, cfg.checkpoint_every),
             profile=cfg.profile,
             folder=folder / CHECKPOINTS,
             save_memory=self.probe.save_memory,
