@@ -17,6 +17,7 @@ from asynclab.simulation.nodes import Nodes
 from asynclab.simulation.simulator import NODES, simulate
 from asynclab.storage import checkpoint, snapshot
 from asynclab.training.messages import Record
+from asynclab.training.state import Start
 
 pytestmark = pytest.mark.medium
 
@@ -183,6 +184,26 @@ def test_a_stopped_simulation_goes_on_as_if_it_had_not(make_trial, tmp_path, alg
     assert torch.equal(second.stores[0].theta, whole.stores[0].theta)
     assert second.stores[0].updates.tolist() == whole.stores[0].updates.tolist()
     assert second.clock() == whole.clock()
+
+
+@pytest.mark.parametrize("nodes", [None, 1, 2])
+def test_other_nodes_go_on_with_all_that_those_before_had_learned(make_trial, tmp_path, nodes):
+    first = make_trial("a3c", mode=Simulated(4, nodes=4, exchange_every=1_000, timing=FULL), max_frame=2_000)
+    begun = first.stores[0].theta.clone()
+    stop_after(first, 200)
+    with pytest.raises(TrialError, match="asked to end"):
+        first.run()
+    found = checkpoint.load(tmp_path)
+    learned = [node["store"]["theta"] - begun for node in snapshot.read_tensors(found.path / NODES)["nodes"]]
+    assert all(change.abs().max() > 0 for change in learned)
+    second = make_trial("a3c", mode=Simulated(4, nodes=nodes), max_frame=2_000, checkpoint=found)
+    (store,) = second.stores
+    frames = store.total_frames()
+    second.control.finish()
+    start = Start(found.path, frozenset(found.manifest["files"]), 1)
+    list(simulate(second.session, store, second.control, second.clock, start))
+    torch.testing.assert_close(store.theta, begun + sum(learned))
+    assert store.total_frames() == frames
 
 
 @pytest.mark.parametrize(

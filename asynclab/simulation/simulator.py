@@ -9,6 +9,7 @@ own would not share is changed with every turn: torch's random numbers.
 import heapq
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -55,16 +56,30 @@ def simulate(session: Session, store: Store, control: Control, clock: Clock, sta
 
 
 def _make_nodes(session: Session, store: Store, clock: Clock, start: Start) -> Nodes | None:
-    """Return the nodes, as they were if there were as many; None if all sessions have one network."""
+    """Return the nodes, as they were; None if all sessions have one network.
+
+    If there were others, all that these had learned is in the store.
+    """
     assert isinstance(session.mode, Simulated)
-    if session.mode.nodes is None:
-        return None
-    with closing(session.make_envs()) as envs:
-        nodes = Nodes(session.mode, store, envs.num_envs, clock)
+    state = None
     if start.checkpoint is not None and NODES in start.files:
         state = snapshot.read_tensors(start.checkpoint / NODES)
-        if len(state["nodes"]) == session.mode.nodes:
-            nodes.load_state_dict(state)
+    if session.mode.nodes is None and state is None:
+        return None
+    with closing(session.make_envs()) as envs:
+        step = envs.num_envs
+    if state is not None and (number := len(state["nodes"])) != session.mode.nodes:
+        others = copy(session.mode)
+        others.nodes = number
+        before = Nodes(others, store, step, clock)
+        before.load_state_dict(state)
+        before.settle()
+        state = None
+    if session.mode.nodes is None:
+        return None
+    nodes = Nodes(session.mode, store, step, clock)
+    if state is not None:
+        nodes.load_state_dict(state)
     return nodes
 
 
