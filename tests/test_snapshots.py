@@ -150,6 +150,31 @@ def test_a_session_that_has_stepped_is_awaited_before_the_parent_has_heard_of_it
     recorder.close("interrupted")
 
 
+def test_a_checkpoint_that_could_not_be_written_leaves_nothing_on_the_disk(make_trial, tmp_path, caplog):
+    trial = make_trial(mode=Synced(2))
+    recorder = Recorder(tmp_path, trial.mode, trial.stores, 1000.0)
+    snapshots = trial.snapshots(Checkpoints(tmp_path, 2), recorder)
+    sessions = [trial.session.run(rank, trial.stores[0], trial.control) for rank in (0, 1)]
+    for rank in (0, 1):
+        trial.handle(next(sessions[rank]), recorder, snapshots)
+    for damage in ("no room", "nan"):
+        snapshots.every = 0.0
+        snapshots.begin()
+        trial.handle(None, recorder, snapshots)
+        saved = [next(event for event in session if isinstance(event, Saved)) for session in sessions]
+        assert list((tmp_path / "checkpoints").glob(".partial_*"))
+        if damage == "nan":
+            trial.stores[0].theta[0] = float("nan")
+        else:
+            saved[1] = saved[1]._replace(files=None, error="no room")
+        for event in saved:
+            trial.handle(event, recorder, snapshots)
+        assert not trial.control.is_pending()
+        assert not list((tmp_path / "checkpoints").glob(".partial_*"))
+    assert [record.message.partition(":")[0] for record in caplog.records] == ["no checkpoint was written"] * 2
+    recorder.close("interrupted")
+
+
 def test_a_session_that_dies_while_it_is_awaited_is_awaited_no_more(make_trial, tmp_path):
     trial = make_trial(mode=Synced(2))
     recorder = Recorder(tmp_path, trial.mode, trial.stores, 1000.0)

@@ -97,6 +97,7 @@ class Snapshots:
                     self.commit(snapshot)
                 except OSError as error:  # perhaps there is room again when the next one is due
                     log.error("no checkpoint was written: %s; those before are untouched", error)
+                    self.checkpoints.clean(snapshot.number)  # on a disk that is full already
                 self.control.release(snapshot.number)
                 self.begin()
         elif time.monotonic() >= self._next and running and self._may_ask():
