@@ -1,7 +1,7 @@
 """One run: settings -> trial -> trained.  ``asynclab.build`` shows how everything is wired."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ def run(
     is_async = OmegaConf.select(cfg, "env.make.vectorization_mode") == "async"  # gymnasium would start one unprotected
     is_simulated = "placement" in cfg.distributed  # in this process, whatever the number of sessions
     if (cfg.distributed.get("max_session") != 1 and not is_simulated) or is_async:
-        start_server()  # so early that it imports torch while we do
+        with suppress(OSError):  # it is started again where it is needed, and a reason why it cannot is said before
+            start_server()  # so early that it imports torch while we do
 
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import CompactHydraException

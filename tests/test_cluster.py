@@ -1,10 +1,12 @@
 """One run on two machines, by the real command.  One Ray for all: it takes 5 to 30 s to start."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -66,6 +68,51 @@ def test_a_machine_with_another_asynclab_is_refused(machines, tmp_path):
     words = r"has Python .* asynclab \S+ \((\w{8})\), and this machine has Python .* asynclab \S+ \((?!\1)\w{8}\);"
     assert re.search(words, process.stderr + process.stdout)
     assert "Traceback" not in process.stderr
+
+
+RUN_IN_A_THREAD = """
+import sys, threading
+import psutil
+import asynclab
+
+found, runs = set(), []
+
+
+def look(line):
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        try:
+            connections = process.net_connections("tcp")
+        except psutil.Error:
+            continue
+        found.update((c.laddr.ip, process.name()) for c in connections if c.status == psutil.CONN_LISTEN)
+
+
+def main():
+    runs.append(asynclab.train(sys.argv[1:], look, quiet=True))
+
+
+if __name__ == "__main__":
+    thread = threading.Thread(target=main)
+    thread.start()
+    thread.join()
+    print(*(f"{ip} {name}" for ip, name in found), runs[0].summary["frames"], sep="\\n")
+"""
+
+
+def test_a_ray_of_its_own_starts_in_a_thread_and_in_a_long_folder_and_nobody_outside_can_reach_it(tmp_path):
+    (tmp_path / "run_it.py").write_text(RUN_IN_A_THREAD)
+    settings = ["distributed=cluster", "distributed.max_session=1", f"hydra.run.dir={tmp_path / 'run'}", "plot=false"]
+    command = [sys.executable, tmp_path / "run_it.py", *SMALL, *settings]
+    with tempfile.TemporaryDirectory(prefix="folder_of_a_job_", dir="/tmp") as folder:
+        env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {"TMPDIR": folder}
+        process = subprocess.run(
+            command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240, check=False
+        )
+    assert process.returncode == 0, process.stderr
+    *listening, frames = process.stdout.split("\n")[:-1]
+    assert frames == "6000"
+    assert len(listening) > 3
+    assert {line.partition(" ")[0].removeprefix("::ffff:") for line in listening} == {"127.0.0.1"}, listening
 
 
 def test_an_address_where_nothing_answers_is_refused(train):

@@ -1,6 +1,7 @@
 """Cores and memory as affinity and nested control groups leave them, and what is made of them."""
 
 import os
+import tempfile
 
 import gymnasium as gym
 import numpy as np
@@ -120,6 +121,15 @@ def test_threads_and_sessions_never_exceed_the_cores(monkeypatch, asked, session
     monkeypatch.setattr(machine, "cores", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", limit)
     assert resources.choose_threads(asked, sessions, weights) == threads
+
+
+def test_a_folder_for_temporary_files_that_is_too_long_for_sockets_is_refused(monkeypatch):
+    for length in (75, 76):
+        monkeypatch.setattr(tempfile, "tempdir", "/".ljust(length, "x"))
+        if length == 75:
+            resources.check_sockets()
+    with pytest.raises(ValueError, match=r"TMPDIR=/x+ has 76 characters, .* for 75; set it to a shorter folder"):
+        resources.check_sockets()
 
 
 def test_one_session_of_a_large_machine_has_no_more_threads_than_gain(monkeypatch):

@@ -46,6 +46,8 @@ def launch(plan: Plan, store: Store, control: Control, start: Start) -> Generato
     Raises:
         SessionError: A session or a node failed for good.
     """
+    if control.ending():  # asked for before there is anything to end
+        return
     with machines.joined(plan.mode, store.theta.nbytes):
         fleet = _Fleet(plan, store, control, start)
         try:
@@ -261,7 +263,6 @@ class _Fleet:
             self._held.append(None)
         elif member.losses >= FIRST_LOSSES:
             self._give_up(member, f"{cause}, {member.losses} times before it had stepped")
-            return
         delay = None if member.has_ended else min(2.0 ** (member.losses - 1), MAX_DELAY)
         member.due = time.monotonic() + (delay or 0.0)
         for rank in ranks:
@@ -274,7 +275,9 @@ class _Fleet:
         """Let all end, as a node has failed for good."""
         member.has_ended = True
         self._held.append(None)
-        if not self.control.ending():
+        if self.control.ending():
+            log.error("node %d failed at the end, and what it had not exchanged is lost: %s", member.node, error)
+        else:
             self.failed.append(f"node {member.node}: {error}")
             self.control.finish()
 

@@ -10,8 +10,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from hashlib import sha256
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -26,6 +27,7 @@ from asynclab.distributed import Cluster
 
 OBJECTS = 100 * 2**20  # bytes of Ray's store of objects, at least
 CONNECT = 10.0  # seconds in which a cluster must answer
+LONGEST = 20  # characters of the folder for temporary files: Ray's sockets below it have room for 107
 ANSWER = 180.0  # in which all its machines must, together; to begin a process there may take half a minute
 
 # A process of its own, told which processes Ray has here.  If its input ends before it is ended itself, we have died
@@ -116,7 +118,8 @@ def joined(mode: Cluster, nbytes: int) -> Iterator[None]:
         finally:
             leave()
         return
-    folder = tempfile.mkdtemp(prefix="asynclab_ray_")
+    place = tempfile.gettempdir()
+    folder = tempfile.mkdtemp(prefix="asynclab_ray_", dir="/tmp" if len(place) > LONGEST else place)
     guard = subprocess.Popen(
         [sys.executable, "-c", GUARD], stdin=subprocess.PIPE, start_new_session=True, text=True
     )  # fmt: skip
@@ -182,15 +185,30 @@ def _init(**settings: Any) -> None:
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     handler = signal.getsignal(signal.SIGTERM)
-    with signals.blocked():
+    with signals.blocked(), _loopback() if settings["address"] == "local" else nullcontext():
         try:
             ray.init(
                 include_dashboard=None if settings["address"] != "local" else False,
                 configure_logging=False, log_to_driver=False, **settings,
             )  # fmt: skip
         finally:
-            if handler is not None:
+            if handler is not None and threading.current_thread() is threading.main_thread():  # Ray sets it only there
                 signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Let this process start a Ray that listens on 127.0.0.1 only.
+
+    Ray has read the variable of its processes when it was imported, which may be long ago.
+    """
+    from ray._private import ray_constants
+
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _alive() -> list[dict[str, Any]]:

@@ -100,6 +100,8 @@ def check_run(cfg: Config, folder: Path, schedule: Schedule, checkpoint: Checkpo
             f"env.max_frame={cfg.env.max_frame} ends before every session has learned once; set it to {needed} or more"
         )
     refill = memory.refill(cfg.env.max_frame // mode.writers)
+    if not mode.is_simulated or schedule.every is not None:
+        resources.check_sockets()
     resources.check_descriptors(mode.processes, mode.num_stores, schedule.every is not None)
     devices = choose_devices(cfg.device, mode, flat.size(agent.nets))
     if mode.record:

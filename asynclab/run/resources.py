@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +19,7 @@ SESSION_COPIES = 3  # of its weights: these and their gradient, and both in bf16
 # while a checkpoint is written; measured with 40 nodes of 866,439 weights each: 22
 NODE_COPIES, NODE_COPIES_ON_DISK = 22, 7
 OWN_DESCRIPTORS, SESSION_DESCRIPTORS, STORE_DESCRIPTORS, EVALUATOR_DESCRIPTORS = 38, 5, 10, 15  # of the parent
+LONGEST_FOLDER = 107 - len("/pymp-12345678/listener-12345678")  # 107: of a Unix socket's name
 WEIGHTS_PER_THREAD = 100_000  # with fewer, threads of an update wait for each other for longer than they gain
 MOST_THREADS = 8  # on 16 cores 16 made two thirds of the frames that 8 made (docs/performance.md)
 
@@ -105,6 +107,15 @@ def check_descriptors(processes: int, stores: int, evaluates: bool = False) -> N
         raise ValueError(
             f"{processes} sessions need about {needed} open files and the limit is {limit}; raise it"
             f" (ulimit -n {needed}) or lower distributed.max_session"
+        )
+
+
+def check_sockets() -> None:
+    """Refuse a folder for temporary files below which Python cannot have the sockets of its processes."""
+    if len(folder := tempfile.gettempdir()) > LONGEST_FOLDER:
+        raise ValueError(
+            f"TMPDIR={folder} has {len(folder)} characters, and sockets below it have room for {LONGEST_FOLDER}; set"
+            " it to a shorter folder (export TMPDIR=/tmp)"
         )
 
 
