@@ -9,10 +9,13 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
 from machines import Machines
+
+from asynclab.processes.control import Control
 
 pytestmark = pytest.mark.medium
 SMALL = ["algo=a3c", "env=cartpole", "env.max_frame=6_000", "log_every=0.5", "env.torso.hidden=[8]"]
@@ -113,6 +116,36 @@ def test_a_ray_of_its_own_starts_in_a_thread_and_in_a_long_folder_and_nobody_out
     assert frames == "6000"
     assert len(listening) > 3
     assert {line.partition(" ")[0].removeprefix("::ffff:") for line in listening} == {"127.0.0.1"}, listening
+
+
+def test_the_sessions_of_a_node_that_is_lost_for_the_last_time_have_failed(monkeypatch, caplog):
+    from asynclab.cluster import fleet as module
+
+    monkeypatch.setattr(module.ray, "kill", lambda actor: None)
+    left = []
+    server = SimpleNamespace(leave=SimpleNamespace(remote=lambda *args: left.append(args)))
+    fleet = object.__new__(module._Fleet)
+    fleet.plan = SimpleNamespace(mode=SimpleNamespace(ranks=lambda node: range(2 * node, 2 * node + 2)))
+    fleet.server, fleet.control, fleet._held, fleet.failed = server, Control(4), [], []
+    member = module._Member(1, actor=object(), losses=module.FIRST_LOSSES - 2)
+    again, last = (list(fleet._lose(member, "was killed")) for _ in range(2))
+    assert [(failure.rank, failure.delay is None) for failure in again + last] == [
+        (2, False), (3, False), (2, True), (3, True)
+    ]  # fmt: skip
+    assert fleet.failed == [f"node 1: was killed, {module.FIRST_LOSSES} times before it had stepped"]
+    assert left == [(1, 1), (1, 2)]
+    fleet._give_up(module._Member(0), "raised")  # while the run ends because of the other one
+    assert [record.message for record in caplog.records] == ["node 0 failed, too: raised"]
+    assert len(fleet.failed) == 1
+
+
+def test_nothing_is_started_for_a_run_that_is_asked_to_end(monkeypatch):
+    from asynclab.cluster import fleet as module
+
+    monkeypatch.setattr(module.machines, "joined", None)
+    control = Control(2)
+    control.finish()
+    assert list(module.launch(None, None, control, None)) == []
 
 
 def test_an_address_where_nothing_answers_is_refused(train):

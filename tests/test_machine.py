@@ -8,9 +8,10 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from conftest import make_schedule
 
 from asynclab import machine
-from asynclab.distributed import Off, Shared, Synced
+from asynclab.distributed import Off, Shared, Simulated, Synced
 from asynclab.envs import make_envs
 from asynclab.nets import MLPTorso
 from asynclab.run import preflight, resources, screens
@@ -128,8 +129,18 @@ def test_a_folder_for_temporary_files_that_is_too_long_for_sockets_is_refused(mo
         monkeypatch.setattr(tempfile, "tempdir", "/".ljust(length, "x"))
         if length == 75:
             resources.check_sockets()
-    with pytest.raises(ValueError, match=r"TMPDIR=/x+ has 76 characters, .* for 75; set it to a shorter folder"):
+    with pytest.raises(ValueError, match=r"TMPDIR=/x+ has 76 bytes, .* for 75; set it to a shorter folder"):
         resources.check_sockets()
+
+
+def test_only_runs_that_have_sockets_are_refused_for_it(make_trial, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/".ljust(76, "x"))
+    for mode in (Off(1), Synced(1), Simulated(2)):
+        make_trial(mode=mode)
+    with pytest.raises(ValueError, match="TMPDIR="):
+        make_trial(mode=Synced(2))
+    with pytest.raises(ValueError, match="TMPDIR="):
+        make_trial(mode=Off(1), schedule=make_schedule(every=100))
 
 
 def test_one_session_of_a_large_machine_has_no_more_threads_than_gain(monkeypatch):

@@ -92,6 +92,7 @@ def test_the_score_of_a_run_by_every_metric(tmp_path):
     assert scores == {"final": 20, "best": 30.5, "mean": (30 * 200 + 35 * 100) / 300, "evaluation": 7.5}
     lost, _ = runs.read(write_run(tmp_path, "lost", 0, [*points[:3], (400, 3.0, math.nan)]))
     assert math.isnan(ranking.score(lost, "final"))  # rewards were no longer finite
+    assert ranking.score(lost, "mean") == 30
 
 
 @pytest.mark.medium
@@ -133,6 +134,17 @@ def test_groups_are_ranked_over_their_finished_runs(tmp_path):
     value, low, high = groups[1].estimates["final"]
     assert (value, low, high) == (30, 10, 60)
     assert all(map(math.isnan, groups[0].estimates["final"][1:]))  # one run has no interval
+
+
+def test_a_group_in_which_a_run_diverged_is_not_ranked_by_the_others(tmp_path):
+    write_run(tmp_path, "good", 0, line(9.0))
+    write_run(tmp_path, "frail", 0, line(50.0))
+    write_run(tmp_path, "frail", 1, [(100, 1.0, -3.0), (1_000, 10.0, math.nan)])
+    found, _ = jobs.find([tmp_path])
+    named = {label: [j for j in found if j.name.startswith(label)] for label in ("frail", "good")}
+    groups = ranking.rank(named, "final")
+    assert [group.label for group in groups] == ["good", "frail"]
+    assert all(map(math.isnan, groups[1].estimates["final"]))
 
 
 def test_a_command_can_be_pasted_into_a_shell(tmp_path):
@@ -198,9 +210,15 @@ def test_an_interrupted_sweep_knows_what_never_began(tmp_path):
     run_json = tmp_path / "x_seed_0" / "run.json"  # gone on with another budget
     (tmp_path / "x_seed_0" / ".hydra").mkdir()
     (tmp_path / "x_seed_0" / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(["seed=0", "algo=a3c"]))
-    made = json.loads(run_json.read_text()) | {"overrides": ["seed=0", "algo=a3c", "env.max_frame=6_000"]}
+    made = json.loads(run_json.read_text()) | {"overrides": ["seed=0", "algo=a3c", "env.max_frame=6000"]}
     run_json.write_text(json.dumps(made))
     assert jobs.sweeps(found, [tmp_path])[0].missing == sweep.missing
+    multirun(tmp_path, [*task, "env.max_frame=6000"], params={"seed": "0,1"})  # the whole sweep goes on with it
+    (tmp_path / "y" / ".hydra" / "later").mkdir()
+    later = ["seed=0", "algo=ppo", "resume=auto", "env.max_frame=6000"]
+    (tmp_path / "y" / ".hydra" / "later" / "overrides.yaml").write_text(yaml.safe_dump(later))
+    missing = [["seed=1", algo, "env.max_frame=6000"] for algo in ("algo=a3c", "algo=ppo")]
+    assert jobs.sweeps(found, [tmp_path])[0].missing == missing
     for text in ("{", "3", "hydra: {sweeper: null}", "hydra: {sweeper: {_target_: OptunaSweeper}}"):
         (tmp_path / "multirun.yaml").write_text(text)
         (sweep,) = jobs.sweeps(found, [tmp_path])

@@ -273,6 +273,15 @@ def test_runs_of_other_numbers_of_nodes_repeat_nothing(tmp_path):
     assert "Seconds are virtual." in study.table(found)
 
 
+def test_runs_on_other_numbers_of_machines_repeat_nothing_though_that_was_left_to_the_cluster(tmp_path):
+    for nodes in (2, 4):
+        run = write_run(tmp_path, f"on_{nodes}", 0, line(1), overrides=["seed=0"], made={"nodes": nodes})
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["distributed"] |= {"_target_": "asynclab.distributed.Cluster", "nodes": None}
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert list(runs.group(study.load(tmp_path)[0])) == ["distributed.nodes=2", "distributed.nodes=4"]
+
+
 def test_a_threshold_is_reached_by_a_mean_of_100_episodes_and_not_by_one_of_a_few(tmp_path):
     run = write_run(tmp_path, "x", 0, line(1))
     episodes = [{"frame": 1, "total_frame": 1, "seconds": 1.0, "ret": 0.0}] * 60
@@ -292,6 +301,7 @@ def test_a_run_that_was_stopped_is_no_limit_and_is_named(tmp_path):
     assert (found.seconds, [arm.at_seconds.iqm for arm in found.arms]) == (9, [475, 400])
     note = "stopped_seed_0 was stopped by stop_at=475 after 1,000 frames and 2.0 s; its last return stands for later"
     assert any(note in line for line in found.notes)
+    assert "at 9.0 s the first run that was not stopped ended." in study.table(found)
 
 
 def test_what_is_wrong_with_a_sweep_is_said_and_the_rest_is_evaluated(tmp_path):

@@ -59,7 +59,7 @@ class Curves(NamedTuple):
         trial: Mean return over the last 100 episodes of all sessions, at every progress line.
         sessions: By rank: the return of every episode, or the mean return of every so many.
         evaluation: Mean return of every evaluation while the run trained.
-        ended: [N] How many episodes of all sessions are on record at every point of the trial's curve.
+        ended: [N] How many episodes of all sessions are on record at every point of the trial's curve, at least.
         every: Episodes that a point of a session's curve is the mean of; divides ``WINDOW``.
     """
 
@@ -107,7 +107,8 @@ def _curves(lines: Sequence[dict[str, Any]], run: Path) -> Curves:
             clock.append((line["seconds"], line["total_frames"]))
             if "train/return_100" in line["metrics"]:
                 points.append((line["total_frames"], line["seconds"], line["metrics"]["train/return_100"]))
-                ended.append(every * sum(map(len, episodes.values())))
+                # the first mean of a session may be of fewer episodes
+                ended.append(sum((len(rows) - 1) * every + 1 for rows in episodes.values() if rows))
         elif line["kind"] == metrics.EVALUATION:
             with suppress(KeyError, TypeError, ValueError):  # one that cannot be read: the rest is still good
                 evaluations.append(_evaluation(**{key: line[key] for key in ("total_frames", "seconds", "returns")}))

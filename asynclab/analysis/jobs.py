@@ -134,8 +134,9 @@ def _missing(folder: Path, config: dict[str, Any], task: list[str]) -> list[list
         return []
     begun = set()
     for path in runs.find_all([folder])[0].values():
-        typed = _typed(path, []) or _typed(path, _read_yaml(path / RUN).get("overrides") or [])  # JSON is YAML
-        begun.add(frozenset(o for o in typed if not o.startswith("hydra.")))
+        made = _read_yaml(path / RUN).get("overrides") or []  # JSON is YAML; a run that goes on may have others
+        for overrides in (made, *(_read_yaml(noted, []) for noted in _noted(path))):
+            begun.add(frozenset(str(o) for o in overrides if not str(o).startswith(("hydra.", *PLACES))))
     return [job for job in jobs if frozenset(job) not in begun]
 
 
@@ -143,9 +144,14 @@ def _typed(folder: Path, overrides: Sequence[Any]) -> list[str]:
     """Return the overrides that a run has noted or, before there is one, Hydra."""
     found = list(overrides)
     if not found:
-        for path in (folder / HYDRA / "overrides.yaml", *sorted(folder.glob(".hydra/*/overrides.yaml"))):
+        for path in _noted(folder):
             found = found or list(_read_yaml(path, []))
     return [str(o) for o in found if not str(o).startswith(PLACES)]
+
+
+def _noted(folder: Path) -> list[Path]:
+    """Return where Hydra has noted the overrides of a run's commands, the first one first."""
+    return [folder / HYDRA / "overrides.yaml", *sorted((folder / HYDRA).glob("*/overrides.yaml"))]
 
 
 def _part(content: Any, *keys: str) -> Any:

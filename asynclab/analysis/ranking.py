@@ -45,6 +45,8 @@ def rank(labelled: Mapping[str, list[Job]], metric: str) -> list[Group]:
         complete = {run.folder for run in runs.complete([job.run for job in jobs])}
         used = [job for job in jobs if job.run.folder in complete]
         estimates = {name: _estimate([score(job.run, name) for job in used]) for name in METRICS}
+        if any(_has_diverged(job.run) for job in used):  # not the mean of those that have not
+            estimates["final"] = (math.nan, math.nan, math.nan)
         groups.append(Group(label, jobs, used, estimates))
     return sorted(groups, key=lambda g: (math.isnan(g.estimates[metric][0]), -g.estimates[metric][0]))
 
@@ -62,9 +64,17 @@ def score(run: Run, metric: str) -> float:
     frames, returns = run.curve.total_frames[known], run.curve.returns[known]
     if not len(returns):
         return or_nan(number(run.summary, "mean_return")) if metric == "final" else math.nan
+    if metric == "final" and _has_diverged(run):
+        return math.nan
     if metric == "mean" and frames[-1] > frames[0]:
         return float(np.trapezoid(returns, frames) / (frames[-1] - frames[0]))
-    return float(run.curve.returns[-1])  # nan where rewards were no longer finite
+    return float(returns[-1])
+
+
+def _has_diverged(run: Run) -> bool:
+    """Return whether returns were finite and no longer are: rewards became nan or infinite."""
+    returns = run.curve.returns
+    return bool(np.isfinite(returns).any()) and not math.isfinite(returns[-1])
 
 
 def _estimate(values: Sequence[float]) -> Estimate:

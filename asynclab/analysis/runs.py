@@ -103,7 +103,7 @@ def read_settings(folder: Path, made: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         folder: Its output folder.
-        made: ``run.json``: how many sessions and threads there were, if the config left that to the machine.
+        made: ``run.json``: how many sessions, nodes and threads there were, if the config left that to the machine.
 
     Raises:
         ValueError: ``config.yaml`` is missing or damaged.
@@ -114,7 +114,7 @@ def read_settings(folder: Path, made: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("config.yaml is missing") from None
     except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"config.yaml is damaged ({str(error).splitlines()[0]})") from None
-    decided = {key: made[key] for key in ("max_session", "num_threads") if key in made}
+    decided = {key: made[key] for key in ("max_session", "nodes", "num_threads") if key in made}
     return found | {f"distributed.{key}": value for key, value in decided.items()}
 
 

@@ -1,8 +1,8 @@
 """A sweep in one table and one figure: interquartile means over seeds, with bootstrap confidence intervals.
 
 Runs are grouped into *arms*: all that differs between them except the seed.  Arms are compared after the same frames
-(the budget) and at the same wall-clock time (that of the run which ended first).  Where arms have budgets of their own
-(``equal="time"``), only the time is the same.
+(the budget) and at the same wall-clock time: that of the run which ended first, but for those that ``stop_at`` or
+``patience`` stopped.  Where arms have budgets of their own (``equal="time"``), only the time is the same.
 """
 
 import csv
@@ -174,7 +174,7 @@ def analyse(
         sweep: Its folder.
         threshold: A return; the table says when it was reached.
         seconds: Wall-clock time at which arms are compared, a run that has ended with its last return; None: when the
-            first run ended.
+            first run ended that was not stopped.
         x: Key of a setting with numbers that the figure is drawn against.
         equal: What arms have in common: ``frames``, or only the ``time``, where each has a budget of its own.
 
@@ -307,7 +307,7 @@ def _explain(study: Study) -> list[str]:
     text = [
         f"{study.env}. Return: mean of the last 100 episodes. All numbers are interquartile means over the seeds,"
         f" returns with [{CONFIDENCE:.0%} bootstrap interval]; at {study.seconds:,.1f} s"
-        f"{' the first run ended' if study.seconds == _first_end(runs) else ''}."
+        f"{_when(study, runs)}."
         f" {_clock(runs)} A core counts if a session's thread could have it."
     ]
     if study.threshold is not None:
@@ -316,6 +316,12 @@ def _explain(study: Study) -> list[str]:
         )
     text += ["", *(f"- {line}" for line in _origins(runs))]
     return text + [f"- {note}" for note in study.notes]
+
+
+def _when(study: Study, runs: Sequence[Run]) -> str:
+    if study.seconds != _first_end(runs):
+        return ""
+    return f" the first run{' that was not stopped' * any(r.summary.get('stopped_by') for r in runs)} ended"
 
 
 def _clock(runs: Sequence[Run]) -> str:

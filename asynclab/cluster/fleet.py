@@ -276,7 +276,7 @@ class _Fleet:
         member.has_ended = True
         self._held.append(None)
         if self.control.ending():
-            log.error("node %d failed at the end, and what it had not exchanged is lost: %s", member.node, error)
+            log.error("node %d failed, too: %s", member.node, error)
         else:
             self.failed.append(f"node {member.node}: {error}")
             self.control.finish()

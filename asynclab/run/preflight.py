@@ -85,6 +85,9 @@ def check_run(cfg: Config, folder: Path, schedule: Schedule, checkpoint: Checkpo
     if isinstance(mode, Simulated):
         _warn_of_idle(mode)
     check_device(cfg.device, mode)
+    has_processes = getattr(cfg.env.make, "keywords", {}).get("vectorization_mode") == "async"
+    if mode.is_cluster or mode.processes > 1 or schedule.every is not None or has_processes:
+        resources.check_sockets()
     envs = cfg.env.make()
     envs.close()
     if schedule.changes:
@@ -100,8 +103,6 @@ def check_run(cfg: Config, folder: Path, schedule: Schedule, checkpoint: Checkpo
             f"env.max_frame={cfg.env.max_frame} ends before every session has learned once; set it to {needed} or more"
         )
     refill = memory.refill(cfg.env.max_frame // mode.writers)
-    if not mode.is_simulated or schedule.every is not None:
-        resources.check_sockets()
     resources.check_descriptors(mode.processes, mode.num_stores, schedule.every is not None)
     devices = choose_devices(cfg.device, mode, flat.size(agent.nets))
     if mode.record:
@@ -123,7 +124,7 @@ def _check_numbers(cfg: Config, is_new: bool) -> None:
     if cfg.algo.max_grad_norm is not None:
         check.positive("algo.max_grad_norm", cfg.algo.max_grad_norm)
     check.schedule("algo.lr_schedule", cfg.algo.lr_schedule)
-    if (gamma := getattr(cfg.algo.agent, "keywords", {}).get("gamma")) is not None:
+    if isinstance(gamma := getattr(cfg.algo.agent, "keywords", {}).get("gamma"), (int, float)):
         check.fraction("algo.agent.gamma", gamma)  # before env.make.scale_reward, which follows it
 
 

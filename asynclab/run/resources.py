@@ -112,10 +112,11 @@ def check_descriptors(processes: int, stores: int, evaluates: bool = False) -> N
 
 def check_sockets() -> None:
     """Refuse a folder for temporary files below which Python cannot have the sockets of its processes."""
-    if len(folder := tempfile.gettempdir()) > LONGEST_FOLDER:
+    folder = tempfile.gettempdir()
+    if (length := len(os.fsencode(folder))) > LONGEST_FOLDER:
         raise ValueError(
-            f"TMPDIR={folder} has {len(folder)} characters, and sockets below it have room for {LONGEST_FOLDER}; set"
-            " it to a shorter folder (export TMPDIR=/tmp)"
+            f"TMPDIR={folder} has {length} bytes, and sockets below it have room for {LONGEST_FOLDER}; set it to a"
+            " shorter folder (export TMPDIR=/tmp)"
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from asynclab import console, flat
 from asynclab.cluster.exchange import Exchanges
 from asynclab.config.schema import Config
-from asynclab.distributed import Mode, Store
+from asynclab.distributed import Cluster, Mode, Store
 from asynclab.envs import spaces
 from asynclab.evaluation.evaluator import Evaluator, Schedule
 from asynclab.processes.control import Control
@@ -114,6 +114,7 @@ class Trial:
         asked = self.schedule.deterministic
         return {
             "max_session": self.mode.max_session,
+            **({"nodes": self.mode.nodes} if isinstance(self.mode, Cluster) else {}),
             "num_threads": self.probe.num_threads,
             "networks": self.mode.num_stores,
             "processes": self.mode.processes,
@@ -121,6 +122,13 @@ class Trial:
             "precision": self.probe.precision,
             "deterministic": self.probe.agent.deterministic if asked is None else asked,
         } | ({"initial": None if self.initial is None else str(self.initial)} if self.checkpoint is None else {})
+
+    def _shown(self) -> dict[str, Any]:
+        """Return the settings, with the nodes that a cluster has; empty if they are not known."""
+        config = dict(self.config or {})
+        if isinstance(self.mode, Cluster) and config:
+            config["distributed"] = {**config["distributed"], "nodes": self.mode.nodes}
+        return config
 
     def is_complete(self) -> bool:
         """Return whether the budget is used up, or the run has been stopped for what still is a reason."""
@@ -181,12 +189,12 @@ class Trial:
         checkpoints.clean()
         start, summary = self._start(checkpoints)
         recorder = Recorder(
-            self.folder, self.mode, self.stores, self.cfg.log_every, self._saved.get("recorder"), self.config, summary,
-            self.clock,
+            self.folder, self.mode, self.stores, self.cfg.log_every, self._saved.get("recorder"), self._shown(),
+            summary, self.clock,
         )  # fmt: skip
         recorder.listen = listen
         if self.cfg.track is not None:
-            recorder.tracker = Tracker(self.cfg.track, self.folder, hparams(self.config or {}, self.mode.max_session))
+            recorder.tracker = Tracker(self.cfg.track, self.folder, hparams(self._shown(), self.mode.max_session))
         snapshots = self.snapshots(checkpoints, recorder)
         if self.checkpoint is None:
             if isinstance(self.session.tape, Tape):
