@@ -44,6 +44,16 @@ def busy(trial):
     return replace(trial.session, make_memory=partial(REPLAY, updates_per_frame=20.0))
 
 
+def two_begun(trial, folder):
+    """Return what takes a trial's messages, and its two sessions, of which it has heard once."""
+    recorder = Recorder(folder, trial.mode, trial.stores, 1000.0)
+    snapshots = trial.snapshots(Checkpoints(folder, 2), recorder)
+    sessions = [trial.session.run(rank, trial.stores[0], trial.control) for rank in (0, 1)]
+    for session in sessions:
+        trial.handle(next(session), recorder, snapshots)
+    return recorder, snapshots, sessions
+
+
 def due(folder):
     """Return how many batches a saved replay has still to hand out."""
     with np.load(folder / "session_00.npz") as arrays:
@@ -125,11 +135,7 @@ def test_sessions_whose_steps_take_longer_than_the_time_to_end_are_not_killed():
 
 def test_a_session_that_has_stepped_is_awaited_before_the_parent_has_heard_of_it(make_trial, tmp_path):
     trial = make_trial(mode=Synced(2))
-    recorder = Recorder(tmp_path, trial.mode, trial.stores, 1000.0)
-    snapshots = trial.snapshots(Checkpoints(tmp_path, 2), recorder)
-    sessions = [trial.session.run(rank, trial.stores[0], trial.control) for rank in (0, 1)]
-    for rank in (0, 1):
-        trial.handle(next(sessions[rank]), recorder, snapshots)
+    recorder, snapshots, sessions = two_begun(trial, tmp_path)
     trial.control.count_restart(1)  # it has died
     sessions[1] = trial.session.run(1, trial.stores[0], trial.control)
     unheard = next(sessions[1])
@@ -152,11 +158,7 @@ def test_a_session_that_has_stepped_is_awaited_before_the_parent_has_heard_of_it
 
 def test_a_checkpoint_that_could_not_be_written_leaves_nothing_on_the_disk(make_trial, tmp_path, caplog):
     trial = make_trial(mode=Synced(2))
-    recorder = Recorder(tmp_path, trial.mode, trial.stores, 1000.0)
-    snapshots = trial.snapshots(Checkpoints(tmp_path, 2), recorder)
-    sessions = [trial.session.run(rank, trial.stores[0], trial.control) for rank in (0, 1)]
-    for rank in (0, 1):
-        trial.handle(next(sessions[rank]), recorder, snapshots)
+    recorder, snapshots, sessions = two_begun(trial, tmp_path)
     for damage in ("no room", "nan"):
         snapshots.every = 0.0
         snapshots.begin()
@@ -177,11 +179,7 @@ def test_a_checkpoint_that_could_not_be_written_leaves_nothing_on_the_disk(make_
 
 def test_a_session_that_dies_while_it_is_awaited_is_awaited_no_more(make_trial, tmp_path):
     trial = make_trial(mode=Synced(2))
-    recorder = Recorder(tmp_path, trial.mode, trial.stores, 1000.0)
-    snapshots = trial.snapshots(Checkpoints(tmp_path, 2), recorder)
-    sessions = [trial.session.run(rank, trial.stores[0], trial.control) for rank in (0, 1)]
-    for rank in (0, 1):
-        trial.handle(next(sessions[rank]), recorder, snapshots)
+    recorder, snapshots, sessions = two_begun(trial, tmp_path)
     snapshots.every = 0.0
     snapshots.begin()
     trial.handle(None, recorder, snapshots)

@@ -81,7 +81,7 @@ def plot(
     is_grouped = kind in ("runs", "staleness")
     if labels is not None and is_grouped:
         raise ValueError(f"labels name runs, and kind={kind} draws groups of them; add kind=trial, or leave labels out")
-    if group is not None and not is_grouped:
+    if group and not is_grouped:
         raise ValueError(f"group makes groups of runs, and kind={kind} draws each; add kind=runs, or leave group out")
     if labels is not None and len(set(labels)) < len(labels):
         raise ValueError(f"labels={','.join(labels)} are not all different; give each run one of its own")

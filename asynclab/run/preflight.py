@@ -3,7 +3,7 @@
 import logging
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -85,8 +85,7 @@ def check_run(cfg: Config, folder: Path, schedule: Schedule, checkpoint: Checkpo
     if isinstance(mode, Simulated):
         _warn_of_idle(mode)
     check_device(cfg.device, mode)
-    has_processes = getattr(cfg.env.make, "keywords", {}).get("vectorization_mode") == "async"
-    if mode.is_cluster or mode.processes > 1 or schedule.every is not None or has_processes:
+    if mode.is_cluster or mode.processes > 1 or schedule.every is not None or steps_in_processes(cfg.env.make):
         resources.check_sockets()
     envs = cfg.env.make()
     envs.close()
@@ -111,6 +110,11 @@ def check_run(cfg: Config, folder: Path, schedule: Schedule, checkpoint: Checkpo
     precision = _choose_precision(cfg.algo.precision, agent, devices, checkpoint)
     threads = resources.choose_threads(mode.num_threads, mode.processes, flat.size(agent.nets))
     return Probe(envs, agent, memory.nbytes(), on_disk, save_memory, refill, devices, precision, num_threads=threads)
+
+
+def steps_in_processes(make_envs: Any) -> bool:
+    """Return whether each environment has a process of its own."""
+    return getattr(make_envs, "keywords", {}).get("vectorization_mode") == "async"
 
 
 def _check_numbers(cfg: Config, is_new: bool) -> None:

@@ -13,6 +13,7 @@ from asynclab.analysis.curves import WINDOW
 from asynclab.console.handler import row
 from asynclab.distributed import Cluster
 from asynclab.run import resources, viewer
+from asynclab.run.preflight import steps_in_processes
 from asynclab.run.trial import Trial
 from asynclab.storage.names import CHECKPOINTS, CURVE_IMAGE, REPORT, SESSIONS_IMAGE, SUMMARY
 from asynclab.text import command, count, duration, installed, number, override, short
@@ -71,8 +72,7 @@ def _idle_cores(trial: Trial) -> str:
     mode, cores, threads = trial.mode, machine.cores(), trial.probe.num_threads
     used = f"{mode.max_session * threads} of {cores} in use"
     limit = resources.thread_limit()
-    has_processes = getattr(trial.session.make_envs, "keywords", {}).get("vectorization_mode") == "async"
-    if mode.max_session * threads >= cores or has_processes:
+    if mode.max_session * threads >= cores or steps_in_processes(trial.session.make_envs):
         return ""
     if threads < resources.choose_threads(None, mode.max_session, len(trial.stores[0].theta)):
         return f"{used}; distributed.num_threads=null would use more"
