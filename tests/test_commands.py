@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import CompactHydraException, ConfigCompositionException
 
 from asynclab import build, config
+from asynclab.memory import Rollout
 
 config.register()
 pytestmark = pytest.mark.medium
@@ -240,6 +241,15 @@ def test_bad_input_is_one_clear_message(tmp_path, overrides, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_two_environments_are_looked_at_however_many_a_session_will_have(tmp_path):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("config", ["env=cartpole", "env.num_envs=16", "algo.memory.horizon=5"])
+    probe = build.make_trial(cfg, tmp_path).probe
+    assert (probe.envs.num_envs, probe.num_envs) == (2, 16)
+    memory = Rollout(probe.envs.obs_space, probe.envs.action_space, num_envs=16, horizon=5)
+    assert probe.memory_bytes == memory.nbytes()
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -253,6 +263,8 @@ def test_bad_input_is_one_clear_message(tmp_path, overrides, message):
             r"distributed=null is no file of the group distributed; use one of cluster, off, shared",
         ),
         (["=5"], r"=5 has no setting before the ="),
+        (["resume=runs/lr=1,2"], r"^resume=runs/lr=1,2 cannot be read; .*: 'resume=\"runs/lr=1,2\"'$"),
+        (["env.torso.conv=[[32,8,4]"], r"^env\.torso\.conv=\[\[32,8,4\] cannot be read; close its brackets"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )

@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from asynclab.config import CONF
 
 SHOWS = {"--cfg", "-c", "--info", "-i"}  # Hydra prints this of one run and ends
+SWEEPS = {"-m", "--multirun"}
 PRINTS = {"--help", "-h", "--hydra-help", *SHOWS}
 
 
@@ -32,13 +34,13 @@ def configured(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..
         @functools.wraps(function)
         def main(*config: DictConfig) -> Any:  # launchers hand one over
             words = set() if config else {word.partition("=")[0] for word in sys.argv[1:]}
-            if words & SHOWS and words & {"-m", "--multirun"}:
+            if words & SHOWS and words & SWEEPS:
                 shown = (words & SHOWS).pop()
                 sys.exit(f"{shown} shows one run's configuration; leave out -m, and set each to one value")
             if words & PRINTS:
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             if not config:
-                _check_groups(sys.argv[1:])
+                _check_words(sys.argv[1:])
             return run(*config)
 
         return main
@@ -46,12 +48,19 @@ def configured(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..
     return command
 
 
-def _check_groups(words: Sequence[str]) -> None:
-    """Exit with a sentence where no file of a group is chosen, of which Hydra makes a traceback."""
-    for word in words:
+def _check_words(words: Sequence[str]) -> None:
+    """Exit with a sentence where Hydra does not say which word it cannot read, or makes a traceback of a group."""
+    for before, word in pairwise(["", *words]):
         try:
             override = OverridesParser.create().parse_override(word)
         except HydraException:
+            is_option = word.startswith("-") or (before.startswith("-") and before not in SWEEPS)
+            if "=" in word and not is_option:
+                key, _, value = word.partition("=")
+                sys.exit(
+                    f"{word} cannot be read; close its brackets, and put a text with = ( or a comma into quotes:"
+                    f""" '{key}="{value}"'"""
+                )
             continue  # an option, or what Hydra explains
         group = override.key_or_group
         if (

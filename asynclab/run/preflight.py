@@ -32,7 +32,8 @@ class Probe(NamedTuple):
     """What one session will have, to look at.
 
     Attributes:
-        envs: Closed again.
+        envs: Two of them at most, closed again.
+        num_envs: Of each session.
         agent: Bound to nothing.
         memory_bytes: Of one session's memory.
         memories_on_disk: Bytes of all memories in all the checkpoints that are yet to come before some are removed.
@@ -44,6 +45,7 @@ class Probe(NamedTuple):
     """
 
     envs: Envs
+    num_envs: int
     agent: Agent
     memory_bytes: int
     memories_on_disk: int
@@ -87,11 +89,10 @@ def check_run(cfg: Config, folder: Path, schedule: Schedule, checkpoint: Checkpo
     check_device(cfg.device, mode)
     if mode.is_cluster or mode.processes > 1 or schedule.every is not None or steps_in_processes(cfg.env.make):
         resources.check_sockets()
-    envs = cfg.env.make()
-    envs.close()
+    envs, num_envs = _make_some(cfg.env.make)
     if schedule.changes:
         check_changes(cfg.env.make, schedule.changes, "eval.")
-    memory = _memory(cfg, envs)
+    memory = _memory(cfg, envs, num_envs)
     agent = cfg.algo.agent(envs.obs_space, envs.action_space)
     conv = getattr(cfg.env.torso, "keywords", {}).get("conv")  # of a torso of one's own, perhaps none
     if conv is not None and spaces(envs) != "pixels" and checkpoint is None:  # older versions began such runs
@@ -109,7 +110,25 @@ def check_run(cfg: Config, folder: Path, schedule: Schedule, checkpoint: Checkpo
     on_disk, save_memory = _check_room(cfg, folder, agent, memory.nbytes())
     precision = _choose_precision(cfg.algo.precision, agent, devices, checkpoint)
     threads = resources.choose_threads(mode.num_threads, mode.processes, flat.size(agent.nets))
-    return Probe(envs, agent, memory.nbytes(), on_disk, save_memory, refill, devices, precision, num_threads=threads)
+    return Probe(
+        envs, num_envs, agent, memory.nbytes(), on_disk, save_memory, refill, devices, precision, num_threads=threads
+    )
+
+
+def _make_some(make_envs: Any) -> tuple[Envs, int]:
+    """Make as many environments as it takes to see what a session's are like, and close them.
+
+    Args:
+        make_envs: Of a session; one that is no partial with ``num_envs`` says itself how many.
+
+    Returns:
+        Two of them, or all if that is for it to say: one Atari game takes a tenth of a second.  And how many a
+        session will have.
+    """
+    wanted = getattr(make_envs, "keywords", {}).get("num_envs")
+    envs = make_envs() if wanted is None else make_envs(num_envs=min(check.count("env.num_envs", wanted), 2))
+    envs.close()
+    return envs, wanted or envs.num_envs
 
 
 def steps_in_processes(make_envs: Any) -> bool:
@@ -162,9 +181,9 @@ def _check_repeatable(envs: Envs, agent: Agent, devices: list[str]) -> None:
         )
 
 
-def _memory(cfg: Config, envs: Envs) -> Memory:
+def _memory(cfg: Config, envs: Envs, num_envs: int) -> Memory:
     try:
-        return cfg.algo.memory(envs.obs_space, envs.action_space, envs.num_envs)
+        return cfg.algo.memory(envs.obs_space, envs.action_space, num_envs)
     except MemoryError as error:
         raise ValueError(f"one session's memory cannot be allocated ({error}); lower algo.memory.capacity") from None
 

@@ -39,7 +39,7 @@ def first(trial: Trial, cfg: Any, choices: Mapping[str, str]) -> None:
     log.info("%s on %s, distributed=%s", algo, cfg.env.id, mode.name, extra={"title": "bold"})
     _row(
         "sessions",
-        f"{sessions} with {count(trial.probe.envs.num_envs, 'environment')} and"
+        f"{sessions} with {count(trial.probe.num_envs, 'environment')} and"
         f" {count(trial.probe.num_threads, 'thread')}{each}, on {', '.join(trial.probe.devices)}",
     )
     if isinstance(mode, Cluster):

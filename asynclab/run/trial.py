@@ -265,7 +265,7 @@ class Trial:
         sizes = self.probe.envs.moments
         plan = node.Plan(
             self.session, network, algo.optimizer, env.max_frame, algo.lr_schedule, sizes,
-            num_envs=self.probe.envs.num_envs, num_threads=self.probe.num_threads, resumes=self.resumes,
+            num_envs=self.probe.num_envs, num_threads=self.probe.num_threads, resumes=self.resumes,
         )  # fmt: skip
         return fleet.launch(plan, store, self.control, start)
 
