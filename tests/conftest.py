@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from functools import partial
+from multiprocessing import forkserver
 from pathlib import Path
 
 import commands
@@ -21,9 +22,9 @@ from asynclab.evaluation.evaluator import Schedule
 from asynclab.memory import Replay, Rollout
 from asynclab.nets import MLPTorso
 from asynclab.optim import GlobalAdam
+from asynclab.processes import server
 from asynclab.processes.control import Control
 from asynclab.processes.launch import Failure, Started, launch
-from asynclab.processes.server import start_server
 from asynclab.run.trial import Trial
 from asynclab.schedules import Constant
 from asynclab.training.messages import Record
@@ -57,8 +58,17 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # `make test &` ignores it, and would whatever tests start
 
 
+def start_warm_server():
+    """Start the fork server with what every process of a test would import."""
+    path = os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "MODULES", [*server.MODULES, "warm"])
+        patch.setenv("PYTHONPATH", path)  # where the server looks for warm, which drops the first again
+        server.start_server()
+
+
 def pytest_sessionstart(session):
-    start_server()  # with torch imported, or every process of a test would import it
+    start_warm_server()
 
 
 @pytest.hookimpl(trylast=True)  # after those that are not wanted have been left out
@@ -93,6 +103,16 @@ def copy_checkout(folder):
 def make_schedule(**settings):
     """Return when a run is evaluated, by default never."""
     return Schedule(**vars(EvalConfig(**settings)))
+
+
+@pytest.fixture
+def plain_server():
+    """Let sessions start from the fork server that users have."""
+    forkserver._forkserver._stop()
+    server.start_server()
+    yield
+    forkserver._forkserver._stop()
+    start_warm_server()
 
 
 @pytest.fixture

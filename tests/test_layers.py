@@ -11,7 +11,7 @@ import tomllib
 from runpy import run_path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, items
 
 from asynclab.processes.server import MODULES
 from asynclab.storage import names
@@ -140,6 +140,11 @@ def test_what_the_fork_server_imports_exists(name):
     importlib.import_module(name)  # the server itself says nothing of one that is missing
 
 
+def test_the_fork_server_of_tests_has_what_their_commands_import():
+    for imported in items([modules, modules]):  # a single one runs in this process
+        assert imported >= {"warm", "asynclab.build", "torch.utils.tensorboard"}
+
+
 def test_the_wheel_has_every_package():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     found = {".".join(path.parent.relative_to(ROOT).parts) for path in ROOT.glob("asynclab/**/__init__.py")}
@@ -153,6 +158,10 @@ def test_names_of_files_are_spelt_once():
             for node in ast.walk(ast.parse(path.read_text())):
                 spelt = isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value
                 assert not (spelt and node.value in known), f"{path}, line {node.lineno}: use names.{known[node.value]}"
+
+
+def modules():
+    yield set(sys.modules)
 
 
 def code_lines(path):
