@@ -263,6 +263,12 @@ def test_two_environments_are_looked_at_however_many_a_session_will_have(tmp_pat
             r"distributed=null is no file of the group distributed; use one of cluster, off, shared",
         ),
         (["=5"], r"=5 has no setting before the ="),
+        (["algo=[a3c,ppo]"], r"^algo=\[a3c,ppo\] is no file of the group algo; use one of a2c, a3c,"),
+        (["~distributed"], r"^~distributed leaves out what every run has; use distributed= and one of cluster, off"),
+        (["tuned=a3c/pixles"], r"^tuned=a3c/pixles is no file of the group tuned; use one of a2c/continuous, "),
+        (["env=cartpole", "algo.agent.gamma=abc"], r"\nalgo\.agent\.gamma=abc must be a number from 0 to 1\n"),
+        (["env=cartpole", "algo.agent.torso=null"], r"algo\.agent\.torso=None makes no torso; .* set env\.torso\n"),
+        (["env=cartpole", "checkpoint_memory=-1"], r"checkpoint_memory=-1\.0 must be a number of 0 or more"),
         (["resume=runs/lr=1,2"], r"^resume=runs/lr=1,2 cannot be read; .*: 'resume=\"runs/lr=1,2\"'$"),
         (["env.torso.conv=[[32,8,4]"], r"^env\.torso\.conv=\[\[32,8,4\] cannot be read; close its brackets"),
     ],
@@ -275,6 +281,13 @@ def test_the_command_says_it_without_a_traceback_before_any_process_starts(train
     assert "Traceback" not in process.stderr
     assert "session" not in process.stdout
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_the_current_folder_does_not_become_the_output_folder_by_an_empty_variable(train, tmp_path):
+    process = train(*SMALL, "hydra.run.dir=", folder=False)
+    assert process.returncode == 1
+    assert re.fullmatch(r"hydra\.run\.dir is empty, .* Set it, or leave it out\.\n", process.stderr)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_output_folder_that_cannot_be_written_is_named(train):

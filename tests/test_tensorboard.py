@@ -18,7 +18,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from asynclab.distributed import Synced
 from asynclab.run.recorder import Recorder
-from asynclab.run.tensorboard import describe, hparams, layout
+from asynclab.run.tensorboard import Writer, describe, hparams, layout
 from asynclab.storage.provenance import circumstances
 from asynclab.training.messages import Record, Return
 
@@ -243,6 +243,14 @@ def test_a_resumed_run_has_charts_and_results_of_what_was_logged_before(record, 
     assert found["evaluation", "eval/length"] == ["eval/length$"]
     assert ("evaluation", "mean and range of the episodes' returns") in found
     assert {("losses", "loss/policy"), ("sessions", "return of every episode")} <= set(found)
+
+
+@pytest.mark.parametrize("every", [math.inf, 1e30])
+def test_a_writer_that_is_seldom_looked_at_writes(tmp_path, every):
+    writer = Writer(tmp_path, every)
+    writer.add_scalar("train/return", 3.0, 8)
+    writer.close()
+    assert EventAccumulator(str(tmp_path)).Reload().Scalars("train/return")[-1].value == 3.0
 
 
 def test_a_scalar_of_a_new_kind_has_a_chart():

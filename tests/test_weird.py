@@ -499,6 +499,55 @@ def test_modes_difficulties_ram_and_colours_of_atari(settings, shape):
 
 
 @pytest.mark.medium
+@pytest.mark.parametrize(
+    ("limit", "length"),
+    [
+        ({"max_episode_steps": 30}, 30),
+        ({"max_num_frames_per_episode": 102}, 26),  # ale-py's own steps of 4 frames, without those before the first
+        ({"max_num_frames_per_episode": 102, "max_episode_steps": 30}, 26),
+    ],
+)
+@pytest.mark.parametrize("kind", [{"vectorization_mode": "sync"}, {"mode": 0}, {"obs_type": "ram"}, {}])
+def test_limits_of_episodes_of_atari_are_the_agents_steps(kind, limit, length):
+    if not kind and "max_episode_steps" in limit:
+        with pytest.raises(ValueError, match="max_episode_steps"):  # which ale-py's vector does not have
+            make_envs("ALE/Pong-v5", 2, **limit)
+        return
+    envs = make_envs("ALE/Pong-v5", 2, **kind, **limit)
+    envs.reset([0, 1])
+    steps = [envs.step(np.zeros(2, np.int64)) for _ in range(70)]
+    envs.close()
+    assert [episode.length for step in steps for episode in step.episodes] == [length] * (2 * (70 // length))
+    assert not any(step.terminated.any() for step in steps)
+
+
+@pytest.mark.parametrize("mode", [None, "sync"])
+@pytest.mark.parametrize(
+    ("setting", "must"),
+    [
+        ({"frameskip": 0}, "frameskip=0 must be a whole number of 1 or more"),
+        ({"frameskip": [2, 5]}, r"frameskip=\[2, 5\] must be a whole number"),
+        ({"stack_num": 0}, "stack_num=0 must be a whole number of 1 or more"),
+        ({"noop_max": -3}, "noop_max=-3 must be a whole number of 0 or more"),
+        ({"max_num_frames_per_episode": -3}, "max_num_frames_per_episode=-3 must be a whole number of 0 or more"),
+        ({"repeat_action_probability": 25}, "repeat_action_probability=25 must be a number from 0 to 1"),
+    ],
+)
+def test_numbers_that_atari_cannot_mean_are_refused(setting, must, mode):
+    with pytest.raises(ValueError, match=rf"^env\.make\.{must}"):
+        make_envs("ALE/Pong-v5", 2, vectorization_mode=mode, **setting)
+
+
+@pytest.mark.parametrize("kind", [{"vectorization_mode": "sync"}, {}])
+def test_continuous_actions_of_atari(kind):
+    envs = make_envs("ALE/Breakout-v5", 1, continuous=True, **kind)
+    first = envs.reset([0]).copy()
+    steps = [envs.step(np.ones((1, 3), np.float32)).obs.copy() for _ in range(5)]
+    envs.close()
+    assert not np.array_equal(first, steps[-1])
+
+
+@pytest.mark.medium
 def test_lives_are_episodes_for_training_and_whole_games_are_counted():
     whole, lives = (make_envs("ALE/Breakout-v5", 2, episodic_life=lives) for lives in (False, True))
     assert np.array_equal(whole.reset([0, 1]), lives.reset([0, 1]))

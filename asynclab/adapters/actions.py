@@ -68,7 +68,8 @@ class Actions:
         """Return actions as the vector environment takes them; never the array that was given.
 
         Args:
-            action: [B] int64, [B, A] int64 or [B, A] float32.  What is not finite is in the middle of its bounds.
+            action: [B] int64, [B, A] int64 or [B, A] float32.  NaN is in the middle of its bounds, what is
+                infinite at one.
         """
         space = self.plain
         if isinstance(space, Discrete):

@@ -3,15 +3,21 @@
 For what that does not have: modes and difficulties of a game, wrappers, processes.
 """
 
+from collections.abc import Mapping
+from math import ceil
 from typing import Any
 
 import ale_py
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
+from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
-SCREEN = 210, 160  # of most games; PAL ones have more lines
+from asynclab import check
+
+FRAMESKIP = 4  # unless a setting says otherwise
+COUNTS = ("frameskip", "stack_num", "img_height", "img_width", "max_episode_steps")
 
 
 class Prepared(gym.Wrapper):
@@ -31,7 +37,7 @@ class Prepared(gym.Wrapper):
     def __init__(
         self,
         env: gym.Env,
-        frameskip: int = 4,
+        frameskip: int = FRAMESKIP,
         stack_num: int = 4,
         img_height: int = 84,
         img_width: int = 84,
@@ -42,7 +48,11 @@ class Prepared(gym.Wrapper):
         super().__init__(env)
         self._frameskip, self._maxpool, self._noop_max = frameskip, maxpool, noop_max
         meanings: list[str] = env.unwrapped.get_action_meanings()  # type: ignore[attr-defined]
-        self._fire = meanings.index("FIRE") if use_fire_reset and "FIRE" in meanings else None
+        self._fires = use_fire_reset and "FIRE" in meanings
+        self._idle: Any = 0
+        self._fire: Any = meanings.index("FIRE") if self._fires else None
+        if isinstance(env.action_space, Box):  # radius, angle and FIRE
+            self._idle, self._fire = np.zeros(3, np.float32), np.array([0, 0, 1], np.float32)
         assert env.observation_space.shape is not None
         height, width, *colours = env.observation_space.shape
         self._rows, self._columns = _shares(height, img_height), _shares(width, img_width).T
@@ -52,9 +62,8 @@ class Prepared(gym.Wrapper):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode."""
         screen, info = self.env.reset(seed=seed, options=options)
-        fires = self._fire is not None
-        idle = int(self.np_random.integers(self._noop_max + 1)) - fires if self._noop_max else 0
-        for action in [0] * idle + [self._fire] * fires:
+        idle = int(self.np_random.integers(self._noop_max + 1)) - self._fires if self._noop_max else 0
+        for action in [self._idle] * idle + [self._fire] * self._fires:
             screen, _, terminated, truncated, info = self.env.step(action)
             if terminated or truncated:
                 screen, info = self.env.reset(options=options)
@@ -89,21 +98,48 @@ def _shares(size: int, small: int) -> NDArray[np.float32]:
     return (np.maximum(overlap, 0) * (small / size)).astype(np.float32)
 
 
-def make(id: str, grayscale: bool = True, obs_type: str | None = None, **kwargs: Any) -> gym.Env:
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError for a number that the emulator would take and that cannot be meant."""
+    for name in COUNTS:
+        if settings.get(name) is not None:
+            check.count(f"env.make.{name}", settings[name])
+    for name in ("noop_max", "max_num_frames_per_episode"):
+        check.whole(f"env.make.{name}", settings.get(name, 0))
+    check.fraction("env.make.repeat_action_probability", settings.get("repeat_action_probability", 0.0))
+
+
+def make(
+    id: str,
+    grayscale: bool = True,
+    obs_type: str | None = None,
+    max_episode_steps: int | None = None,
+    max_num_frames_per_episode: int | None = None,
+    **kwargs: Any,
+) -> gym.Env:
     """Make a game, with the settings of ale-py's plain and of its vector environment.
 
     Args:
         id: Such as ``ALE/Pong-v5``.
         grayscale: Show grey screens, else colours.
-        obs_type: ``ram`` shows the 128 bytes of the game's memory; None its screens.
+        obs_type: ``ram`` shows the 128 bytes of the game's memory, from the first frame of an episode on; None its
+            screens.
+        max_episode_steps: After which an episode is truncated; None for no such limit.
+        max_num_frames_per_episode: The same in frames of the emulator, of which a step has ``frameskip``; those without
+            an action before the first step are not counted.  0 for no limit, None for what is registered.
         kwargs: Of ``Prepared`` and of the emulator.
     """
     gym.register_envs(ale_py)
+    frames = max_num_frames_per_episode
+    if frames is None:
+        frames = gym.spec(id).kwargs["max_num_frames_per_episode"]
     if obs_type == "ram":
-        return gym.make(id, obs_type="ram", **kwargs)
+        limits: dict[str, Any] = {"max_episode_steps": max_episode_steps, "max_num_frames_per_episode": frames}
+        return gym.make(id, obs_type="ram", **limits, **kwargs)
     if obs_type is not None:
         raise ValueError(f"obs_type={obs_type} must be ram; set env.make.grayscale=false for colours")
     names = ("frameskip", "stack_num", "img_height", "img_width", "maxpool", "noop_max", "use_fire_reset")
     ours = {name: kwargs.pop(name) for name in names if name in kwargs}
-    env = gym.make(id, frameskip=1, obs_type="grayscale" if grayscale else "rgb", **kwargs)
-    return Prepared(env, **ours)
+    emulator = {"frameskip": 1, "max_num_frames_per_episode": 0} | kwargs
+    env = Prepared(gym.make(id, obs_type="grayscale" if grayscale else "rgb", **emulator), **ours)
+    steps = [max_episode_steps or 0, ceil(frames / ours.get("frameskip", FRAMESKIP))]
+    return TimeLimit(env, min(filter(None, steps))) if any(steps) else env

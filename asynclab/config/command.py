@@ -1,6 +1,7 @@
 """What command lines share: how they begin, known keys, settings that are lists, errors of users in one sentence."""
 
 import functools
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +13,15 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from asynclab.config import CONF
 
 SHOWS = {"--cfg", "-c", "--info", "-i"}  # Hydra prints this of one run and ends
+CONFIGS = re.compile(r"^(hydra\.searchpath|--config-dir|-cd)")  # where there may be more files of groups
+OPTIONAL = "tuned"  # the group of which Hydra does not say that a file is missing
 SWEEPS = {"-m", "--multirun"}
 PRINTS = {"--help", "-h", "--hydra-help", *SHOWS}
 
@@ -49,7 +53,7 @@ def configured(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..
 
 
 def _check_words(words: Sequence[str]) -> None:
-    """Exit with a sentence where Hydra does not say which word it cannot read, or makes a traceback of a group."""
+    """Exit with a sentence where Hydra would not name the word, make a traceback of it, or pass over it."""
     for before, word in pairwise(["", *words]):
         try:
             override = OverridesParser.create().parse_override(word)
@@ -62,17 +66,26 @@ def _check_words(words: Sequence[str]) -> None:
                     f""" '{key}="{value}"'"""
                 )
             continue  # an option, or what Hydra explains
-        group = override.key_or_group
-        if (
-            not override.is_delete()
-            and not isinstance(override.value(), (str, list))
-            and not override.is_sweep_override()
-        ):
-            files = sorted(path.stem for path in (Path(CONF) / group).glob("*.yaml"))
-            if not group:
-                sys.exit(f"{word} has no setting before the =")
-            if files:
-                sys.exit(f"{word} is no file of the group {group}; use one of {', '.join(files)}")
+        if not override.key_or_group:
+            sys.exit(f"{word} has no setting before the =")
+        if not override.is_sweep_override():
+            _check_choice(word, override, has_more=any(CONFIGS.search(other) for other in words))
+
+
+def _check_choice(word: str, override: Override, has_more: bool) -> None:
+    """Exit with a sentence where no file of a group is chosen; ``has_more``: there may be files besides ours."""
+    group, chosen = override.key_or_group, override.value()
+    root, is_optional = Path(CONF) / group, group == OPTIONAL
+    found = root.glob("*/*.yaml" if is_optional else "*.yaml")
+    files = ", ".join(sorted(str(path.relative_to(root).with_suffix("")) for path in found))
+    if not files or (is_optional and override.is_delete()):
+        return
+    if override.is_delete():
+        sys.exit(f"{word} leaves out what every run has; use {group}= and one of {files}")
+    is_several = isinstance(chosen, list) and override.is_add()  # such as +experiment=[a,b]
+    is_missing = is_optional and not has_more and chosen not in files.split(", ")
+    if is_missing or not (isinstance(chosen, str) or is_several):
+        sys.exit(f"{word} is no file of the group {group}; use one of {files}")
 
 
 def check_keys(cfg: DictConfig) -> None:

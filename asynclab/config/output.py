@@ -20,6 +20,8 @@ class CheckOutput(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check ``hydra.run.dir``."""
         HydraConfig.instance().set_config(config)  # the folder's name is made of the choices
+        if not str(config.hydra.run.dir).strip():
+            sys.exit("hydra.run.dir is empty, and a run would be in the current folder. Set it, or leave it out.")
         run, resume = Path(config.hydra.run.dir), OmegaConf.select(config, "resume")
         if resume not in (None, AUTO):
             if not (run / RUN).is_file():

@@ -52,6 +52,7 @@ def check(cfg: DictConfig) -> None:
             _is_in(target, ("asynclab", "gymnasium.wrappers", "torch", *allowed))
             and _is_in(_origin(key, target), allowed)
         ):
+            key = key.replace("env.make.wrappers", "env.wrappers")  # which is what is set
             raise ValueError(
                 f"{key}={target} is not in a package that configs may use ({', '.join(allowed)}); if you trust it, add"
                 f" its package to the environment variable: export {VARIABLE}={target.split('.')[0]}"

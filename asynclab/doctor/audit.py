@@ -20,13 +20,12 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from asynclab import envs as environments
+from asynclab.adapters import atari
 from asynclab.adapters.actions import Actions
 from asynclab.adapters.plain import observations
 from asynclab.envs import Envs, is_atari
 from asynclab.envs.make import has_own_vector
 from asynclab.memory import Memory, Replay, ReplayBatch, Rollout, RolloutBatch
-
-FRAMESKIP = 4  # of Atari, unless the configuration has another
 
 # What can be wrong with transitions, the causes before what follows from them
 AUTORESET = "begin at an episode's last observation: the step that only resets became a transition"
@@ -210,7 +209,7 @@ def cut_short(make_envs: Callable[[], Envs], steps: int, **others: Any) -> Calla
     """
     arguments = _arguments(make_envs) | others
     if is_atari(arguments["id"]):
-        limit = {"max_num_frames_per_episode": steps * arguments.get("frameskip", FRAMESKIP)}
+        limit = {"max_num_frames_per_episode": steps * arguments.get("frameskip", atari.FRAMESKIP)}
     else:
         limit = {"max_episode_steps": steps}
     return partial(environments.make_envs, **(arguments | limit))

@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from asynclab import check, layout, script, signals
-from asynclab.adapters import native, video
+from asynclab.adapters import atari, native, video
 from asynclab.adapters.actions import Actions
 from asynclab.adapters.ids import Wrapper, is_atari, plain, remedy, resolve, why
 from asynclab.adapters.plain import UnfitSpace, box_observation, observations
@@ -80,7 +80,9 @@ def make_envs(
     for name in OURS.keys() & kwargs.keys():
         raise ValueError(f"env.make.{name}={kwargs[name]} is no setting of an environment; {OURS[name]}")
     spec = resolve(id)
-    if episodic_life and not is_atari(id):
+    if is_atari(id):
+        atari.check_settings(kwargs)
+    elif episodic_life:
         raise ValueError(f"env.make.episodic_life=true is for Atari games, and env.id={id} is none; set it to false")
     is_native = has_own_vector(id, wrappers, vectorization_mode, kwargs)
     try:

@@ -146,9 +146,14 @@ def _check_numbers(cfg: Config, is_new: bool) -> None:
         raise ValueError(f"seed={cfg.seed} must be below 2**32: sessions of others would share their random numbers")
     if cfg.algo.max_grad_norm is not None:
         check.positive("algo.max_grad_norm", cfg.algo.max_grad_norm)
+    if cfg.checkpoint_memory is not None:
+        check.not_negative("checkpoint_memory", cfg.checkpoint_memory)
     check.schedule("algo.lr_schedule", cfg.algo.lr_schedule)
-    if isinstance(gamma := getattr(cfg.algo.agent, "keywords", {}).get("gamma"), (int, float)):
+    agent = getattr(cfg.algo.agent, "keywords", {})
+    if (gamma := agent.get("gamma")) is not None:
         check.fraction("algo.agent.gamma", gamma)  # before env.make.scale_reward, which follows it
+    if not callable(agent.get("torso", nets.MLPTorso)):
+        raise ValueError(f"algo.agent.torso={agent['torso']} makes no torso; leave it as it is, and set env.torso")
 
 
 def _warn_of_idle(mode: Simulated) -> None:
@@ -185,7 +190,8 @@ def _memory(cfg: Config, envs: Envs, num_envs: int) -> Memory:
     try:
         return cfg.algo.memory(envs.obs_space, envs.action_space, num_envs)
     except MemoryError as error:
-        raise ValueError(f"one session's memory cannot be allocated ({error}); lower algo.memory.capacity") from None
+        size = "horizon" if "horizon" in getattr(cfg.algo.memory, "keywords", {}) else "capacity"
+        raise ValueError(f"one session's memory cannot be allocated ({error}); lower algo.memory.{size}") from None
 
 
 def _check_room(cfg: Config, folder: Path, agent: Agent, memory_bytes: int) -> tuple[int, bool]:
@@ -198,7 +204,7 @@ def _check_room(cfg: Config, folder: Path, agent: Agent, memory_bytes: int) -> t
     elif cfg.checkpoint_memory is None:  # if they also fit into half of the room that the disk has
         save_memory = memories <= 1e9 * CHECKPOINT_MEMORY and 2 * on_disk <= resources.available_disk(folder)
     else:
-        save_memory = memories <= 1e9 * check.number("checkpoint_memory", cfg.checkpoint_memory)
+        save_memory = memories <= 1e9 * cfg.checkpoint_memory
     weights = 4 * flat.size(agent.nets) * mode.num_stores
     resources.check_shared_memory(5 * weights)  # theta, two moments, the probe, and a margin
     nodes = 4 * flat.size(agent.nets) * resources.NODE_COPIES_ON_DISK * mode.nodes_here * mode.is_simulated

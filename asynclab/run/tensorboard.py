@@ -68,7 +68,7 @@ class Writer(SummaryWriter):
     """
 
     def __init__(self, folder: Path, every: float, clock: Callable[[], float] = time.time) -> None:
-        super().__init__(str(folder), flush_secs=math.ceil(every))
+        super().__init__(str(folder), flush_secs=math.ceil(min(every, 3_600)))
         self.last: dict[str, float] = {}
         self._clock = clock
 
