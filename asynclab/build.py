@@ -43,8 +43,18 @@ def make_trial(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = No
             key = found[1]
             message += f"; {key}._target_ is given all that stands beside it, and ~{key}.<name> leaves one out"
         raise CompactHydraException(message) from error
-    except (ValueError, TypeError, LookupError, OmegaConfBaseException) as error:
+    except TypeError as error:
+        raise CompactHydraException(f"{error}{_culprit(cfg, str(error))}") from error
+    except (ValueError, LookupError, OmegaConfBaseException) as error:
         raise CompactHydraException(str(error)) from error
+
+
+def _culprit(cfg: DictConfig, error: str) -> str:
+    """Return, to end a sentence, which setting is the argument that a target does not take; nothing if none is."""
+    if (found := re.search(r"got an unexpected keyword argument '(\w+)'", error)) is None:
+        return ""
+    keys = [key for part in MADE if OmegaConf.select(cfg, key := f"{part}.{found[1]}") is not None]
+    return f"; leave out {' or '.join(keys)}" if keys else ""
 
 
 def _check_targets(cfg: DictConfig) -> None:

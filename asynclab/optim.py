@@ -79,7 +79,7 @@ class GlobalAdam(GlobalOptimizer, torch.optim.Adam):
         eps: float = 1e-8,
         weight_decay: float | Mapping[str, float] = 0.0,
     ) -> None:
-        check.positive("algo.optimizer.lr", lr)
+        check.number("algo.optimizer.lr", check.positive("algo.optimizer.lr", lr))
         check.not_negative("algo.optimizer.eps", eps)
         groups = _with_decay(groups, weight_decay)
         super().__init__(groups, lr=lr, betas=check.decays("algo.optimizer.betas", betas), eps=eps, fused=True)
@@ -116,7 +116,7 @@ class GlobalRMSprop(GlobalOptimizer, torch.optim.RMSprop):
         weight_decay: float | Mapping[str, float] = 0.0,
         shared: bool = True,
     ) -> None:
-        check.positive("algo.optimizer.lr", lr)
+        check.number("algo.optimizer.lr", check.positive("algo.optimizer.lr", lr))
         check.below_one("algo.optimizer.alpha", alpha)
         check.not_negative("algo.optimizer.eps", eps)
         check.below_one("algo.optimizer.momentum", momentum)

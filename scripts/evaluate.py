@@ -33,7 +33,9 @@ def main(cfg: DictConfig) -> float:
     try:
         video, as_json = (check.flag(key, cfg[key]) for key in ("video", "json"))
         deterministic = None if cfg.deterministic is None else check.flag("deterministic", cfg.deterministic)
-        changes: Any = OmegaConf.to_container(cfg.make, resolve=True)
+        if not (cfg.make is None or OmegaConf.is_dict(cfg.make)):
+            raise ValueError(f"make={cfg.make} must be settings of the environment, such as +make.g=3.0")
+        changes: Any = OmegaConf.to_container(cfg.make or OmegaConf.create(), resolve=True)
         changes |= {} if cfg.id is None else {"id": str(cfg.id)}
         played = evaluate(
             run, cfg.episodes, deterministic, check.whole("session", cfg.session), cfg.seed,

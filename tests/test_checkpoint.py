@@ -93,7 +93,6 @@ def test_the_manifest_says_what_a_checkpoint_is_made_of(commit, tmp_path):
     store.frames += 16
     manifest = json.loads((save() / "manifest.json").read_text())
     assert (manifest["format"], manifest["frames"]) == (3, 16)
-    assert len(manifest["config_sha256"]) == 64
     assert set(manifest["files"]) == {"stores.pt", "trial.json"}
 
 

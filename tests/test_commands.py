@@ -146,6 +146,9 @@ def test_a_run_is_not_overwritten(train, tmp_path):
         (["env=cartpole", "env.max_frame=100"], r"env\.max_frame=100 ends before .* set it to \d+ or more"),
         (["algo.optimizer._target_=torch.optim.Adam"], r"Adam is not global.*distributed=synced.*GlobalAdam"),
         (["algo.optimizer.lr=high"], r"algo\.optimizer\.lr=high must be a number above 0"),
+        (["algo.optimizer.lr=inf"], r"algo\.optimizer\.lr=inf must be a number"),
+        (["algo/optimizer=rmsprop", "+algo.optimizer.betas=[0.9,0.9]"], r"'betas'; leave out algo\.optimizer\.betas\n"),
+        (["env=cartpole", "+algo.agent.foo=1"], r"argument 'foo'; leave out algo\.agent\.foo\n"),
         (["device=cuda"], r"device=cuda, but torch finds no CUDA GPU here; set device=cpu"),
         (["device=cuda", "distributed=shared"], r"device=cuda cannot hold the weights in distributed=shared"),
         (["device=gpu"], r"device=gpu is not a torch device"),
@@ -265,7 +268,9 @@ def test_two_environments_are_looked_at_however_many_a_session_will_have(tmp_pat
         (["=5"], r"=5 has no setting before the ="),
         (["algo=[a3c,ppo]"], r"^algo=\[a3c,ppo\] is no file of the group algo; use one of a2c, a3c,"),
         (["~distributed"], r"^~distributed leaves out what every run has; use distributed= and one of cluster, off"),
-        (["tuned=a3c/pixles"], r"^tuned=a3c/pixles is no file of the group tuned; use one of a2c/continuous, "),
+        (["tuned=a3c/pixles"], r"^tuned=a3c/pixles is no file of the group tuned; use ~tuned, or one of a2c/contin"),
+        (["tuned=null"], r"^tuned=null is no file of the group tuned; use ~tuned, or one of a2c/continuous"),
+        (["hydra/launcher=null"], r"^hydra/launcher=null chooses no file of the group hydra/launcher; leave it out"),
         (["env=cartpole", "algo.agent.gamma=abc"], r"\nalgo\.agent\.gamma=abc must be a number from 0 to 1\n"),
         (["env=cartpole", "algo.agent.torso=null"], r"algo\.agent\.torso=None makes no torso; .* set env\.torso\n"),
         (["env=cartpole", "checkpoint_memory=-1"], r"checkpoint_memory=-1\.0 must be a number of 0 or more"),
@@ -281,6 +286,16 @@ def test_the_command_says_it_without_a_traceback_before_any_process_starts(train
     assert "Traceback" not in process.stderr
     assert "session" not in process.stdout
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_run_cannot_go_on_in_another_folder(train, tmp_path):
+    assert train(*SMALL, "env.max_frame=400").returncode == 0
+    process = train(f"resume={tmp_path / 'run'}", folder=tmp_path / "other")
+    assert process.returncode == 1
+    assert re.fullmatch(
+        r"resume=\S+run and hydra\.run\.dir=\S+other differ\. Leave hydra\.run\.dir out\.\n", process.stderr
+    )
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_current_folder_does_not_become_the_output_folder_by_an_empty_variable(train, tmp_path):

@@ -547,6 +547,7 @@ def test_settings_of_the_environment_may_be_others_than_in_training(odd):
         ({"id": "Nowhere-v0"}, "^id=Nowhere-v0 is not a registered environment .*; set id to one that is$"),
         ({"stebs": 3}, "cannot be made .*stebs.* mend make$"),
         ({"num_envs": 3}, "make.num_envs is no setting of an environment"),
+        ({"wrappers": [{"_target_": "x"}]}, "make.wrappers is no setting of an environment"),
         ({"normalize_obs": "no"}, "^make.normalize_obs=no must be true or false"),
     ],
 )
@@ -572,6 +573,39 @@ def test_evaluations_of_a_run_that_trains_are_cut_and_play_elsewhere(tmp_path):
     cfg = compose_run(tmp_path, *ODD, "eval.every=400", "eval.id=CartPole-v1")
     with pytest.raises(CompactHydraException, match=r"eval.id=CartPole-v1 gives Box\(4,\)"):
         build.make_trial(cfg, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["make=1"], r"make=1 must be settings of the environment, such as \+make\.g=3\.0"),
+        (["run={run}/checkpoints/latest"], r"is a checkpoint; set run=\S+ and checkpoint=latest"),
+    ],
+)
+@pytest.mark.medium
+def test_the_command_names_what_was_meant(run, tmp_path, typed, message):
+    command = [f"run={run}", "episodes=1", f"out={tmp_path}", *(word.format(run=run) for word in typed)]
+    process = commands.run("scripts/evaluate.py", *command)
+    assert (process.returncode, "Traceback" in process.stderr) == (1, False)
+    assert re.search(message, process.stderr), process.stderr
+    process = commands.run("scripts/evaluate.py", *command[:3], "make=null")
+    assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.medium
+def test_an_evaluation_that_is_ended_leaves_nothing_half_done(run, tmp_path):
+    command = [sys.executable, ROOT / "scripts" / "evaluate.py", f"run={run}", "episodes=100000", "video=true"]
+    process = subprocess.Popen([*command, f"out={tmp_path}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("videos/*.mp4")):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.terminate()
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "Traceback" not in told
+    assert not list(tmp_path.rglob(".*"))
 
 
 @pytest.mark.medium

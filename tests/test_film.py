@@ -92,3 +92,6 @@ def test_the_command_makes_a_film(tmp_path):
     record(tmp_path / "return_-3.00.mp4", (160, 200), 1)
     process = commands.run("scripts/film.py", "videos=return_-3.00.mp4", "seconds=0.5", cwd=tmp_path)
     assert re.fullmatch(r"wrote film\.gif \(210 pixels high, 0\.0\d MB\)\n", process.stdout), process.stderr
+    process = commands.run("scripts/film.py", "videos=return_-3.00.mp4", "start=100", "out=late.gif", cwd=tmp_path)
+    assert process.returncode == 1
+    assert "; start=100 must be before their ends\n" in process.stderr

@@ -110,6 +110,20 @@ def test_the_command_writes_it_and_it_needs_no_asynclab(tmp_path):
     assert total == 500
 
 
+@pytest.mark.medium
+def test_what_an_environment_gives_in_float64_is_taken_in_float32(tmp_path):
+    path, zoo = tmp_path / "policy.onnx", ROOT / "zoo" / "ppo_humanoid"  # normalised
+    assert graph.export(zoo, path, "onnx").startswith("observation [N, 348] float32 -> action [N, 17] float32")
+    session, policy = onnxruntime.InferenceSession(path), asynclab.load(zoo)
+    env = gymnasium.make("Humanoid-v5")
+    obs, _ = env.reset(seed=0)
+    assert obs.dtype == np.float64
+    for _ in range(20):
+        (action,) = session.run(["action"], {"observation": obs.astype("float32")[None]})[0]
+        np.testing.assert_allclose(action, policy.act(obs, deterministic=True), rtol=1e-4, atol=1e-5)
+        obs, *_ = env.step(action)
+
+
 @pytest.mark.parametrize(
     ("kind", "out", "message"),
     [

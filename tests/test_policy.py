@@ -1,4 +1,5 @@
 import re
+import shutil
 import subprocess
 import sys
 
@@ -156,6 +157,18 @@ def test_what_is_no_run_is_said_in_one_sentence(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as raised:
         asynclab.load(tmp_path)
     assert "\n" not in str(raised.value)
+
+
+def test_a_config_that_is_not_the_runs_any_more_is_told(run, tmp_path, caplog):
+    shutil.copytree(run("off"), tmp_path / "run", symlinks=True)
+    asynclab.load(tmp_path / "run")
+    assert not caplog.text
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("CartPole-v1", "CartPole-v0"))
+    with pytest.raises(ValueError, match=r"^session=0 must be a whole number"):
+        asynclab.load(tmp_path / "run", session="0")
+    asynclab.load(tmp_path / "run")
+    assert "config.yaml has another env.id and env.make than the run was made with" in caplog.text
 
 
 def test_a_damaged_checkpoint_is_refused(run, tmp_path):

@@ -92,6 +92,9 @@ def test_mlflow_has_the_curves_and_a_resumed_run_goes_on_there(train, tmp_path):
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.run_id == json.loads((tmp_path / "run" / "tracked.json").read_text())["mlflow"]
     assert (run.info.status, run.data.params["env.id"]) == ("FINISHED", "CartPole-v1")
+    set_later = {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}
+    assert (run.data.params["env.max_frame"], set_later["env.max_frame"]) == ("1000", "2000")
+    assert "env.id" not in set_later
     found = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "train/return_100")]
     assert found == [(x["total_frames"], x["metrics"]["train/return_100"]) for x in lines("trial")
                      if "train/return_100" in x["metrics"]]  # fmt: skip

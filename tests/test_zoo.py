@@ -389,6 +389,7 @@ def without(name):
         (same_number_of_weights, r"run=\S+ has weights of other shapes than the network in its config"),
         (no_manifest, r"manifest\.json is missing"),
         (damaged_manifest, r"manifest\.json is damaged"),
+        (lambda agent: sealed(agent, layout=[1, 2]), r"manifest\.json is damaged"),
         (later_manifest, r"manifest\.json has format 2, and this version of asynclab reads 1"),
         *((without(name), rf"{re.escape(name)} cannot be read: No such file or directory") for name in zoo.FILES),
     ],

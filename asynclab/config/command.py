@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from asynclab import signals
 from asynclab.config import CONF
 
 SHOWS = {"--cfg", "-c", "--info", "-i"}  # Hydra prints this of one run and ends
@@ -45,11 +46,16 @@ def configured(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             if not config:
                 _check_words(sys.argv[1:])
-            return run(*config)
+            with signals.handled([signal.SIGTERM, signal.SIGHUP], _end):  # so that nothing half done is left
+                return run(*config)
 
         return main
 
     return command
+
+
+def _end(number: int, frame: object) -> None:
+    sys.exit(128 + number)
 
 
 def _check_words(words: Sequence[str]) -> None:
@@ -78,6 +84,8 @@ def _check_choice(word: str, override: Override, has_more: bool) -> None:
     root, is_optional = Path(CONF) / group, group == OPTIONAL
     found = root.glob("*/*.yaml" if is_optional else "*.yaml")
     files = ", ".join(sorted(str(path.relative_to(root).with_suffix("")) for path in found))
+    if group.startswith("hydra/") and chosen is None and not override.is_delete():
+        sys.exit(f"{word} chooses no file of the group {group}; leave it out for Hydra's own")
     if not files or (is_optional and override.is_delete()):
         return
     if override.is_delete():
@@ -85,7 +93,8 @@ def _check_choice(word: str, override: Override, has_more: bool) -> None:
     is_several = isinstance(chosen, list) and override.is_add()  # such as +experiment=[a,b]
     is_missing = is_optional and not has_more and chosen not in files.split(", ")
     if is_missing or not (isinstance(chosen, str) or is_several):
-        sys.exit(f"{word} is no file of the group {group}; use one of {files}")
+        instead = f"~{group}, or " * is_optional
+        sys.exit(f"{word} is no file of the group {group}; use {instead}one of {files}")
 
 
 def check_keys(cfg: DictConfig) -> None:

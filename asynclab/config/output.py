@@ -24,10 +24,10 @@ class CheckOutput(Callback):
             sys.exit("hydra.run.dir is empty, and a run would be in the current folder. Set it, or leave it out.")
         run, resume = Path(config.hydra.run.dir), OmegaConf.select(config, "resume")
         if resume not in (None, AUTO):
-            if not (run / RUN).is_file():
-                sys.exit(f"resume={resume} is not the output folder of a run: it has no run.json.")
             if run.resolve() != Path(resume).resolve():
                 sys.exit(f"resume={resume} and hydra.run.dir={run} differ. Leave hydra.run.dir out.")
+            if not (run / RUN).is_file():
+                sys.exit(f"resume={resume} is not the output folder of a run: it has no run.json.")
         if folder.is_agent(run):
             sys.exit(f"{run} is a zoo's agent, which has no checkpoint to go on with. Resume the run that it is from.")
         check_writable(str(run), "hydra.run.dir")

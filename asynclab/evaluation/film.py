@@ -50,7 +50,8 @@ def make(
                 process = subprocess.run(command, capture_output=True, text=True, check=False)
                 if process.returncode or not new.stat().st_size:
                     reason = (process.stderr.strip() or "nothing is left of it").splitlines()[-1]
-                    raise ValueError(f"no film can be made of {', '.join(map(str, videos))} ({reason})")
+                    late = f"; start={start} must be before their ends" * (start > 0)
+                    raise ValueError(f"no film can be made of {', '.join(map(str, videos))} ({reason}){late}")
                 if (size := new.stat().st_size / 1e6) < megabytes:
                     return tall
                 if tall <= SMALLEST:

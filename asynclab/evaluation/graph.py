@@ -1,7 +1,7 @@
 """A policy as a file for other programs, which need neither asynclab nor, in ONNX, torch.  N: batch.
 
-From an observation as the environment gives it to the action that it takes: normalisation, network and the scaling of
-actions are inside, and actions are the best ones.
+From an observation as the agent sees it (float32, or bytes of an image) to the action that the environment takes:
+normalisation, network and the scaling of actions are inside, and actions are the best ones.
 """
 
 import logging

@@ -32,7 +32,7 @@ from asynclab.envs import Envs
 from asynclab.envs.normalize import Moments
 from asynclab.storage import checkpoint, provenance, zoo
 from asynclab.storage.folder import instead, is_agent, whole
-from asynclab.storage.names import CONFIG
+from asynclab.storage.names import CHECKPOINTS, CONFIG
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +169,8 @@ def load(
     """
     weights = zoo.read(run) if is_agent(run) else None  # before anything in it is believed
     config = run / CONFIG
+    if run.parent.name == CHECKPOINTS and run.is_dir():
+        raise ValueError(f"run={run} is a checkpoint; set run={run.parent.parent} and checkpoint={run.name}")
     if not config.is_file():
         raise ValueError(f"run={run} is not an output folder: it has no config.yaml{instead(run)}")
     try:
@@ -176,6 +178,7 @@ def load(
         OmegaConf.resolve(cfg)
     except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ValueError(f"{config} cannot be read ({str(error).splitlines()[0]})") from error
+    now = {key: _plain(cfg, key) for key in PARTS}  # as it is written
     if isinstance(cfg, DictConfig):
         cfg = targets.waiting(cfg)
     parts = [OmegaConf.select(cfg, key) for key in PARTS] if isinstance(cfg, DictConfig) else []
@@ -185,7 +188,11 @@ def load(
     env_id, make, agent_config = parts
     targets.check(cfg)
     if weights is None:
-        weights = weights_of(checkpoint.load(run, name, memories=False), session)
+        found = checkpoint.load(run, name, memories=False)
+        weights = weights_of(found, session)
+        then = OmegaConf.create(found.trial().get("config") or {})
+        if then and (other := [key for key in PARTS if _plain(then, key) != now[key]]):
+            log.warning("%s has another %s than the run was made with", config, " and ".join(other))
     elif name not in ("latest", weights.checkpoint) or session:
         raise ValueError(f"run={run} has the weights of one checkpoint and session; leave out checkpoint and session")
     with ExitStack() as stack:
@@ -219,6 +226,12 @@ def load(
     return Player(agent, envs, env_id, weights.checkpoint, weights.frames, session)
 
 
+def _plain(cfg: Any, key: str) -> Any:
+    """Return what a config has at a key, as JSON has it; None if it has nothing."""
+    found = OmegaConf.select(cfg, key) if OmegaConf.is_config(cfg) else None
+    return json.loads(json.dumps(OmegaConf.to_container(found) if OmegaConf.is_config(found) else found))
+
+
 def check_changes(make_envs: Callable[..., Envs], changes: Mapping[str, Any], prefix: str = "") -> None:
     """Raise ValueError if an environment cannot be changed in this way, or has other spaces then.
 
@@ -227,7 +240,7 @@ def check_changes(make_envs: Callable[..., Envs], changes: Mapping[str, Any], pr
         changes: Arguments in place of those that it has.
         prefix: Of the settings' names.
     """
-    if taken := {"num_envs", "record"} & set(changes):
+    if taken := {"num_envs", "record", "wrappers"} & set(changes):
         raise ValueError(f"{prefix}make.{min(taken)} is no setting of an environment; leave it out")
     spaces, moments = [], []
     for make in (make_envs, partial(make_envs, **changes)):
@@ -265,7 +278,7 @@ def weights_of(found: checkpoint.Checkpoint, session: int) -> zoo.Weights:
         ValueError: The session has no network of its own.
     """
     stores = found.stores()
-    if not 0 <= session < len(stores):
+    if not 0 <= check.whole("session", session) < len(stores):
         raise ValueError(f"session={session} has no network of its own; the run has {len(stores)}, numbered from 0")
     theta, moments = stores[session]["theta"], stores[session]["moments"]
     return zoo.Weights(theta, moments, found.trial()["layout"], found.path.name, found.manifest["frames"])

@@ -98,6 +98,10 @@ class MLflow:
         if run is not None:
             self.id = run
             self._client.update_run(run, status="RUNNING")
+            begun = self._client.get_run(run).data.params  # which never change
+            for key, value in settings.items():
+                if begun.get(key) != str(value):
+                    self._client.set_tag(run, key, str(value))
             return
         found = self._client.get_experiment_by_name(PROJECT)
         experiment = found.experiment_id if found else self._client.create_experiment(PROJECT)

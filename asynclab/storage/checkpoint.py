@@ -184,7 +184,6 @@ class Checkpoints:
             "format": FORMAT,
             "frames": sum(store.total_frames() for store in stores),
             "complete": is_complete,
-            "config_sha256": _digest(trial["config"]),
             "files": {name: file._asdict() for name, file in sorted(all_files.items())},
         }
         snapshot.write(partial / MANIFEST, lambda file: file.write(_signed(manifest)))

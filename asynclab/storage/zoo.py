@@ -1,6 +1,6 @@
 """Trained agents to keep, such as those in zoo/: the folder of a run with its weights in place of checkpoints.
 
-``config.yaml`` and ``summary.json`` are the run's, ``run.json``, too, but for paths of the machine.  ``metrics.jsonl``
+``config.yaml`` and ``summary.json`` are the run's, ``run.json``, too, but for where it was written.  ``metrics.jsonl``
 has its curves with fewer points, ``weights.npz`` theta and the moments that observations are normalised by,
 ``evaluation.json`` what the agent is worth, ``manifest.json`` size and sha256 of every other file.  P: parameters.
 """
@@ -82,6 +82,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text())
         is_whole = all(isinstance(manifest[key], of) for key, of in types.items())
+        is_whole &= all(isinstance(name, str) for name in manifest["layout"])
     except FileNotFoundError:
         raise ValueError(f"{path} is missing") from None
     except (OSError, ValueError, KeyError, TypeError):

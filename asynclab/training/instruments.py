@@ -105,7 +105,7 @@ class Instruments(Learner):
         generators.restore(self.agent.device, rng)
         losses, _ = Learner.forward(self, batch)
         Learner.backward(self, losses)
-        cosine = torch.nn.functional.cosine_similarity(stale, self.grad.full, dim=0)
+        cosine = torch.nn.functional.cosine_similarity(stale, self.grad.full, dim=0).clamp(-1, 1)
         self.grad.full.copy_(stale)
         if weights is not None:  # the push may be compensated for what has happened since
             self.weights.full.copy_(weights)
