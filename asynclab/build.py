@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from pkgutil import resolve_name
 
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.utils import instantiate
@@ -51,10 +52,15 @@ def make_trial(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = No
 
 def _culprit(cfg: DictConfig, error: str) -> str:
     """Return, to end a sentence, which setting is the argument that a target does not take; nothing if none is."""
-    if (found := re.search(r"got an unexpected keyword argument '(\w+)'", error)) is None:
+    if (found := re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", error)) is None:
         return ""
-    keys = [key for part in MADE if OmegaConf.select(cfg, key := f"{part}.{found[1]}") is not None]
-    return f"; leave out {' or '.join(keys)}" if keys else ""
+    owner, name = found.groups()
+    for part in MADE:
+        if OmegaConf.select(cfg, f"{part}.{name}") is not None:
+            target = resolve_name(OmegaConf.select(cfg, f"{part}._target_"))
+            if owner in [kind.__name__ for kind in getattr(target, "__mro__", [target])]:
+                return f"; leave out {part}.{name}"
+    return ""
 
 
 def _check_targets(cfg: DictConfig) -> None:

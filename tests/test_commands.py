@@ -253,6 +253,15 @@ def test_two_environments_are_looked_at_however_many_a_session_will_have(tmp_pat
     assert probe.memory_bytes == memory.nbytes()
 
 
+@pytest.mark.parametrize("kind", ["Fours", "Players"])
+def test_all_are_made_where_two_cannot_be_had(tmp_path, kind):
+    team = [f"env.id=weird_env:{kind}-v0", "+env.make.vectorization_mode=vector_entry_point", "env.num_envs=8"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("config", ["env=gym", *team, "algo.memory.horizon=5"])
+    probe = build.make_trial(cfg, tmp_path).probe
+    assert (probe.envs.num_envs, probe.num_envs) == {"Fours": (8, 8), "Players": (16, 16)}[kind]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -274,8 +283,11 @@ def test_two_environments_are_looked_at_however_many_a_session_will_have(tmp_pat
         (["env=cartpole", "algo.agent.gamma=abc"], r"\nalgo\.agent\.gamma=abc must be a number from 0 to 1\n"),
         (["env=cartpole", "algo.agent.torso=null"], r"algo\.agent\.torso=None makes no torso; .* set env\.torso\n"),
         (["env=cartpole", "checkpoint_memory=-1"], r"checkpoint_memory=-1\.0 must be a number of 0 or more"),
-        (["resume=runs/lr=1,2"], r"^resume=runs/lr=1,2 cannot be read; .*: 'resume=\"runs/lr=1,2\"'$"),
-        (["env.torso.conv=[[32,8,4]"], r"^env\.torso\.conv=\[\[32,8,4\] cannot be read; close its brackets"),
+        (["resume=runs/lr=1,2"], r"^resume=runs/lr=1,2 cannot be read .*: 'resume=\"runs/lr=1,2\"'$"),
+        (["env.torso.conv=[[32,8,4]"], r"^env\.torso\.conv=\[\[32,8,4\] cannot be read .*; close its brackets"),
+        (["env.make.x[0]=1"], r"^env\.make\.x\[0\]=1 cannot be read as <setting>=<value>$"),
+        (["~experiment"], r"Could not delete 'experiment'"),
+        (["experiment=[ppo_pong,a3c_pong]"], r"append to your default list use \+experiment"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
@@ -303,6 +315,27 @@ def test_the_current_folder_does_not_become_the_output_folder_by_an_empty_variab
     assert process.returncode == 1
     assert re.fullmatch(r"hydra\.run\.dir is empty, .* Set it, or leave it out\.\n", process.stderr)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["tuned=${algo}/discrete"],
+        ["tuned=a3c/pixels.yaml"],
+        ["tuned=mine", "++hydra.searchpath=[file://{here}]"],
+        ["--config-path={conf}", "tuned=mine"],
+        ["~algo/optimizer", "+algo.optimizer={_target_: asynclab.optim.GlobalAdam, _partial_: true}"],
+        ["+experiment=[ppo_pong,a3c_pong]"],
+        ["~hydra/job_logging"],
+        ["+env.make={a: 1}", "env.id='a,b'"],
+    ],
+    ids=" ".join,
+)
+def test_what_hydra_takes_is_taken(tmp_path, typed):
+    places = {"here": tmp_path, "conf": ROOT / "conf"}
+    typed = [re.sub(r"\{(here|conf)\}", lambda found: str(places[found[1]]), word) for word in typed]
+    process = commands.run("train.py", *typed, "--cfg", "job", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
 
 
 def test_an_output_folder_that_cannot_be_written_is_named(train):

@@ -588,6 +588,8 @@ def test_the_command_names_what_was_meant(run, tmp_path, typed, message):
     process = commands.run("scripts/evaluate.py", *command)
     assert (process.returncode, "Traceback" in process.stderr) == (1, False)
     assert re.search(message, process.stderr), process.stderr
+    process = commands.run("scripts/evaluate.py", *command[:3], "+make.wrappers=[]")
+    assert process.returncode == 0, process.stderr
     process = commands.run("scripts/evaluate.py", *command[:3], "make=null")
     assert process.returncode == 0, process.stderr
 

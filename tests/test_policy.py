@@ -159,13 +159,19 @@ def test_what_is_no_run_is_said_in_one_sentence(tmp_path, text, message):
     assert "\n" not in str(raised.value)
 
 
+def test_a_run_may_be_in_a_folder_called_checkpoints(run, tmp_path):
+    shutil.copytree(run("off"), tmp_path / "checkpoints" / "run", symlinks=True)
+    asynclab.load(tmp_path / "checkpoints" / "run")
+
+
 def test_a_config_that_is_not_the_runs_any_more_is_told(run, tmp_path, caplog):
     shutil.copytree(run("off"), tmp_path / "run", symlinks=True)
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("horizon: ", "horizon: 1"))  # as a run that goes on may
     asynclab.load(tmp_path / "run")
     assert not caplog.text
-    config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("CartPole-v1", "CartPole-v0"))
-    with pytest.raises(ValueError, match=r"^session=0 must be a whole number"):
+    with pytest.raises(ValueError, match=r"^session=0 has no network of its own"):
         asynclab.load(tmp_path / "run", session="0")
     asynclab.load(tmp_path / "run")
     assert "config.yaml has another env.id and env.make than the run was made with" in caplog.text

@@ -538,6 +538,23 @@ def test_numbers_that_atari_cannot_mean_are_refused(setting, must, mode):
         make_envs("ALE/Pong-v5", 2, vectorization_mode=mode, **setting)
 
 
+def test_games_that_somebody_has_registered():
+    for limits, frames, length in (({"max_episode_steps": 12}, {}, 12), ({}, {"max_num_frames_per_episode": None}, 0)):
+        settings = {"game": "pong", **frames}
+        gym.register("MyPong-v0", entry_point="ale_py.env:AtariEnv", kwargs=settings, **limits)
+        try:
+            envs = make_envs("MyPong-v0", 1, vectorization_mode="sync")
+            envs.reset([0])
+            steps = [envs.step(np.zeros(1, np.int64)) for _ in range(30)]
+            envs.close()
+            assert [e.length for step in steps for e in step.episodes] == [length] * (2 if length else 0)
+        finally:
+            del gym.registry["MyPong-v0"]
+    settings = {"max_num_frames_per_episode": None, "max_episode_steps": -1, "noop_max": 0}
+    make_envs("ALE/Pong-v5", 1, vectorization_mode="sync", **settings).close()
+    make_envs("ALE/Pong-v5", 1, obs_type="ram", frameskip=(2, 5)).close()
+
+
 @pytest.mark.parametrize("kind", [{"vectorization_mode": "sync"}, {}])
 def test_continuous_actions_of_atari(kind):
     envs = make_envs("ALE/Breakout-v5", 1, continuous=True, **kind)

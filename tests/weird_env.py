@@ -266,6 +266,20 @@ class SameStep(SyncVectorEnv):
         super().__init__([lambda: InPlaceEnds()] * num_envs, autoreset_mode=autoreset_mode)
 
 
+class Fours(SameStep):
+    def __init__(self, num_envs, autoreset_mode=AutoresetMode.NEXT_STEP):
+        if num_envs % 4:
+            raise ValueError(f"num_envs={num_envs} must be a multiple of 4")
+        super().__init__(num_envs, autoreset_mode)
+
+
+class Players(SameStep):
+    """Two players of each game."""
+
+    def __init__(self, num_envs, autoreset_mode=AutoresetMode.NEXT_STEP):
+        super().__init__(2 * num_envs, autoreset_mode)
+
+
 class Disabled(SyncVectorEnv):
     def __init__(self, num_envs, max_episode_steps=None):
         super().__init__([lambda: InPlaceEnds()] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
@@ -357,5 +371,5 @@ for kind in (
 ):  # fmt: skip
     gym.register(f"{kind.__name__}-v0", kind, max_episode_steps=10 if issubclass(kind, InPlace) else None)
 gym.register("Numbers-v0", Numbers, vector_entry_point=NumbersVector)
-for vector in (SameStep, Disabled, NextStep):
+for vector in (SameStep, Fours, Players, Disabled, NextStep):
     gym.register(f"{vector.__name__}-v0", InPlaceEnds, vector_entry_point=vector)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from asynclab import check
 
 FRAMESKIP = 4  # unless a setting says otherwise
+NO_LIMIT = -1  # gymnasium's, of steps
 COUNTS = ("frameskip", "stack_num", "img_height", "img_width", "max_episode_steps")
 
 
@@ -100,12 +101,16 @@ def _shares(size: int, small: int) -> NDArray[np.float32]:
 
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raise ValueError for a number that the emulator would take and that cannot be meant."""
-    for name in COUNTS:
-        if settings.get(name) is not None:
-            check.count(f"env.make.{name}", settings[name])
-    for name in ("noop_max", "max_num_frames_per_episode"):
-        check.whole(f"env.make.{name}", settings.get(name, 0))
-    check.fraction("env.make.repeat_action_probability", settings.get("repeat_action_probability", 0.0))
+    for name, value in settings.items():
+        if value is None or (name, value) == ("max_episode_steps", NO_LIMIT):
+            continue
+        key = f"env.make.{name}"
+        if name in COUNTS and not (name == "frameskip" and settings.get("obs_type") == "ram"):  # which takes a range
+            check.count(key, value)
+        elif name in ("noop_max", "max_num_frames_per_episode"):
+            check.whole(key, value)
+        elif name == "repeat_action_probability":
+            check.fraction(key, value)
 
 
 def make(
@@ -123,15 +128,15 @@ def make(
         grayscale: Show grey screens, else colours.
         obs_type: ``ram`` shows the 128 bytes of the game's memory, from the first frame of an episode on; None its
             screens.
-        max_episode_steps: After which an episode is truncated; None for no such limit.
+        max_episode_steps: After which an episode is truncated; -1 for no limit, None for what is registered.
         max_num_frames_per_episode: The same in frames of the emulator, of which a step has ``frameskip``; those without
             an action before the first step are not counted.  0 for no limit, None for what is registered.
         kwargs: Of ``Prepared`` and of the emulator.
     """
     gym.register_envs(ale_py)
-    frames = max_num_frames_per_episode
+    spec, frames = gym.spec(id), max_num_frames_per_episode
     if frames is None:
-        frames = gym.spec(id).kwargs["max_num_frames_per_episode"]
+        frames = spec.kwargs.get("max_num_frames_per_episode") or 0
     if obs_type == "ram":
         limits: dict[str, Any] = {"max_episode_steps": max_episode_steps, "max_num_frames_per_episode": frames}
         return gym.make(id, obs_type="ram", **limits, **kwargs)
@@ -139,7 +144,8 @@ def make(
         raise ValueError(f"obs_type={obs_type} must be ram; set env.make.grayscale=false for colours")
     names = ("frameskip", "stack_num", "img_height", "img_width", "maxpool", "noop_max", "use_fire_reset")
     ours = {name: kwargs.pop(name) for name in names if name in kwargs}
-    emulator = {"frameskip": 1, "max_num_frames_per_episode": 0} | kwargs
+    emulator: dict[str, Any] = {"frameskip": 1, "max_num_frames_per_episode": 0, "max_episode_steps": NO_LIMIT} | kwargs
     env = Prepared(gym.make(id, obs_type="grayscale" if grayscale else "rgb", **emulator), **ours)
-    steps = [max_episode_steps or 0, ceil(frames / ours.get("frameskip", FRAMESKIP))]
-    return TimeLimit(env, min(filter(None, steps))) if any(steps) else env
+    given = spec.max_episode_steps if max_episode_steps is None else max_episode_steps
+    steps = [limit for limit in (given, ceil(frames / ours.get("frameskip", FRAMESKIP))) if limit and limit > 0]
+    return TimeLimit(env, min(steps)) if steps else env

@@ -21,7 +21,8 @@ from asynclab import signals
 from asynclab.config import CONF
 
 SHOWS = {"--cfg", "-c", "--info", "-i"}  # Hydra prints this of one run and ends
-CONFIGS = re.compile(r"^(hydra\.searchpath|--config-dir|-cd)")  # where there may be more files of groups
+CONFIGS = re.compile(r"^(\+{0,2}hydra\.searchpath|--config-(dir|path)|-c[dp]$)")  # there may be more files of groups
+NEEDED = ("algo", "env", "distributed")  # groups of which a run has one file each
 OPTIONAL = "tuned"  # the group of which Hydra does not say that a file is missing
 SWEEPS = {"-m", "--multirun"}
 PRINTS = {"--help", "-h", "--hydra-help", *SHOWS}
@@ -44,10 +45,11 @@ def configured(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[..
                 sys.exit(f"{shown} shows one run's configuration; leave out -m, and set each to one value")
             if words & PRINTS:
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-            if not config:
-                _check_words(sys.argv[1:])
-            with signals.handled([signal.SIGTERM, signal.SIGHUP], _end):  # so that nothing half done is left
+            if config:
                 return run(*config)
+            _check_words(sys.argv[1:])
+            with signals.handled([signal.SIGTERM, signal.SIGHUP], _end):  # so that nothing half done is left
+                return run()
 
         return main
 
@@ -61,40 +63,49 @@ def _end(number: int, frame: object) -> None:
 def _check_words(words: Sequence[str]) -> None:
     """Exit with a sentence where Hydra would not name the word, make a traceback of it, or pass over it."""
     for before, word in pairwise(["", *words]):
-        try:
-            override = OverridesParser.create().parse_override(word)
-        except HydraException:
+        override = _parsed(word)
+        if override is None:
             is_option = word.startswith("-") or (before.startswith("-") and before not in SWEEPS)
             if "=" in word and not is_option:
                 key, _, value = word.partition("=")
-                sys.exit(
-                    f"{word} cannot be read; close its brackets, and put a text with = ( or a comma into quotes:"
-                    f""" '{key}="{value}"'"""
-                )
+                quoted = f'{key}="{value}"'
+                hint = f"; close its brackets, or put its text into quotes: '{quoted}'" if _parsed(quoted) else ""
+                sys.exit(f"{word} cannot be read as <setting>=<value>{hint}")
             continue  # an option, or what Hydra explains
         if not override.key_or_group:
             sys.exit(f"{word} has no setting before the =")
         if not override.is_sweep_override():
-            _check_choice(word, override, has_more=any(CONFIGS.search(other) for other in words))
+            _check_choice(word, override, [other for other in words if other != word])
 
 
-def _check_choice(word: str, override: Override, has_more: bool) -> None:
-    """Exit with a sentence where no file of a group is chosen; ``has_more``: there may be files besides ours."""
+def _parsed(word: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException:
+        return None
+
+
+def _check_choice(word: str, override: Override, others: Sequence[str]) -> None:
+    """Exit with a sentence where no file of a group is chosen, and Hydra would not say so."""
     group, chosen = override.key_or_group, override.value()
     root, is_optional = Path(CONF) / group, group == OPTIONAL
-    found = root.glob("*/*.yaml" if is_optional else "*.yaml")
-    files = ", ".join(sorted(str(path.relative_to(root).with_suffix("")) for path in found))
     if group.startswith("hydra/") and chosen is None and not override.is_delete():
         sys.exit(f"{word} chooses no file of the group {group}; leave it out for Hydra's own")
-    if not files or (is_optional and override.is_delete()):
+    found = root.glob("*/*.yaml" if is_optional else "*.yaml")
+    files = sorted(str(path.relative_to(root).with_suffix("")) for path in found)
+    if not files:
         return
+    one_of = f"one of {', '.join(files)}"
     if override.is_delete():
-        sys.exit(f"{word} leaves out what every run has; use {group}= and one of {files}")
-    is_several = isinstance(chosen, list) and override.is_add()  # such as +experiment=[a,b]
-    is_missing = is_optional and not has_more and chosen not in files.split(", ")
-    if is_missing or not (isinstance(chosen, str) or is_several):
-        instead = f"~{group}, or " * is_optional
-        sys.exit(f"{word} is no file of the group {group}; use {instead}one of {files}")
+        if group in NEEDED and not any(other.lstrip("+").startswith((f"{group}=", f"{group}.")) for other in others):
+            sys.exit(f"{word} leaves out what every run has; use {group}= and {one_of}")
+        return
+    is_single = group in (*NEEDED, OPTIONAL)
+    is_known = not is_optional or any(CONFIGS.search(other) for other in others)
+    if isinstance(chosen, str):
+        is_known |= "${" in chosen or chosen.removesuffix(".yaml") in files
+    if not (isinstance(chosen, str) or (isinstance(chosen, list) and not is_single)) or not is_known:
+        sys.exit(f"{word} is no file of the group {group}; use {f'~{group}, or ' * is_optional}{one_of}")
 
 
 def check_keys(cfg: DictConfig) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from itertools import count
+from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NamedTuple
@@ -32,11 +33,12 @@ from asynclab.envs import Envs
 from asynclab.envs.normalize import Moments
 from asynclab.storage import checkpoint, provenance, zoo
 from asynclab.storage.folder import instead, is_agent, whole
-from asynclab.storage.names import CHECKPOINTS, CONFIG
+from asynclab.storage.names import CHECKPOINTS, CONFIG, MANIFEST
 
 log = logging.getLogger(__name__)
 
 PARTS = ("env.id", "env.make", "algo.agent")  # of a run's config, that are needed to play
+UNCHANGED = ("env.id", "env.make")  # by all that a run may be resumed with
 SEED = 1000  # of the first episode, unless another is asked for
 RESAMPLES = 9_999  # of the bootstrap
 MAX_EPISODE_STEPS = 100_000  # four times what an episode of Atari has at most
@@ -169,16 +171,16 @@ def load(
     """
     weights = zoo.read(run) if is_agent(run) else None  # before anything in it is believed
     config = run / CONFIG
-    if run.parent.name == CHECKPOINTS and run.is_dir():
-        raise ValueError(f"run={run} is a checkpoint; set run={run.parent.parent} and checkpoint={run.name}")
     if not config.is_file():
+        if run.parent.name == CHECKPOINTS and (run / MANIFEST).is_file():
+            raise ValueError(f"run={run} is a checkpoint; set run={run.parent.parent} and checkpoint={run.name}")
         raise ValueError(f"run={run} is not an output folder: it has no config.yaml{instead(run)}")
     try:
         cfg = OmegaConf.load(config)
         OmegaConf.resolve(cfg)
     except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ValueError(f"{config} cannot be read ({str(error).splitlines()[0]})") from error
-    now = {key: _plain(cfg, key) for key in PARTS}  # as it is written
+    now = {key: _plain(cfg, key) for key in UNCHANGED}  # as it is written
     if isinstance(cfg, DictConfig):
         cfg = targets.waiting(cfg)
     parts = [OmegaConf.select(cfg, key) for key in PARTS] if isinstance(cfg, DictConfig) else []
@@ -191,7 +193,7 @@ def load(
         found = checkpoint.load(run, name, memories=False)
         weights = weights_of(found, session)
         then = OmegaConf.create(found.trial().get("config") or {})
-        if then and (other := [key for key in PARTS if _plain(then, key) != now[key]]):
+        if then and (other := [key for key in UNCHANGED if _plain(then, key) != now[key]]):
             log.warning("%s has another %s than the run was made with", config, " and ".join(other))
     elif name not in ("latest", weights.checkpoint) or session:
         raise ValueError(f"run={run} has the weights of one checkpoint and session; leave out checkpoint and session")
@@ -228,7 +230,7 @@ def load(
 
 def _plain(cfg: Any, key: str) -> Any:
     """Return what a config has at a key, as JSON has it; None if it has nothing."""
-    found = OmegaConf.select(cfg, key) if OmegaConf.is_config(cfg) else None
+    found = OmegaConf.select(cfg, key) if OmegaConf.is_dict(cfg) else None
     return json.loads(json.dumps(OmegaConf.to_container(found) if OmegaConf.is_config(found) else found))
 
 
@@ -240,7 +242,8 @@ def check_changes(make_envs: Callable[..., Envs], changes: Mapping[str, Any], pr
         changes: Arguments in place of those that it has.
         prefix: Of the settings' names.
     """
-    if taken := {"num_envs", "record", "wrappers"} & set(changes):
+    taken = {"num_envs", "record"} & set(changes)
+    if taken := taken | {key for key in ("wrappers",) if changes.get(key)}:  # none at all can be had
         raise ValueError(f"{prefix}make.{min(taken)} is no setting of an environment; leave it out")
     spaces, moments = [], []
     for make in (make_envs, partial(make_envs, **changes)):
@@ -278,7 +281,7 @@ def weights_of(found: checkpoint.Checkpoint, session: int) -> zoo.Weights:
         ValueError: The session has no network of its own.
     """
     stores = found.stores()
-    if not 0 <= check.whole("session", session) < len(stores):
+    if not (isinstance(session, Integral) and 0 <= session < len(stores)):
         raise ValueError(f"session={session} has no network of its own; the run has {len(stores)}, numbered from 0")
     theta, moments = stores[session]["theta"], stores[session]["moments"]
     return zoo.Weights(theta, moments, found.trial()["layout"], found.path.name, found.manifest["frames"])

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,13 +123,19 @@ def _make_some(make_envs: Any) -> tuple[Envs, int]:
         make_envs: Of a session; one that is no partial with ``num_envs`` says itself how many.
 
     Returns:
-        Two of them, or all if that is for it to say: one Atari game takes a tenth of a second.  And how many a
+        Two of them, as one Atari game takes a tenth of a second, or all, where two cannot be had.  And how many a
         session will have.
     """
     wanted = getattr(make_envs, "keywords", {}).get("num_envs")
-    envs = make_envs() if wanted is None else make_envs(num_envs=min(check.count("env.num_envs", wanted), 2))
+    if wanted is not None and check.count("env.num_envs", wanted) > 2:
+        with suppress(ValueError):  # it is told of all of them
+            envs = make_envs(num_envs=2)
+            envs.close()
+            if envs.num_envs == 2:
+                return envs, wanted
+    envs = make_envs()
     envs.close()
-    return envs, wanted or envs.num_envs
+    return envs, envs.num_envs
 
 
 def steps_in_processes(make_envs: Any) -> bool:
@@ -149,7 +156,8 @@ def _check_numbers(cfg: Config, is_new: bool) -> None:
     if cfg.checkpoint_memory is not None:
         check.not_negative("checkpoint_memory", cfg.checkpoint_memory)
     check.schedule("algo.lr_schedule", cfg.algo.lr_schedule)
-    agent = getattr(cfg.algo.agent, "keywords", {})
+    is_ours = getattr(getattr(cfg.algo.agent, "func", None), "__module__", "").startswith("asynclab.agents")
+    agent = cfg.algo.agent.keywords if is_ours else {}
     if (gamma := agent.get("gamma")) is not None:
         check.fraction("algo.agent.gamma", gamma)  # before env.make.scale_reward, which follows it
     if not callable(agent.get("torso", nets.MLPTorso)):

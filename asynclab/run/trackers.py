@@ -98,9 +98,9 @@ class MLflow:
         if run is not None:
             self.id = run
             self._client.update_run(run, status="RUNNING")
-            begun = self._client.get_run(run).data.params  # which never change
+            data = self._client.get_run(run).data
             for key, value in settings.items():
-                if begun.get(key) != str(value):
+                if (data.params | data.tags).get(key) != str(value):  # parameters never change
                     self._client.set_tag(run, key, str(value))
             return
         found = self._client.get_experiment_by_name(PROJECT)
