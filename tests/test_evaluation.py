@@ -599,12 +599,15 @@ def test_an_evaluation_that_is_ended_leaves_nothing_half_done(run, tmp_path):
     command = [sys.executable, ROOT / "scripts" / "evaluate.py", f"run={run}", "episodes=100000", "video=true"]
     process = subprocess.Popen([*command, f"out={tmp_path}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("videos/*.mp4")):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    process.terminate()
-    _, told = process.communicate(timeout=60)
+    try:
+        while not list(tmp_path.glob("videos/*.mp4")):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.terminate()  # which SDL, with which CartPole is drawn, would take for itself
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 143
     assert "Traceback" not in told
     assert not list(tmp_path.rglob(".*"))
