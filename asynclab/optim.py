@@ -79,9 +79,7 @@ class GlobalAdam(GlobalOptimizer, torch.optim.Adam):
         eps: float = 1e-8,
         weight_decay: float | Mapping[str, float] = 0.0,
     ) -> None:
-        check.number("algo.optimizer.lr", check.positive("algo.optimizer.lr", lr))
-        check.not_negative("algo.optimizer.eps", eps)
-        groups = _with_decay(groups, weight_decay)
+        groups = _checked(groups, lr, eps, weight_decay)
         super().__init__(groups, lr=lr, betas=check.decays("algo.optimizer.betas", betas), eps=eps, fused=True)
         share_state(self, {"step": _count, "exp_avg": torch.zeros_like, "exp_avg_sq": torch.zeros_like})
 
@@ -116,12 +114,10 @@ class GlobalRMSprop(GlobalOptimizer, torch.optim.RMSprop):
         weight_decay: float | Mapping[str, float] = 0.0,
         shared: bool = True,
     ) -> None:
-        check.number("algo.optimizer.lr", check.positive("algo.optimizer.lr", lr))
         check.below_one("algo.optimizer.alpha", alpha)
-        check.not_negative("algo.optimizer.eps", eps)
         check.below_one("algo.optimizer.momentum", momentum)
         check.not_negative("algo.optimizer.initial", 0.0 if initial is None else initial)
-        groups = _with_decay(groups, weight_decay)
+        groups = _checked(groups, lr, eps, weight_decay)
         super().__init__(groups, lr=lr, alpha=alpha, eps=eps, momentum=momentum, foreach=True)
         begin = partial(torch.full_like, fill_value=initial or 0.0)
         buffer = {"momentum_buffer": torch.zeros_like} if momentum else {}
@@ -164,7 +160,10 @@ def _count(p: Tensor) -> Tensor:
     return torch.zeros((), dtype=torch.float64)  # a float32, as torch has it, stops counting at 2^24
 
 
-def _with_decay(groups: Groups, weight_decay: float | Mapping[str, float]) -> Groups:
+def _checked(groups: Groups, lr: float, eps: float, weight_decay: float | Mapping[str, float]) -> Groups:
+    """Return the groups with their L2 penalties, after a check of what all optimizers have."""
+    check.number("algo.optimizer.lr", check.positive("algo.optimizer.lr", lr))
+    check.not_negative("algo.optimizer.eps", eps)
     names = [group["name"] for group in groups]
     if not isinstance(weight_decay, Mapping):
         weight_decay = dict.fromkeys(names, check.not_negative("algo.optimizer.weight_decay", weight_decay))

@@ -170,31 +170,12 @@ def load(
             session, or the environment, as it is changed, has other spaces.
     """
     weights = zoo.read(run) if is_agent(run) else None  # before anything in it is believed
-    config = run / CONFIG
-    if not config.is_file():
-        if run.parent.name == CHECKPOINTS and (run / MANIFEST).is_file():
-            raise ValueError(f"run={run} is a checkpoint; set run={run.parent.parent} and checkpoint={run.name}")
-        raise ValueError(f"run={run} is not an output folder: it has no config.yaml{instead(run)}")
-    try:
-        cfg = OmegaConf.load(config)
-        OmegaConf.resolve(cfg)
-    except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise ValueError(f"{config} cannot be read ({str(error).splitlines()[0]})") from error
-    now = {key: _plain(cfg, key) for key in UNCHANGED}  # as it is written
-    if isinstance(cfg, DictConfig):
-        cfg = targets.waiting(cfg)
-    parts = [OmegaConf.select(cfg, key) for key in PARTS] if isinstance(cfg, DictConfig) else []
-    if not parts or not all(parts):
-        raise ValueError(f"{config} is not the config of a run: it must have {', '.join(PARTS)}")
-    assert isinstance(cfg, DictConfig)
-    env_id, make, agent_config = parts
-    targets.check(cfg)
+    cfg, written = _read_config(run)
+    env_id, make, agent_config = (OmegaConf.select(cfg, key) for key in PARTS)
     if weights is None:
         found = checkpoint.load(run, name, memories=False)
         weights = weights_of(found, session)
-        then = OmegaConf.create(found.trial().get("config") or {})
-        if then and (other := [key for key in UNCHANGED if _plain(then, key) != now[key]]):
-            log.warning("%s has another %s than the run was made with", config, " and ".join(other))
+        _compare(run / CONFIG, written, found)
     elif name not in ("latest", weights.checkpoint) or session:
         raise ValueError(f"run={run} has the weights of one checkpoint and session; leave out checkpoint and session")
     with ExitStack() as stack:
@@ -226,6 +207,38 @@ def load(
         agent.start(1)
         stack.pop_all()
     return Player(agent, envs, env_id, weights.checkpoint, weights.frames, session)
+
+
+def _read_config(run: Path) -> tuple[DictConfig, dict[str, Any]]:
+    """Return the config of a run, which names nothing but code that is allowed, and what is written in it that stays.
+
+    Raises:
+        ValueError: There is none, or it is none of a run.
+    """
+    config = run / CONFIG
+    if not config.is_file():
+        if run.parent.name == CHECKPOINTS and (run / MANIFEST).is_file():
+            raise ValueError(f"run={run} is a checkpoint; set run={run.parent.parent} and checkpoint={run.name}")
+        raise ValueError(f"run={run} is not an output folder: it has no config.yaml{instead(run)}")
+    try:
+        cfg = OmegaConf.load(config)
+        OmegaConf.resolve(cfg)
+    except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise ValueError(f"{config} cannot be read ({str(error).splitlines()[0]})") from error
+    written = {key: _plain(cfg, key) for key in UNCHANGED}
+    if isinstance(cfg, DictConfig):
+        cfg = targets.waiting(cfg)
+    if not isinstance(cfg, DictConfig) or not all(OmegaConf.select(cfg, key) for key in PARTS):
+        raise ValueError(f"{config} is not the config of a run: it must have {', '.join(PARTS)}")
+    targets.check(cfg)
+    return cfg, written
+
+
+def _compare(path: Path, now: Mapping[str, Any], found: checkpoint.Checkpoint) -> None:
+    """Warn if a config is not that of a checkpoint any more, which it would be after any resumption."""
+    then = OmegaConf.create(found.trial().get("config") or {})  # older versions kept none
+    if then and (others := [key for key in now if _plain(then, key) != now[key]]):
+        log.warning("%s has another %s than the run was made with", path, " and ".join(others))
 
 
 def _plain(cfg: Any, key: str) -> Any:

@@ -112,8 +112,9 @@ def check_run(cfg: Config, folder: Path, schedule: Schedule, checkpoint: Checkpo
     precision = _choose_precision(cfg.algo.precision, agent, devices, checkpoint)
     threads = resources.choose_threads(mode.num_threads, mode.processes, flat.size(agent.nets))
     return Probe(
-        envs, num_envs, agent, memory.nbytes(), on_disk, save_memory, refill, devices, precision, num_threads=threads
-    )
+        envs=envs, num_envs=num_envs, agent=agent, memory_bytes=memory.nbytes(), memories_on_disk=on_disk,
+        save_memory=save_memory, refill=refill, devices=devices, precision=precision, num_threads=threads,
+    )  # fmt: skip
 
 
 def _make_some(make_envs: Any) -> tuple[Envs, int]:
