@@ -1,6 +1,6 @@
 """The last of the fork server's imports in tests: what their commands need besides what sessions do.
 
-Without it every command imports that, and its collector visits, and so copies, all that the server has: a third of the
+Without it every command imports that, and its collector visits, and so copies, all that the server has: half of the
 processor time of a command that is refused.
 """
 
