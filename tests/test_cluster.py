@@ -102,6 +102,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_ray_of_its_own_starts_in_a_thread_and_in_a_long_folder_and_nobody_outside_can_reach_it(tmp_path):
     (tmp_path / "run_it.py").write_text(RUN_IN_A_THREAD)
     settings = ["distributed=cluster", "distributed.max_session=1", f"hydra.run.dir={tmp_path / 'run'}", "plot=false"]

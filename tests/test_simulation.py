@@ -135,16 +135,18 @@ def test_sessions_have_statistics_of_their_own_if_processes_would(make_trial):
     assert not torch.equal(*thetas)
 
 
-CASES = [  # algorithm, frames, turns after which it is stopped
-    *[("a3c", 600, turns) for turns in (50, 101, 102, 103, 104, 105)],  # in whatever the sessions are
-    *[("pqn", 300, turns) for turns in (100, 132)],  # the second leaves minibatches
-    ("lstm", 600, 150), ("ppo", 300, 100), ("ppo_normalized", 300, 100), ("nstep_q", 600, 150),
-    ("dqn", 300, 300), ("sac", 300, 300), ("sac_normalized", 300, 301), ("discrete_sac", 300, 302),
+CASES = [  # algorithm, frames, turns after which it is stopped, placement
+    *[("a3c", 600, turns, "synced") for turns in (50, 101, 102, 103, 104, 105)],  # in whatever the sessions are
+    *[("pqn", 300, turns, "synced") for turns in (100, 132)],  # the second leaves minibatches
+    ("a3c", 600, 50, "shared"), ("lstm", 600, 150, "synced"), ("ppo", 300, 100, "synced"),
+    ("ppo_normalized", 300, 100, "shared"), ("nstep_q", 600, 150, "shared"), ("dqn", 300, 300, "synced"),
+    ("sac", 300, 300, "shared"), ("sac_normalized", 300, 301, "synced"), ("discrete_sac", 300, 302, "shared"),
 ]  # fmt: skip
+ELSEWHERE = [(*case, {"synced": "shared", "shared": "synced"}[placement]) for *case, placement in CASES]
+OTHERS = [pytest.param(*case, marks=pytest.mark.slow) for case in ELSEWHERE if case not in CASES]
 
 
-@pytest.mark.parametrize("placement", ["synced", "shared"])
-@pytest.mark.parametrize(("algo", "max_frame", "turns"), CASES)
+@pytest.mark.parametrize(("algo", "max_frame", "turns", "placement"), CASES + OTHERS)
 def test_a_stopped_simulation_goes_on_as_if_it_had_not(make_trial, tmp_path, algo, max_frame, turns, placement):
     def make(**settings):
         return make_trial(algo, mode=Simulated(3, placement, Lognormal()), max_frame=max_frame, **settings)

@@ -165,7 +165,7 @@ def test_a_resumed_run_has_one_row_one_layout_and_its_new_settings(sweep, tmp_pa
     assert after[-1][0] == 4_000
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_the_pages_show_the_sweep(sweep):
     with tensorboard(sweep) as address, chromium(size=(1280, 1000)) as browser:
         page(browser, address, "scalars", "0/tensorboard/trial", "1/tensorboard/session_01", "by_session_frames")

@@ -30,7 +30,7 @@ def check_frames(run, budget, num_envs, kills):
     "mode", ["synced", pytest.param("shared", marks=pytest.mark.slow), pytest.param("off", marks=pytest.mark.slow)]
 )
 def test_a_killed_session_is_restarted_and_no_frame_is_lost_or_counted_twice(tmp_path, mode):
-    run = Run(tmp_path / "run", *SMALL, *env_id("Counted"), "env.max_frame=80_000", f"distributed={mode}",
+    run = Run(tmp_path / "run", *SMALL, *env_id("Counted"), "env.max_frame=30_000", f"distributed={mode}",
               "distributed.max_session=2", "env.torso.hidden=[8]")  # fmt: skip
     run.until_running()[1].kill()
     assert run.wait() == 0, run.text()
@@ -41,7 +41,7 @@ def test_a_killed_session_is_restarted_and_no_frame_is_lost_or_counted_twice(tmp
     assert len(run.lines("process")) == 3
     assert "session 1 was killed by SIGKILL; restart 1 in 1 s" in run.text()
     assert "sessions     2, 1 restart, " in run.text()
-    check_frames(run, 160_000 if mode == "off" else 80_000, 4, kills=1)
+    check_frames(run, 60_000 if mode == "off" else 30_000, 4, kills=1)
 
 
 @pytest.mark.slow
