@@ -54,11 +54,11 @@ check: $(READY_DEV)  ## lint, formatting, types and the fast tests (under 90 sec
 	$(BIN)/mypy
 	$(PYTEST) -n 2 -m "not slow and not medium"
 
-# four workers on two cores: many of these tests wait, for a process to end or to be missed; mypy has one core without them
+# three workers on two cores: many of these tests wait, for a process to end or to be missed; mypy has one core without them
 test: $(READY_DEV)  ## all but the slow tests (under 10 minutes on 2 cores)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy & types=$$!; $(PYTEST) -n 4 -m "not slow"; tests=$$?; \
+	$(BIN)/mypy & types=$$!; $(PYTEST) -n 3 -m "not slow"; tests=$$?; \
 	wait $$types || { echo "mypy has failed, see above"; exit 1; }; exit $$tests
 
 test-slow: $(READY_DEV)  ## the long proofs: does it learn, do 16 sessions start
