@@ -356,7 +356,7 @@ def fits(subject: Subject) -> str:
     """Have memory, shared memory and open files for all sessions."""
     trial, mode = subject.real, subject.real.mode
     num_envs = getattr(trial.session.make_envs, "keywords", {})["num_envs"]
-    memory = trial.session.make_memory(subject.obs_space, subject.action_space, num_envs).nbytes()
+    memory = trial.session.make_memory(subject.obs_space, subject.action_space, num_envs, seed=0).nbytes()
     shared = sum(_shared_bytes(store) for store in trial.stores)
     try:
         resources.check_memory(mode, memory, 4 * trial.stores[0].theta.numel())

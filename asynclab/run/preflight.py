@@ -197,7 +197,7 @@ def _check_repeatable(envs: Envs, agent: Agent, devices: list[str]) -> None:
 
 def _memory(cfg: Config, envs: Envs, num_envs: int) -> Memory:
     try:
-        return cfg.algo.memory(envs.obs_space, envs.action_space, num_envs)
+        return cfg.algo.memory(envs.obs_space, envs.action_space, num_envs, seed=cfg.seed)
     except MemoryError as error:
         size = "horizon" if "horizon" in getattr(cfg.algo.memory, "keywords", {}) else "capacity"
         raise ValueError(f"one session's memory cannot be allocated ({error}); lower algo.memory.{size}") from None
