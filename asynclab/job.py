@@ -48,6 +48,7 @@ def run(
     from asynclab.run import resume, screens, viewer
     from asynclab.run.trial import TrialError
     from asynclab.storage import folder, provenance
+    from asynclab.storage.names import SUMMARY
 
     text.set_here(Path(HydraConfig.get().runtime.cwd))
     out = text.located(Path(HydraConfig.get().runtime.output_dir if cfg.resume in (None, config.AUTO) else cfg.resume))
@@ -55,7 +56,7 @@ def run(
         folder.lock(out)
         plan = resume.plan(cfg, out)
         trial = build.make_trial(plan.cfg, out, plan.checkpoint)
-        if trial.is_complete():
+        if trial.is_complete() and (out / SUMMARY).exists():  # else it was killed after its last checkpoint
             return trial.report()
         provenance.write(out, plan.cfg, plan.overrides, trial.decided(), plan.resumed, command)
         # a run that goes on was made by other choices than those of this command
@@ -63,7 +64,7 @@ def run(
         screens.first(trial, plan.cfg, choices)
         try:
             with viewer.viewing(out) if plan.cfg.tensorboard else nullcontext():
-                return trial.run(listen)
+                return trial.run(listen, is_guest=command is not None)
         finally:
             if plan.cfg.plot:
                 plots.write_at_end(out)

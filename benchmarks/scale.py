@@ -9,6 +9,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import measure
 import torch
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
@@ -25,6 +26,7 @@ def main(cfg: DictConfig) -> None:
     """Simulate each number of sessions for a while, one after the other, and print a line for each."""
     for sessions in sorted(cfg.sessions):
         OmegaConf.update(cfg, "distributed.max_session", sessions)
+        OmegaConf.update(cfg, "env.max_frame", measure.MAX_FRAME)  # so that it does not end before the time is over
         print(f"{sessions:,} sessions: {_measure(cfg, sessions, cfg.seconds)}", flush=True)
 
 
@@ -33,9 +35,9 @@ def _measure(cfg: DictConfig, sessions: int, seconds: float) -> str:
     with tempfile.TemporaryDirectory() as folder:
         trial = build.make_trial(cfg, Path(folder))
         torch.set_num_threads(trial.probe.num_threads)
-        (store,) = trial.stores
         if trial.clock is None:
             raise CompactHydraException("distributed.timing is missing: set distributed=simulated")
+        (store,) = trial.stores
         with closing(simulate(trial.session, store, trial.control, trial.clock)) as events:
             while int(store.updates.min()) < 1:  # until every session has made an update
                 next(events)

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -31,7 +32,8 @@ def doctor(cfg: DictConfig) -> None:
     from asynclab.processes.server import start_server
 
     if cfg.distributed.get("max_session") != 1 and cfg.inject != "help":
-        start_server()  # so early that it imports torch while we do
+        with suppress(OSError):  # a reason why it cannot is said by the checks
+            start_server()  # so early that it imports torch while we do
 
     from hydra.errors import CompactHydraException
 

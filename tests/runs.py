@@ -5,6 +5,7 @@ import resource
 import runpy
 import signal
 import sys
+import threading
 import time
 from multiprocessing import forkserver
 from pathlib import Path
@@ -47,6 +48,11 @@ def die_in_the_middle_of_a_message(rank):
 def leave(rank):
     yield rank
     os._exit(0)
+
+
+def leave_a_thread(rank):
+    threading.Thread(target=time.sleep, args=(120,)).start()  # Python waits for it before it ends
+    yield rank
 
 
 def many_items(rank):

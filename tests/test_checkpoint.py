@@ -88,6 +88,19 @@ def test_damaged_ones_are_set_aside_and_do_not_push_out_good_ones(commit, tmp_pa
     assert checkpoint.load(tmp_path).path.name == "000002"
 
 
+def test_a_damaged_best_is_best_no_more(commit, tmp_path):
+    _, save = commit
+    for best in (False, False, True):
+        save(best)
+    (tmp_path / "checkpoints" / "000002" / "stores.pt").write_bytes(b"")
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.has_best
+    checkpoints.set_aside(checkpoint.load(tmp_path))
+    assert not checkpoints.has_best
+    assert save().name == "000002"  # which was the best one's number
+    assert "best" not in names(tmp_path)
+
+
 def test_the_manifest_says_what_a_checkpoint_is_made_of(commit, tmp_path):
     store, save = commit
     store.frames += 16

@@ -15,6 +15,7 @@ from runs import (
     fail_twice,
     hang_once,
     leave,
+    leave_a_thread,
     many_items,
     minimise,
     push_much,
@@ -26,6 +27,7 @@ from runs import (
 from asynclab.distributed import Network, Off, Shared, Store, Synced
 from asynclab.distributed.lock import ProcessLock
 from asynclab.optim import GlobalAdam
+from asynclab.processes import launch as launching
 from asynclab.processes.control import Control
 from asynclab.processes.launch import Failure, SessionError, launch
 from asynclab.schedules import Constant
@@ -245,3 +247,17 @@ def test_one_writer_loses_nothing():
     list(push_much(store, 0, 10))
     assert (store.lost_updates(), store.step_error()) == (0.0, None)
     assert make_store(torch.zeros(3)).lost_updates() is None
+
+
+def test_sessions_that_have_done_all_and_do_not_end_are_waited_for_at_once(monkeypatch):
+    waits, close = [], launching._Worker.close
+
+    def watched(self, seconds):
+        waits.append(max(0.0, seconds))
+        return close(self, seconds)
+
+    monkeypatch.setattr(launching, "ENDS", 1.0)
+    monkeypatch.setattr(launching._Worker, "close", watched)
+    assert sorted(items([partial(leave_a_thread, rank) for rank in range(3)])) == [0, 1, 2]
+    assert len(waits) == 3
+    assert sum(waits) < 1.5

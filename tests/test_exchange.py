@@ -1,7 +1,9 @@
 """A server and its replicas: changes add up exactly, once each, and no frame is given out twice."""
 
 import queue
+import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -301,6 +303,16 @@ def test_without_ray_what_to_install_is_said(monkeypatch):
     monkeypatch.setattr(machines, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs Ray, which is not installed: pip install 'asynclab\[cluster\]'"):
         machines.check(Cluster(1))
+
+
+def test_a_ray_that_is_somebody_elses_is_left_alone(monkeypatch):
+    ended = []
+    ray = SimpleNamespace(__spec__=object(), is_initialized=lambda: True, shutdown=lambda: ended.append(True))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    for address in (None, "auto"):
+        with pytest.raises(ValueError, match=r"this process is connected already; call ray\.shutdown\(\) before"):
+            machines.check(Cluster(1, address=address))
+    assert not ended
 
 
 def test_sessions_are_spread_over_machines():

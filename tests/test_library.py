@@ -6,6 +6,7 @@ import multiprocessing as mp
 import subprocess
 import sys
 import threading
+import time
 
 import gymnasium
 import numpy as np
@@ -151,3 +152,17 @@ def test_a_script_without_a_main_guard_trains_from_a_thread_and_as_the_command_d
     (theta,) = json.loads((tmp_path / "command" / "summary.json").read_text())["theta"]
     assert process.stdout == f"begun\n0 2 True\n{theta}\n", process.stderr
     assert json.loads((tmp_path / "run" / "run.json").read_text())["command"][1:3] == ["asynclab-train", "env=cartpole"]
+
+
+def test_a_process_that_somebody_starts_meanwhile_is_left_alone(tmp_path):
+    mine = []
+
+    def listen(line):
+        if not mine:
+            mine.append(mp.get_context("forkserver").Process(target=time.sleep, args=(60,), daemon=True))
+            mine[0].start()
+
+    asynclab.train(in_folder(tmp_path), listen, quiet=True)
+    assert mine[0].is_alive()
+    mine[0].kill()
+    mine[0].join()

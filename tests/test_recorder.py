@@ -11,9 +11,11 @@ import pytest
 
 from asynclab.analysis.curves import read
 from asynclab.distributed import Off, Synced
+from asynclab.evaluation.evaluator import Evaluated
 from asynclab.processes.launch import Failure
 from asynclab.run import resources
 from asynclab.run.recorder import Moment, Recorder, a_minute_before
+from asynclab.run.statistics import Statistics
 from asynclab.training.messages import Record, Return
 
 
@@ -48,6 +50,12 @@ def test_the_mean_return_is_over_the_episodes_that_ended_last_and_not_those_repo
 def test_only_the_last_100_episodes_count(record):
     summary, _ = record(Off(1), Record(0, 1, 1, episodes(5.0, 50, 0.0) + episodes(7.0, 100, 200.0), {}, {}))
     assert (summary["mean_return"], summary["episodes"]) == (7.0, 150)
+
+
+def test_of_episodes_that_end_in_one_virtual_moment_the_lowest_are_not_left_out(record):
+    returns = [float(i % 100) for i in range(200)]
+    summary, _ = record(Off(1), Record(0, 1, 1, [Return(i, i, 1.0, ret, 10) for i, ret in enumerate(returns)], {}, {}))
+    assert summary["mean_return"] == 49.5
 
 
 def test_nan_is_written_as_null(record):
@@ -161,3 +169,22 @@ def test_what_was_last_known_of_a_loss_stays_in_the_trials_line(record):
     first = Record(0, 8, 1, [], {"loss/policy": 3.0, "perf/memory_mib": 1.0}, {})
     _, lines = record(Off(1), first, Record(0, 16, 1, [], {"perf/memory_mib": 2.0}, {}))
     assert (lines[-1]["metrics"]["loss/policy"], lines[-1]["metrics"]["perf/memory_mib"]) == (3.0, 2.0)
+
+
+def test_a_run_goes_on_after_an_evaluation_that_was_not_finite():
+    before = Statistics(1)
+    for ret in (3.0, math.nan):
+        before.evaluated(Evaluated(8, 1, 0.0, [ret], [10], 0))
+    after = Statistics(1, json.loads(json.dumps(before.state_dict())))
+    assert math.isnan(after.evaluation["mean_return"])
+    assert after.evaluation["best"]["mean_return"] == 3.0
+
+
+def test_what_works_after_the_training_does_not_count_as_cores_that_it_kept_busy(make_trial, tmp_path, monkeypatch):
+    trial = make_trial()
+    recorder = Recorder(tmp_path, trial.mode, trial.stores, every=1000.0)
+    recorder.stop()
+    monkeypatch.setattr(resources, "core_seconds", lambda: 1e9)  # of the last evaluation
+    recorder.close("finished")
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["metrics"]["perf/cores_busy"] < 1000

@@ -268,3 +268,17 @@ def test_checkpoints_of_a_cluster_do_not_wait_for_machines_that_have_not_joined(
     control.hear(Report(asked=0, running=frozenset({0}), slowest=0.0), range(1))
     snapshots.attend()
     assert control.asked() == asked
+
+
+def test_a_last_checkpoint_that_could_not_be_written_leaves_nothing_on_the_disk(make_trial, tmp_path, monkeypatch):
+    trial = make_trial("sac", max_frame=200)
+    checkpoints = tmp_path / "checkpoints"
+
+    def fail(self):
+        (checkpoints / ".partial_9").mkdir()
+        raise OSError("no room")
+
+    monkeypatch.setattr(Snapshots, "commit_last", fail)
+    with pytest.raises(TrialError, match="the run had to end: no room"):
+        trial.run()
+    assert not list(checkpoints.glob(".*"))

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -144,6 +145,26 @@ def test_jobs_that_did_not_end_are_told_from_those_that_failed(tmp_path):
         "  2 seed=2: it still runs",
         "  3 seed=3: wrong",
     ]
+
+
+def test_who_looks_whether_a_folder_is_free_keeps_nobody_out(tmp_path):
+    folder.lock(tmp_path)
+    folder.unlock(tmp_path)
+    done = threading.Event()
+
+    def look():
+        while not done.is_set():
+            folder.is_locked(tmp_path)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for _ in range(500):
+            folder.lock(tmp_path)
+            folder.unlock(tmp_path)
+    finally:
+        done.set()
+        looking.join()
 
 
 def test_a_job_that_may_not_touch_a_finished_run_leaves_no_failure_there(tmp_path):

@@ -30,6 +30,8 @@ CONNECT = 10.0  # seconds in which a cluster must answer
 LONGEST = 20  # characters of the folder for temporary files: Ray's sockets below it have room for 107
 ANSWER = 180.0  # in which all its machines must, together; to begin a process there may take half a minute
 
+_connected = False  # to Ray, by us
+
 # A process of its own, told which processes Ray has here.  If its input ends before it is ended itself, we have died
 # without a word; some of Ray's would live on for minutes.
 GUARD = """
@@ -50,10 +52,15 @@ def check(mode: Cluster) -> None:
     """Refuse a cluster that cannot run this, and let the mode know its machines.
 
     Raises:
-        ValueError: Ray is not installed, nothing answers, there is no room, or versions differ.
+        ValueError: Ray is not installed or somebody else's here, nothing answers, there is no room, or versions differ.
     """
     if find_spec("ray") is None:
         raise ValueError("distributed=cluster needs Ray, which is not installed: pip install 'asynclab[cluster]'")
+    if (theirs := sys.modules.get("ray")) is not None and theirs.is_initialized() and not _connected:
+        raise ValueError(
+            "distributed=cluster connects to Ray, and this process is connected already; call ray.shutdown() before, or"
+            " train in another process"
+        )
     if mode.address is None:
         return
     import ray
@@ -146,8 +153,10 @@ def leave() -> None:
     """Be connected to no cluster."""
     import ray
 
+    global _connected
     if ray.is_initialized():
         ray.shutdown()
+    _connected = False
 
 
 def _connect(address: str) -> None:
@@ -173,6 +182,7 @@ def _connect(address: str) -> None:
 
 def _init(**settings: Any) -> None:
     """Start Ray or connect to it; its handler of SIGTERM is not kept, and what ends us must not reach its processes."""
+    global _connected
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     if settings["address"] == "local":
         os.environ |= {
@@ -191,6 +201,7 @@ def _init(**settings: Any) -> None:
                 include_dashboard=None if settings["address"] != "local" else False,
                 configure_logging=False, log_to_driver=False, **settings,
             )  # fmt: skip
+            _connected = True
         finally:
             if handler is not None and threading.current_thread() is threading.main_thread():  # Ray sets it only there
                 signal.signal(signal.SIGTERM, handler)

@@ -26,6 +26,7 @@ from asynclab.processes.server import start_server
 
 Item = TypeVar("Item")
 
+ENDS = 5.0  # seconds in which processes end that have nothing left to do
 TICK = 0.5  # seconds between two looks at the sessions
 MAX_DELAY = 60.0  # seconds before a restart, at most
 MAIN_GUARD = (
@@ -227,9 +228,9 @@ class _Worker:
             with suppress(psutil.Error):
                 process.kill()
 
-    def close(self) -> int | None:
-        """Make sure that the process is dead and return its exit code."""
-        self.process.join(5)
+    def close(self, seconds: float = ENDS) -> int | None:
+        """Make sure that the process is dead, within so many seconds, and return its exit code."""
+        self.process.join(max(0.0, seconds))
         self.kill()
         self.process.join()
         code: int | None = self.process.exitcode
@@ -256,6 +257,7 @@ class _Crew:
         self.failed = failed
         self.context = mp.get_context("forkserver")
         self.workers: dict[int, _Worker] = {}  # by rank
+        self.ended: list[_Worker] = []  # those that have done all; Python may still wait for threads of theirs
         self.due = dict.fromkeys(runs, 0.0)  # when a session is to be started, by rank
         self.inbox: _Inbox = queue.SimpleQueue()
         self.looked = self.next_look = time.monotonic()
@@ -277,9 +279,11 @@ class _Crew:
         """End exactly these processes."""
         for worker in self.workers.values():
             worker.kill()
-        for worker in self.workers.values():
-            worker.close()
+        deadline = time.monotonic() + ENDS
+        for worker in [*self.workers.values(), *self.ended]:
+            worker.close(deadline - time.monotonic())
         self.workers.clear()
+        self.ended.clear()
 
     def _start_due(self) -> Iterator[Any]:
         if self.control.ending():
@@ -310,8 +314,7 @@ class _Crew:
             fatal = item.fatal or not (worker.ran or self.control.restarts(worker.rank))
             yield self._fail(worker, "raised", item.traceback, fatal)
         else:
-            del self.workers[worker.rank]
-            worker.close()
+            self.ended.append(self.workers.pop(worker.rank))
 
     def _look(self) -> Iterator[Failure]:
         """Find dead and hung sessions, and end those that are asked to end and do not."""

@@ -94,7 +94,7 @@ class Recorder:
         now, seconds = self._clock(), state["seconds"] if state else 0.0
         self._start = now - seconds
         self._real_start = time.monotonic() - (state or {}).get("real_seconds", seconds)
-        self._stopped: float | None = None
+        self._stopped: tuple[float, float] | None = None  # when, and the processor time that had been used by then
         self._next_time, self._next_warning = now + every, 0.0  # of a progress line, and of little memory
         self._began = self._moment()  # of this process's training
         self._last = self._began  # of the last line
@@ -237,7 +237,7 @@ class Recorder:
 
     def stop(self) -> None:
         """Stop the run's clock: what follows is not training."""
-        self._stopped = self._clock()
+        self._stopped = self._clock(), resources.core_seconds()
 
     def total_frames(self) -> int:
         """Return the frames of all sessions."""
@@ -354,10 +354,11 @@ class Recorder:
         return self._began.fps(self._moment())
 
     def _moment(self) -> Moment:
-        return Moment(self._now(), self.total_frames(), resources.core_seconds())
+        now, core_seconds = self._stopped or (self._clock(), resources.core_seconds())
+        return Moment(now, self.total_frames(), core_seconds)
 
     def _now(self) -> float:
-        return self._clock() if self._stopped is None else self._stopped
+        return self._clock() if self._stopped is None else self._stopped[0]
 
 
 def a_minute_before(now: float, moments: deque[Moment]) -> Moment:

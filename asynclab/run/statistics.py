@@ -4,6 +4,7 @@ import math
 import statistics
 from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from asynclab.analysis.curves import WINDOW
@@ -54,7 +55,10 @@ class Statistics:
         self._latest: list[Mapping[str, float]] = [{} for _ in range(sessions)]
         self._agreement: list[float] = list(state.get("agreement", [0.0, 0]))  # sum over the records, and how many
         self.failures: list[dict[str, Any]] = list(state.get("failures", []))
-        self.evaluation: dict[str, Any] | None = (summary or state).get("evaluation")
+        evaluation = (summary or state).get("evaluation")
+        self.evaluation: dict[str, Any] | None = evaluation and {
+            **evaluation, "mean_return": number(evaluation["mean_return"])
+        }  # fmt: skip
         self._exchanges = {saved[0]: _exchanges(*saved) for saved in state.get("exchanges", [])}  # by node
         self._new_exchanges: dict[int, Exchanges] = {}  # since they were asked for
         best = state.get("best")
@@ -88,7 +92,7 @@ class Statistics:
         rank, returns = record.rank, self.session_returns[record.rank]
         returns.extend(episode.ret for episode in record.episodes)
         ended = [(episode.seconds - start, episode.ret) for episode in record.episodes]
-        self._recent = sorted(self._recent + ended)[-WINDOW:]
+        self._recent = sorted(self._recent + ended, key=itemgetter(0))[-WINDOW:]  # many end in one virtual moment
         self.session_episodes[rank] += len(record.episodes)
         self._episodes += len(record.episodes)
         if self.window_is_full and self.mean_return > self.best:

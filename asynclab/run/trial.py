@@ -160,11 +160,12 @@ class Trial:
         """Return the store that a session trains."""
         return self.stores[self.mode.store_index(rank)]
 
-    def run(self, listen: Listener | None = None) -> float:
+    def run(self, listen: Listener | None = None, is_guest: bool = False) -> float:
         """Train until the budget is used up and return the mean return of the last 100 episodes (nan if none).
 
         Args:
             listen: Told every line of ``metrics.jsonl``; what it raises ends the run, with a checkpoint.
+            is_guest: Whether others work in this process, too: processes that begin meanwhile may be theirs.
 
         Raises:
             SessionError: A session failed for good; there is a checkpoint.
@@ -182,7 +183,8 @@ class Trial:
                 f" mended, {override('resume', self.folder)} goes on"
             ) from error
         finally:
-            end_helpers(others)
+            if not is_guest:
+                end_helpers(others)
 
     def _run(self, listen: Listener | None) -> float:
         checkpoints = Checkpoints(self.folder, self.cfg.checkpoint_keep)
@@ -332,7 +334,7 @@ class Trial:
             }
             return trial, found.mean_return if found.window_is_full else -math.inf
 
-        best = self._saved.get("best")
+        best = self._saved.get("best") if checkpoints.has_best else None
         return Snapshots(
             self.control,
             self.stores,
@@ -349,10 +351,12 @@ class Trial:
         # If we do not end, something broke here and the sessions could not save their states; if nothing has been
         # stepped, what the run began with is better than what sessions had when they were stopped.
         before = 0 if self.checkpoint is None else self.checkpoint.manifest["frames"]
-        if self.control.ending() and recorder.total_frames() > before:
-            snapshots.commit_last()
-        snapshots.checkpoints.clean()
-        recorder.stop()
+        try:
+            if self.control.ending() and recorder.total_frames() > before:
+                snapshots.commit_last()
+        finally:
+            snapshots.checkpoints.clean()
+            recorder.stop()
 
     def _evaluate_the_end(self, recorder: Recorder, evaluator: Evaluator, ending: Ending) -> None:
         log.info("evaluating the final weights for %g s at most; Ctrl-C ends it", self.schedule.wait)

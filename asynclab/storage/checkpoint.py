@@ -124,10 +124,20 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def set_aside(self, found: Checkpoint) -> None:
-        """Rename those that are newer than the one that the run goes on from: they are damaged."""
+        """Rename those that are newer than the one that the run goes on from: they are damaged.
+
+        If one of them was the best, none is: its number will be another one's.
+        """
         for path in _candidates(self.run):
             if path.name > found.path.name:
                 path.rename(path.with_name(f"{path.name}.damaged_{time.time_ns()}"))
+        if not self.has_best:
+            (self.folder / "best").unlink(missing_ok=True)
+
+    @property
+    def has_best(self) -> bool:
+        """Return whether there is a best one."""
+        return (self.folder / "best").is_dir()
 
     def commit(
         self,

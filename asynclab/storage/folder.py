@@ -7,12 +7,15 @@ import errno
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from asynclab.storage.names import EVALUATION, LOCK, METRICS, WEIGHTS
+
+LOOKS = 20  # at a lock that may be free in a moment
 
 _held: dict[Path, IO[str]] = {}
 
@@ -72,7 +75,7 @@ def lock(folder: Path) -> None:
         return
     file = (path / LOCK).open("a+")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(file)
     except BlockingIOError:
         file.seek(0)
         owner = file.read().strip()
@@ -82,6 +85,15 @@ def lock(folder: Path) -> None:
     file.write(f"{os.getpid()}\n")
     file.flush()
     _held[path] = file
+
+
+def _lock(file: IO[str]) -> None:
+    for _ in range(LOOKS):  # who sees whether it is free has it for a moment (``is_locked``)
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(0.01)
+    raise BlockingIOError
 
 
 def unlock(folder: Path) -> None:

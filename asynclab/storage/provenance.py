@@ -54,16 +54,26 @@ def write(
         command: That does the same, if this process was not started by it.
     """
     now = {**decided, **circumstances()} | ({} if command is None else {"command": [sys.executable, *command]})
+    begun = {"seed": cfg.seed, **now, "resumes": []}
     if resumed is None:
-        run = {"seed": cfg.seed, **now, "resumes": []}
+        run = begun
     else:
-        run = json.loads((folder / RUN).read_text())
+        run = _recorded(folder) or begun
         run["resumes"].append({**resumed, **now})
     run["overrides"] = list(overrides)
     with whole(folder / CONFIG) as file:
         file.write_text(OmegaConf.to_yaml(cfg, resolve=True))
     with whole(folder / RUN) as file:
         file.write_text(json.dumps(run, indent=2) + "\n")
+
+
+def _recorded(folder: Path) -> dict[str, Any] | None:
+    """Return what was written when a run began; None if that is damaged or not there."""
+    try:
+        run: dict[str, Any] = json.loads((folder / RUN).read_text())
+        return run if isinstance(run["resumes"], list) else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def circumstances() -> dict[str, Any]:

@@ -321,6 +321,23 @@ def test_the_same_command_again_goes_on_if_asked_to(tmp_path):
     assert "is finished at 40,000 frames" in again.text()
 
 
+@pytest.mark.parametrize("lost", ["summary.json", "run.json"])
+def test_a_run_that_has_lost_a_file_since_its_last_checkpoint_ends_well(train, tmp_path, lost):
+    command = [*SMALL, "env.max_frame=2_000", "resume=auto"]
+    assert train(*command).returncode == 0
+    if lost == "run.json":
+        (tmp_path / "run" / lost).write_text('{"seed": 0, "reve')
+        command.append("env.max_frame=3_000")
+    else:  # it was killed while the final weights were evaluated
+        (tmp_path / "run" / lost).unlink()
+    process = train(*command)
+    assert process.returncode == 0, process.stdout + process.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["frames"]) == ("finished", 3_000 if lost == "run.json" else 2_000)
+    assert len(json.loads((tmp_path / "run" / "run.json").read_text())["resumes"]) == 1
+    assert "is finished at" in train(*command).stdout
+
+
 def test_a_run_keeps_its_settings_when_defaults_have_changed_since(tmp_path):
     copy_checkout(tmp_path / "copy")
     conf, run = tmp_path / "copy" / "conf", tmp_path / "run"
