@@ -1,5 +1,6 @@
 """One run: settings -> trial -> trained.  ``asynclab.build`` shows how everything is wired."""
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -48,7 +49,6 @@ def run(
     from asynclab.run import resume, screens, viewer
     from asynclab.run.trial import TrialError
     from asynclab.storage import folder, provenance
-    from asynclab.storage.names import SUMMARY
 
     text.set_here(Path(HydraConfig.get().runtime.cwd))
     out = text.located(Path(HydraConfig.get().runtime.output_dir if cfg.resume in (None, config.AUTO) else cfg.resume))
@@ -56,7 +56,7 @@ def run(
         folder.lock(out)
         plan = resume.plan(cfg, out)
         trial = build.make_trial(plan.cfg, out, plan.checkpoint)
-        if trial.is_complete() and (out / SUMMARY).exists():  # else it was killed after its last checkpoint
+        if trial.is_complete() and folder.status(out) == "finished":
             return trial.report()
         provenance.write(out, plan.cfg, plan.overrides, trial.decided(), plan.resumed, command)
         # a run that goes on was made by other choices than those of this command
@@ -74,3 +74,5 @@ def run(
         raise CompactHydraException(str(error)) from error
     finally:
         folder.unlock(out)
+        if machines := sys.modules.get("asynclab.cluster.machines"):
+            machines.leave()  # the checks before a run have joined a cluster, whether it has begun or not

@@ -309,10 +309,15 @@ def test_a_ray_that_is_somebody_elses_is_left_alone(monkeypatch):
     ended = []
     ray = SimpleNamespace(__spec__=object(), is_initialized=lambda: True, shutdown=lambda: ended.append(True))
     monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(machines, "_connected", False)
     for address in (None, "auto"):
         with pytest.raises(ValueError, match=r"this process is connected already; call ray\.shutdown\(\) before"):
             machines.check(Cluster(1, address=address))
+    machines.leave()
     assert not ended
+    monkeypatch.setattr(machines, "_connected", True)
+    machines.leave()
+    assert ended
 
 
 def test_sessions_are_spread_over_machines():

@@ -150,11 +150,11 @@ def joined(mode: Cluster, nbytes: int) -> Iterator[None]:
 
 
 def leave() -> None:
-    """Be connected to no cluster."""
+    """Be connected to no cluster by us."""
     import ray
 
     global _connected
-    if ray.is_initialized():
+    if _connected and ray.is_initialized():
         ray.shutdown()
     _connected = False
 
@@ -196,12 +196,12 @@ def _init(**settings: Any) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     handler = signal.getsignal(signal.SIGTERM)
     with signals.blocked(), _loopback() if settings["address"] == "local" else nullcontext():
+        _connected = True  # even if it fails half-way
         try:
             ray.init(
                 include_dashboard=None if settings["address"] != "local" else False,
                 configure_logging=False, log_to_driver=False, **settings,
             )  # fmt: skip
-            _connected = True
         finally:
             if handler is not None and threading.current_thread() is threading.main_thread():  # Ray sets it only there
                 signal.signal(signal.SIGTERM, handler)

@@ -231,8 +231,9 @@ class _Worker:
     def close(self, seconds: float = ENDS) -> int | None:
         """Make sure that the process is dead, within so many seconds, and return its exit code."""
         self.process.join(max(0.0, seconds))
-        self.kill()
-        self.process.join()
+        if self.process.is_alive():  # its number may be another's by now
+            self.kill()
+            self.process.join()
         code: int | None = self.process.exitcode
         self.process.close()
         self.stacks.close()

@@ -202,16 +202,19 @@ class Trial:
             if isinstance(self.session.tape, Tape):
                 self.session.tape.begin()
             snapshots.commit(Snapshot(0))  # so that a run can always be resumed, and a full disk shows now
-        status = "failed"
+        status, is_over = "failed", self.is_complete()  # it was killed after its last checkpoint, before its summary
         with (
             end_on_signals(self.control, recorder.status) as ending,
             self._evaluations(recorder) as evaluator,
             console.show(recorder.status),
         ):
             try:
-                self._train(start, recorder, snapshots, evaluator)
+                if is_over:
+                    recorder.stopped_by = self._reason(recorder)
+                else:
+                    self._train(start, recorder, snapshots, evaluator)
                 self._check_learned()
-                is_finished = recorder.stopped_by or self._budget_is_used_up()
+                is_finished = is_over or recorder.stopped_by or self._budget_is_used_up()
                 status = "finished" if is_finished else "interrupted"
             except SessionError as error:
                 log.error("%s", error, extra={"console": False})  # whoever calls us shows it

@@ -5,6 +5,7 @@ The lock is our own: ``filelock`` tells neither who holds one nor, without takin
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import time
@@ -13,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from asynclab.storage.names import EVALUATION, LOCK, METRICS, WEIGHTS
+from asynclab.storage.names import EVALUATION, LOCK, METRICS, SUMMARY, WEIGHTS
 
 LOOKS = 20  # at a lock that may be free in a moment
 
@@ -33,6 +34,14 @@ def holds_run(folder: Path) -> bool:
     """Return whether a run has written here."""
     metrics = folder / METRICS
     return metrics.exists() and metrics.stat().st_size > 0
+
+
+def status(run: Path) -> str | None:
+    """Return how the run in a folder ended; None if it did not, or nobody knows."""
+    try:
+        return str(json.loads((run / SUMMARY).read_text())["status"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def is_agent(folder: Path) -> bool:

@@ -1,6 +1,7 @@
 """What a run was made of, kept in its output folder so that it can be repeated."""
 
 import json
+import logging
 import platform
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from asynclab import __version__, machine
 from asynclab.precision import has_native_bf16
 from asynclab.storage.folder import whole
 from asynclab.storage.names import CONFIG, RUN
+
+log = logging.getLogger(__name__)
 
 PACKAGES = [
     "torch",
@@ -43,7 +46,8 @@ def write(
 ) -> None:
     """Write ``config.yaml`` (resolved) and ``run.json`` (overrides, seed, revision, versions, machine).
 
-    When a run is resumed, the circumstances of its beginning stay, and those of now are added.
+    When a run is resumed, the circumstances of its beginning stay, and those of now are added.  If the file that has
+    them is damaged, they are lost, and the run is as if begun now.
 
     Args:
         folder: Output folder.
@@ -54,11 +58,11 @@ def write(
         command: That does the same, if this process was not started by it.
     """
     now = {**decided, **circumstances()} | ({} if command is None else {"command": [sys.executable, *command]})
-    begun = {"seed": cfg.seed, **now, "resumes": []}
-    if resumed is None:
-        run = begun
-    else:
-        run = _recorded(folder) or begun
+    run: dict[str, Any] = {"seed": cfg.seed, **now, "resumes": []}
+    if resumed is not None:
+        if (found := _recorded(folder)) is None:
+            log.warning("%s is damaged or gone; with it, how the run began", folder / RUN)
+        run = found or run
         run["resumes"].append({**resumed, **now})
     run["overrides"] = list(overrides)
     with whole(folder / CONFIG) as file:

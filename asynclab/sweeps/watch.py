@@ -31,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from asynclab import signals
 from asynclab.config import AUTO, DATABASE, PLUGINS, check_writable, is_installed, lock, subfolder
 from asynclab.storage import folder
-from asynclab.storage.names import FAILURE, JOBS, RUN, SUMMARY
+from asynclab.storage.names import FAILURE, JOBS, RUN
 from asynclab.text import count, override
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class SweepWatch(Callback):
     def on_job_start(self, config: DictConfig, *, task_function: TaskFunction, **kwargs: Any) -> None:
         """Note that a job has begun; what it says of an earlier failure no longer holds."""
         run = Path(config.hydra.runtime.output_dir)
-        self._was_finished = _status(run) == "finished"
+        self._was_finished = folder.status(run) == "finished"
         sweeps = config.hydra.mode == RunMode.MULTIRUN
         if sweeps:
             _note(config)
@@ -247,16 +247,8 @@ def _name(config: DictConfig) -> str:
     return os.path.relpath(config.hydra.runtime.output_dir, config.hydra.sweep.dir)
 
 
-def _status(run: Path) -> str | None:
-    """Return how the run in a folder ended; None if it did not, or nobody knows."""
-    try:
-        return str(json.loads((run / SUMMARY).read_text())["status"])
-    except (OSError, ValueError, KeyError):
-        return None
-
-
 def _whereabouts(run: Path) -> str:
-    return "it still runs" if folder.is_locked(run) else _status(run) or "it was killed"
+    return "it still runs" if folder.is_locked(run) else folder.status(run) or "it was killed"
 
 
 def _is_tuned(config: DictConfig) -> bool:

@@ -321,21 +321,29 @@ def test_the_same_command_again_goes_on_if_asked_to(tmp_path):
     assert "is finished at 40,000 frames" in again.text()
 
 
-@pytest.mark.parametrize("lost", ["summary.json", "run.json"])
-def test_a_run_that_has_lost_a_file_since_its_last_checkpoint_ends_well(train, tmp_path, lost):
-    command = [*SMALL, "env.max_frame=2_000", "resume=auto"]
+@pytest.mark.parametrize("stop", [[], ["env.max_frame=1_000_000", "stop_at=5", "eval.every=10_000", "eval.episodes=1"]])
+def test_a_run_that_was_killed_after_its_last_checkpoint_is_ended(train, tmp_path, stop):
+    command = [*SMALL, *(stop or ["env.max_frame=2_000"]), "resume=auto"]
     assert train(*command).returncode == 0
-    if lost == "run.json":
-        (tmp_path / "run" / lost).write_text('{"seed": 0, "reve')
-        command.append("env.max_frame=3_000")
-    else:  # it was killed while the final weights were evaluated
-        (tmp_path / "run" / lost).unlink()
+    found = checkpoint.load(tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()  # which is written after the final evaluation
     process = train(*command)
     assert process.returncode == 0, process.stdout + process.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert (summary["status"], summary["frames"]) == ("finished", 3_000 if lost == "run.json" else 2_000)
-    assert len(json.loads((tmp_path / "run" / "run.json").read_text())["resumes"]) == 1
+    assert (summary["status"], summary["frames"]) == ("finished", found.manifest["frames"])
+    assert (summary["frames"] == 2_000) == (not stop)
+    assert (summary["evaluation"] is not None) == bool(stop)
+    assert checkpoint.load(tmp_path / "run").path == found.path
     assert "is finished at" in train(*command).stdout
+
+
+def test_a_damaged_run_json_does_not_keep_the_whole_command_from_going_on(train, tmp_path):
+    assert train(*SMALL, "env.max_frame=2_000").returncode == 0
+    (tmp_path / "run" / "run.json").write_text('{"seed": 0, "reve')
+    process = train(*SMALL, "env.max_frame=3_000", "resume=auto")
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "run.json is damaged or gone" in process.stdout
+    assert len(json.loads((tmp_path / "run" / "run.json").read_text())["resumes"]) == 1
 
 
 def test_a_run_keeps_its_settings_when_defaults_have_changed_since(tmp_path):
