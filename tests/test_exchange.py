@@ -300,9 +300,11 @@ def test_bad_settings_are_named(settings, message):
 
 
 def test_without_ray_what_to_install_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)  # importing it is an error
     monkeypatch.setattr(machines, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs Ray, which is not installed: pip install 'asynclab\[cluster\]'"):
         machines.check(Cluster(1))
+    machines.leave()  # as every command does at its end
 
 
 def test_a_ray_that_is_somebody_elses_is_left_alone(monkeypatch):

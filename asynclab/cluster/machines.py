@@ -151,10 +151,10 @@ def joined(mode: Cluster, nbytes: int) -> Iterator[None]:
 
 def leave() -> None:
     """Be connected to no cluster by us."""
-    import ray
-
     global _connected
-    if _connected and ray.is_initialized():
+    if _connected:
+        import ray
+
         ray.shutdown()
     _connected = False
 
