@@ -334,6 +334,8 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_is_ended(train, tmp_pat
     assert (summary["frames"] == 2_000) == (not stop)
     assert (summary["evaluation"] is not None) == bool(stop)
     assert checkpoint.load(tmp_path / "run").path == found.path
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(line["kind"] == "process" for line in lines) == 2  # sessions could learn what is in no checkpoint
     assert "is finished at" in train(*command).stdout
 
 
