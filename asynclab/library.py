@@ -86,7 +86,7 @@ class Run:
     def plot(self, x: str = "total_frames") -> Any:
         """Return a figure of matplotlib with the curve, by ``total_frames``, ``session_frames`` or ``seconds``."""
         run, _ = runs.read(self.folder)
-        return plots.draw_trials({self.folder.name: run}, x)[0]
+        return plots.draw_run(self.folder.name, run, x)
 
     @cached_property
     def policy(self) -> "Policy":

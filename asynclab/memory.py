@@ -217,11 +217,10 @@ class Rollout(Rows):
 
     def state_dict(self) -> dict[str, NDArray]:
         """Return the steps so far, of a rollout that has been handed out none."""
-        if self._is_handed_out:
-            self._begin()
-        t = self._t
+        # whoever has that one may still look at it
+        first, t, final = (self._t, 0, {}) if self._is_handed_out else (0, self._t, self._final)
         arrays = {name: getattr(self, f"_{name}")[:t] for name in _COLUMNS}
-        return arrays | {"obs": self._obs[: t + 1]} | _pack(self._final, self._obs)
+        return arrays | {"obs": self._obs[first : first + t + 1]} | _pack(final, self._obs)
 
     def load_state_dict(self, state: Mapping[str, NDArray]) -> None:
         """Take over such a state."""

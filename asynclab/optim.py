@@ -6,6 +6,7 @@ silently not be shared.  Here the state exists before any process does.  The ari
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -94,10 +95,10 @@ class GlobalRMSprop(GlobalOptimizer, torch.optim.RMSprop):
         lr: Learning rate.
         alpha: Decay of the squared gradient's average.
         eps: Added to its root.
-        initial: First value of that average.  None for none: the average is one of the gradients so far, which is
-            Adam's correction of the bias written as a decay that grows (Shazeer & Stern, 2018, section 7.1).  From 0,
-            as torch has it, the first steps are 1 / sqrt(1 - alpha) = 10 times too large; from 1, as TensorFlow has
-            it, those of small gradients are next to nothing for a thousand updates and more.
+        initial: First value of that average.  None for none: it begins at 0, and the bias is corrected as in Adam,
+            by factors on lr and eps (Kingma & Ba, 2015, section 2).  From 0 without that, as torch has it, the first
+            steps are 1 / sqrt(1 - alpha) = 10 times too large; from 1, as TensorFlow has it, those of small gradients
+            are next to nothing for a thousand updates and more.
         momentum: 0 for none.
         weight_decay: As in ``GlobalAdam``.
         shared: One set of statistics for all sessions; else each session has its own (section 4 compares them).
@@ -125,14 +126,21 @@ class GlobalRMSprop(GlobalOptimizer, torch.optim.RMSprop):
         self.shared = check.flag("algo.optimizer.shared", shared)
         self.initial = initial
 
-    def before_step(self) -> None:
-        """Besides, let the average without a first value be one of the gradients so far."""
-        super().before_step()
-        if self.initial is None:
-            alpha = self.defaults["alpha"]
-            for group in self.param_groups:
-                t = float(self.state[group["params"][0]].get("step", 0)) + 1
-                group["alpha"] = alpha * (1 - alpha ** (t - 1)) / (1 - alpha**t)
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Step as torch does, with the correction of the bias if the average has no first value.
+
+        A decay that grows from 0 would correct it, too, but its first step wipes out what another session has written.
+        """
+        given = [dict(group) for group in self.param_groups]
+        for group in self.param_groups if self.initial is None else []:
+            steps = float(self.state[group["params"][0]]["step"])
+            before, now = (math.sqrt(1 - group["alpha"] ** t) for t in (steps, steps + 1))
+            # what is summed up in the momentum has been divided by the average of then
+            momentum = group["momentum"] * (before / now if steps else 1.0)
+            group |= {"lr": group["lr"] * now, "eps": group["eps"] * now, "momentum": momentum}
+        inspect.unwrap(torch.optim.RMSprop.step)(self)
+        for group, values in zip(self.param_groups, given, strict=True):
+            group |= values
 
     def __getstate__(self) -> dict[str, Any]:
         """Keep, unlike torch, what is not a part of its own state."""

@@ -73,7 +73,7 @@ def main(cfg: DictConfig) -> None:
         return cfg.stop_at is None or len(recent) < WINDOW or mean < cfg.stop_at
 
     model.learn(cfg.env.max_frame, callback=note)
-    print(f"wrote {out}")
+    print(f"wrote {out}" if curve else "nothing is written: no episode has ended")
 
 
 def _check(cfg: DictConfig) -> Path:

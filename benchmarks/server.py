@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from asynclab import check, config
 from asynclab.cluster import machines
 from asynclab.cluster.exchange import Change, Server, View, size
-from asynclab.config.command import configured, user_errors
+from asynclab.config.command import check_keys, configured, counts, user_errors
 from asynclab.distributed import Cluster
 from asynclab.distributed.exchange import Outer
 
@@ -52,16 +52,15 @@ class Node:
 @configured("server")
 def main(cfg: DictConfig) -> None:
     """Print a line for each size and each number of nodes."""
+    check_keys(cfg)
     with user_errors():
         check.positive("seconds", check.number("seconds", cfg.seconds))
-        for key in ("parameters", "nodes"):
-            for number in cfg[key]:
-                check.count(key, number)
+        sizes, numbers = (counts(cfg, key) for key in ("parameters", "nodes"))
         machines.check(Cluster(max_session=1, nodes=1))  # Ray is installed
     print(f"{'parameters':>12} {'nodes':>6} {'exchanges/s':>12} {'ms each':>8} {'MB/s':>8}")
-    with machines.joined(Cluster(max_session=1, nodes=1), 4 * max(cfg.parameters)):
-        for parameters in cfg.parameters:
-            for nodes in cfg.nodes:
+    with machines.joined(Cluster(max_session=1, nodes=1), 4 * max(sizes)):
+        for parameters in sizes:
+            for nodes in numbers:
                 times, ms, nbytes = _measure(parameters, nodes, cfg.seconds)
                 rate = times / cfg.seconds
                 print(

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from asynclab import check, config
 from asynclab.cluster.exchange import Exchanges
-from asynclab.config.command import configured, user_errors
+from asynclab.config.command import check_keys, configured, counts, user_errors
 from asynclab.distributed import Network, Simulated, Store
 from asynclab.distributed.timing import Constant
 from asynclab.schedules import Constant as Unchanged
@@ -25,6 +25,7 @@ config.register()
 @configured("traffic")
 def main(cfg: DictConfig) -> None:
     """Print a line for each number of nodes and each interval of exchanges."""
+    check_keys(cfg)
     with user_errors():
         check.count("parameters", cfg.parameters)
         for key in ("updates", "seconds", "bandwidth"):
@@ -32,13 +33,11 @@ def main(cfg: DictConfig) -> None:
         for key in ("latency", "serving"):
             if check.number(key, cfg[key]) < 0:
                 raise ValueError(f"{key}={cfg[key]} must be 0 or more")
-        for key in ("nodes", "every"):
-            for number in cfg[key]:
-                check.count(key, number)
+        all_nodes, all_every = (counts(cfg, key) for key in ("nodes", "every"))
     print(f"{'nodes':>6} {'every':>6} {'MB/s at the server':>19} {'exchanges/s':>12} {'ms each':>9} "
           f"{'updates between':>16} {'staleness':>10}")  # fmt: skip
-    for nodes in cfg.nodes:
-        for every in cfg.every:
+    for nodes in all_nodes:
+        for every in all_every:
             timing = Constant(latency=cfg.latency, bandwidth=cfg.bandwidth, exchange=cfg.serving)
             mode = Simulated(nodes, nodes=nodes, exchange_every=every, timing=timing)
             _, times, seconds, nbytes, staleness = _simulate(mode, cfg.parameters, cfg.updates, cfg.seconds)

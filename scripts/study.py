@@ -3,6 +3,7 @@
 Example: ``python scripts/study.py sweep=outputs/study_cartpole threshold=475 out=docs/images/study``
 """
 
+import sys
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -22,8 +23,10 @@ def main(cfg: DictConfig) -> None:
         from asynclab.analysis import study
 
         result = study.analyse(Path(str(cfg.sweep)), cfg.threshold, cfg.seconds, cfg.x, str(cfg.equal))
-        files = study.write(result, Path(str(cfg.out)))
-    print(study.table(result))
+        print(study.table(result))
+        files, notes = study.write(result, Path(str(cfg.out)))
+    for note in notes:
+        print(note, file=sys.stderr)
     print(f"wrote {', '.join(map(str, files))}")
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,6 +139,43 @@ def test_the_sessions_of_a_node_that_is_lost_for_the_last_time_have_failed(monke
     fleet._give_up(module._Member(0), "raised")  # while the run ends because of the other one
     assert [record.message for record in caplog.records] == ["node 0 failed, too: raised"]
     assert len(fleet.failed) == 1
+
+
+def test_a_server_that_only_cannot_be_reached_is_killed_before_another_one_takes_its_place(monkeypatch):
+    from asynclab.cluster import fleet as module
+
+    did = []
+    unavailable = module.ray.exceptions.ActorUnavailableError("for a moment", b"0" * 16)
+    monkeypatch.setattr(module.ray, "kill", lambda actor: did.append(f"kill {actor}"))
+    monkeypatch.setattr(module.ray, "get", lambda ref: (_ for _ in ()).throw(unavailable))
+    fleet = object.__new__(module._Fleet)
+    fleet.server, fleet._looking, fleet._unanswered = "the old one", "look", 0.0
+    fleet.view, fleet.members, fleet._held, fleet._next_look = SimpleNamespace(version=3), [], [], float("inf")
+    fleet._mirror = lambda view: None
+    monkeypatch.setattr(module, "newest", lambda view, reports: view)
+    fleet._start_server = lambda: did.append("start another") or "another"
+    assert list(fleet._look(["look"], 0.1)) == []
+    assert (did, fleet.server) == (["kill the old one", "start another"], "another")
+
+
+def test_what_the_program_had_started_before_is_not_told_to_the_guard_of_rays_processes(monkeypatch, tmp_path):
+    from asynclab.cluster import machines as module
+    from asynclab.distributed import Cluster
+
+    started, told = [], tmp_path / "told"
+    sleep = [sys.executable, "-c", "import time; time.sleep(100)"]
+    monkeypatch.setattr(module, "GUARD", f"import sys; open({str(told)!r}, 'w').write(sys.stdin.readline())")
+    monkeypatch.setattr(module, "_init", lambda **settings: started.append(subprocess.Popen(sleep)))
+    with subprocess.Popen(sleep) as theirs:
+        try:
+            with module.joined(Cluster(1), 0):
+                while not told.exists() or not told.read_text():
+                    time.sleep(0.01)
+            assert [pid for pid, _ in json.loads(told.read_text())] == [started[0].pid]
+        finally:
+            for process in (theirs, *started):
+                process.kill()
+                process.wait()
 
 
 def test_nothing_is_started_for_a_run_that_is_asked_to_end(monkeypatch):

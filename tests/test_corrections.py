@@ -126,7 +126,7 @@ def test_a_player_remembers_nothing_for_vtrace(make_trial):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Synced(1, compensate=-0.1), "distributed.compensate=-0.1 must be 0 or more"),
+        (lambda: Synced(1, compensate=-0.1), "distributed.compensate=-0.1 must be a number of 0 or more"),
         (lambda: Synced(1, compensate=math.nan), "distributed.compensate=nan must be a number"),
         (lambda: Synced(1, staleness_lr="yes"), "distributed.staleness_lr=yes must be true or false"),
     ],

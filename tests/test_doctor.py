@@ -263,6 +263,13 @@ def test_what_cannot_be_planted_or_checked_is_refused(tmp_path, overrides, setti
         examine(tmp_path, overrides, **settings)
 
 
+def test_a_budget_that_ends_before_a_second_batch_is_no_fault(tmp_path):
+    short = ["algo=ppo", "env=cartpole", "distributed.max_session=1", "env.num_envs=1", "env.max_frame=200"]
+    findings = examine(tmp_path, short, names=["first_pull", "fresh_gradient"])
+    assert {finding.status for finding in findings.values()} == {checks.SKIPPED}
+    assert "env.max_frame=200 ends before a second batch; set it higher" in findings["first_pull"].text
+
+
 @pytest.mark.parametrize("algo", ["nstep_q", "dqn"])
 def test_random_targets_are_found_in_every_agent_that_has_targets(tmp_path, algo):
     overrides = [f"algo={algo}", "env=cartpole", "distributed.max_session=1"]

@@ -278,3 +278,12 @@ def test_settings_that_cannot_work_are_refused(space, setting, message):
 def test_memories_that_cannot_work_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
         chain(**setting)
+
+
+def test_exploration_that_is_over_before_anything_is_learned_is_told(make_trial, caplog):
+    make_trial("dqn", anneal=0.05, max_frame=2_000)
+    assert "random actions become rare within the first 100 frames (algo.agent.anneal=0.05), before" in caplog.text
+    caplog.clear()
+    make_trial("dqn", anneal=0.06, max_frame=2_000)
+    make_trial("nstep_q", anneal=0.001, max_frame=2_000)
+    assert "random actions" not in caplog.text

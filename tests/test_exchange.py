@@ -3,6 +3,7 @@
 import queue
 import sys
 import threading
+from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -331,3 +332,8 @@ def test_sessions_are_spread_over_machines():
     elastic = Cluster(4, nodes=2, address="auto", elastic=True)
     elastic.settle([2])
     assert elastic.max_session == 4
+    for cores, nodes, sessions in (([4, 8], 2, 8), ([2, 16], 2, 16), ([0, 8, 8], 2, 16), ([3], 1, 3), ([0], 1, 1)):
+        every = Cluster(address="auto")
+        with suppress(ValueError) if sum(cores) == 0 else nullcontext():  # nothing fits
+            every.settle(cores)
+        assert (every.nodes, every.max_session) == (nodes, sessions)

@@ -180,6 +180,7 @@ def test_the_emulator_has_as_many_threads_as_torch_and_gives_the_same_frames(mon
         (Off(1, num_threads=4), [16], "", ""),
         (Synced(4), [16], "", ""),
         (Synced(9), [16], "", ""),
+        (Simulated(2), [16], "", ""),  # more of them would be in the same process
     ],
 )
 def test_the_first_screen_says_what_would_use_idle_cores(make_trial, monkeypatch, mode, hidden, limit, row):

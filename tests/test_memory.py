@@ -178,6 +178,19 @@ def test_a_rollout_goes_on_from_its_state(steps):
     assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
 
 
+def test_saving_a_rollout_leaves_what_has_been_handed_out_as_it_is():
+    memory = Rollout(OBS, ACTION, NUM_ENVS, horizon=4)
+    memory.reset(step(-1).obs)
+    for t in range(4):
+        memory.add(np.full((NUM_ENVS, 2), t, np.float32), step(t))
+    (batch,) = memory.batches(0)
+    before = batch.obs.clone()
+    saved = memory.state_dict()
+    assert torch.equal(batch.obs, before)
+    assert (len(saved["reward"]), saved["obs"].shape[0]) == (0, 1)
+    assert np.array_equal(saved["obs"][0], step(3).obs)
+
+
 def test_a_rollout_of_version_1_0_goes_on():
     memory, other = (Rollout(OBS, ACTION, NUM_ENVS, horizon=4) for _ in range(2))
     memory.reset(step(-1).obs)

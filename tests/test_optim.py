@@ -76,6 +76,19 @@ def test_rmsprop_without_a_first_value_has_adams_correction_of_the_bias():
     torch.testing.assert_close(store.theta, theta, rtol=1e-5, atol=1e-5)
 
 
+def test_a_first_update_does_not_wipe_out_what_another_session_has_just_written():
+    store = make_store(GlobalRMSprop)
+    states = list(store.optimizer.state.values())
+    store.apply(torch.ones(70))
+    for values in states:
+        values["step"].zero_()  # as another one has read it, which began at the same time
+    store.apply(torch.full((70,), 1e-3))
+    for values in states:
+        torch.testing.assert_close(
+            values["square_avg"], torch.full_like(values["square_avg"], 0.01 * 0.99), rtol=1e-3, atol=0
+        )
+
+
 def test_rmsprop_goes_on_from_a_checkpoint_of_an_older_version():
     old, new = make_store(GlobalRMSprop, lr=0.1, initial=0.0), make_store(GlobalRMSprop, lr=0.1)
     for _ in range(2_000):
@@ -197,7 +210,8 @@ def test_statistics_of_ones_own_are_saved_apart():
 
 def test_statistics_of_ones_own_begin_without_a_first_value_in_every_process():
     store = make_store(GlobalRMSprop, shared=False)
-    assert sorted(items([partial(push_and_tell, store, pushes) for pushes in (1, 2)])) == [(1, 1.0), (2, 1.0)]
+    told = sorted(items([partial(push_and_tell, store, pushes) for pushes in (1, 2)]))
+    assert told == [(1, pytest.approx(0.01)), (2, pytest.approx(0.0199))]
 
 
 @pytest.mark.parametrize("optimizer", [GlobalAdam, GlobalRMSprop])

@@ -7,6 +7,7 @@ import math
 import re
 import runpy
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -243,6 +244,16 @@ def test_runs_are_grouped_by_any_key(tmp_path):
         runs.group_by(found, ["lr"])
 
 
+def test_runs_are_grouped_by_a_setting_that_is_a_list(tmp_path):
+    for hidden in ([64, 64], [256, 256], [64, 64]):
+        write(tmp_path, f"{hidden[0]}", seed=len(list(tmp_path.iterdir())), hidden=hidden)
+    groups, _ = runs.group_by(runs.load([tmp_path])[0], ["algo.hidden"])
+    assert {label: len(members) for label, members in groups.items()} == {
+        "algo.hidden=[256, 256]": 1,
+        "algo.hidden=[64, 64]": 2,
+    }
+
+
 def test_environments_are_never_averaged(tmp_path):
     for env in ("CartPole-v1", "ALE/Pong-v5"):
         write(tmp_path, env.replace("/", "_"), env=env)
@@ -327,6 +338,29 @@ def test_curves_that_do_not_overlap_are_left_out(tmp_path):
         plots.draw_groups(runs.groups_of(found, ["env.id"])[0], "total_frames")
 
 
+def test_a_run_whose_sessions_do_not_overlap_is_drawn_by_its_progress(tmp_path, caplog):
+    run = write(tmp_path, episodes=0)
+    with (run / "metrics.jsonl").open("a") as file:
+        for rank, frame in ((0, 100), (1, 300)):
+            episode = {"frame": frame, "total_frame": frame, "seconds": frame / 100, "ret": 1.0}
+            file.write(json.dumps({"kind": "session", "rank": rank, "episodes": [episode]}) + "\n")
+    files, notes = plots.plot([run], tmp_path / "curve.png")
+    assert ([path.name for path in files], notes) == (["curve.png", "curve_sessions.png"], [])
+    assert colours(tmp_path / "curve.png") > 20
+    plots.write_at_end(run)
+    assert colours(run / "curve.png") > 20
+    assert caplog.messages == []
+
+
+def test_a_name_that_begins_with_an_underscore_is_in_the_legend(tmp_path):
+    for name in ("_old", "new"):
+        write(tmp_path, name)
+    found, _ = runs.load([tmp_path])
+    figure, _ = plots.draw_trials(dict(zip(("new", "_old"), found, strict=True)), "total_frames")
+    labels = [text.get_text().strip() for text in figure.legends[0].get_texts()]
+    assert labels == ["new (2 sessions)", "_old (2 sessions)"]
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -392,7 +426,25 @@ def test_a_link_that_points_upwards_is_no_folder_of_runs(tmp_path):
     run = write(tmp_path / "sweep")
     for name in ("a", "b"):
         (tmp_path / "sweep" / name).symlink_to(tmp_path)
-    assert runs.find(tmp_path / "sweep") == [run]
+    assert runs.find(tmp_path / "sweep") == ([run], [])
+
+
+def test_a_folder_that_cannot_be_read_does_not_cost_the_others(tmp_path, monkeypatch):
+    run = write(tmp_path / "mine")
+    (tmp_path / "lost+found").mkdir()
+    iterdir = Path.iterdir
+
+    def denied(path):
+        if path.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", denied)  # root can read everything
+    found, notes = runs.load([tmp_path])
+    assert [one.folder for one in found] == [run]
+    assert notes == [f"{tmp_path}/lost+found cannot be read: Permission denied."]
+    with pytest.raises(ValueError, match=r"lost\+found has no run in it \(\S+ cannot be read: Permission denied\)\."):
+        runs.load([tmp_path / "lost+found"])
 
 
 def test_a_folder_without_runs_is_named(tmp_path):

@@ -147,6 +147,19 @@ def test_a_group_in_which_a_run_diverged_is_not_ranked_by_the_others(tmp_path):
     assert all(map(math.isnan, groups[1].estimates["final"]))
 
 
+def test_a_group_with_an_evaluation_of_nan_is_not_ranked_by_the_others_and_one_with_few_says_so(tmp_path):
+    evaluations = {"frail": [300.0, None], "good": [200.0, 200.0], "few": [100.0]}
+    for arm, means in evaluations.items():
+        for seed in (0, 1):
+            found = {"mean_return": means[seed]} if seed < len(means) else None
+            write_run(tmp_path, arm, seed, line(1.0), summary={"evaluation": found}, note=arm)
+    page, _ = make(tmp_path, tmp_path / "report.html", metric="evaluation")
+    table = "Results, best evaluation first"
+    assert [label.rpartition("=")[2] for label in page.column(table, "group")] == ["good", "few", "frail"]
+    assert page.column(table, "evaluation") == ["200.0 [200.0, 200.0]", "100.0", "-"]
+    assert re.search("Evaluations are those of some runs only of .*few: the others have none", page.text)
+
+
 def test_a_command_can_be_pasted_into_a_shell(tmp_path):
     typed = ["env.id='a b'", "+x=$HOME", "seed=1"]
     made = {"command": ["/usr/bin/python", "/home/me/train.py", "-m"], "max_session": 7}
@@ -177,6 +190,9 @@ def test_what_became_of_jobs(tmp_path):
     (write_run(tmp_path, "going", 0, line(1)) / "summary.json").unlink()
     ended = write_run(tmp_path, "ended", 0, line(1), status="failed")
     (ended / "failure.json").write_text('{"error": "session 0 raised."}')
+    refused = write_run(tmp_path, "refused", 0, line(1))  # killed, and then resumed with other settings
+    (refused / "summary.json").unlink()
+    (refused / "failure.json").write_text('{"error": "it has other settings."}')
     job(tmp_path, "wrong", ["algo.optimizer.lr=-1", "resume=auto"], "lr must be above 0.")
     job(tmp_path, "lost", ["seed=3"])
     command = [sys.executable, "-c", "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX);"
@@ -191,6 +207,7 @@ def test_what_became_of_jobs(tmp_path):
         "shot": ("killed", ["it has no summary.json, so it was killed (resume=auto continues it)"]),
         "going": ("running", ["it still runs"]),
         "ended": ("failed", ["it failed: session 0 raised (resume=auto continues it)"]),
+        "refused": ("failed", ["it failed: it has other settings (resume=auto continues it)"]),
         "wrong": ("failed", ["it failed: lr must be above 0"]),
         "lost": ("failed", ["it ended before training, without a reason"]),
     }
@@ -292,7 +309,7 @@ def test_what_is_on_the_page_of_a_sweep(tmp_path):
         title: page.column("Speed and asynchrony", title)[0] for title in page.tables["Speed and asynchrony"][0][1:]
     }
     assert speed == {
-        "frames/s": "120", "updates/s": "50.0", "mean staleness": "2.00", "95th percentile": "4.0", "highest": "7",
+        "frames/s": "100", "updates/s": "50.0", "mean staleness": "2.00", "95th percentile": "4.0", "highest": "7",
         "lost updates": "1.00%", "dropped updates": "3", "restarts": "3",
     }  # fmt: skip
     assert page.column("Failures of sessions", "run") == ["lr0.001_seed_0", "lr0.01_seed_0"]
@@ -419,6 +436,25 @@ def test_the_times_of_simulations_are_called_virtual(tmp_path):
     page, _ = make(tmp_path, tmp_path / "report.html")
     assert "Times and speeds are virtual, as those of all simulations." in page.text
     assert "12:00 to 14:00 UTC" in " ".join(page.text.split())
+
+
+@pytest.mark.medium
+def test_a_run_that_was_resumed_elsewhere_says_where_and_when_and_its_speed_is_of_all_of_it(tmp_path):
+    again = {
+        "started": "2026-11-25T08:00:00+00:00",
+        "git": {"revision": "fedcba9876" * 4, "dirty": False},
+        "machine": {"processor": "another processor", "cores": 16},
+        "packages": {"python": "3.12.3"},
+    }
+    summary = {"fps": 0.0, "ended": "2026-11-25T09:30:00+00:00"}  # the last part has only evaluated
+    run = write_run(tmp_path, "a", 0, line(1.0), made={"resumes": [again]}, summary=summary)
+    page, _ = make(run, tmp_path / "report.html")
+    text = " ".join(page.text.split())
+    assert "22 November 2026, 12:00 to 25 November 2026, 09:30 UTC" in text
+    assert all(part in text for part in ("a processor", "another processor", "0123456789", "fedcba9876"))
+    assert re.search("Speed *100 *frames per second", text)
+    for difference in ("on different machines", "from different revisions of the code"):
+        assert f"The run was made {difference}." in text
 
 
 def test_long_names_of_groups_are_replaced(tmp_path):

@@ -230,6 +230,28 @@ def test_messages_that_wait_when_a_simulation_is_stopped_hold_others_up_when_it_
     assert second.clock() == whole.clock()
 
 
+@pytest.mark.parametrize("turns", [573, 582, 591])
+def test_a_node_that_waits_for_frames_when_a_simulation_is_stopped_goes_on_waiting(make_trial, tmp_path, turns):
+    timing = Constant(slow=0.67, slowdown=10, latency=0.001, bandwidth=2e6)
+
+    def make(**settings):
+        return make_trial("a3c", mode=Simulated(3, nodes=3, exchange_every=1, timing=timing), max_frame=400, **settings)
+
+    whole = make()
+    run(whole)
+    first = make()
+    stop_after(first, turns)
+    with pytest.raises(TrialError, match="asked to end"):
+        first.run()
+    found = checkpoint.load(tmp_path)
+    node, *_ = snapshot.read_tensors(found.path / NODES)["nodes"]
+    assert (node["due"] > first.clock(), node["is_sent"]) == (True, False)
+    second = make(checkpoint=found)
+    second.run()
+    assert torch.equal(second.stores[0].theta, whole.stores[0].theta)
+    assert second.clock() == whole.clock()
+
+
 def test_what_all_links_have_yet_to_do_is_part_of_the_state(make_trial):
     trial = make_trial("a3c", mode=Simulated(2, nodes=2))
     nodes, again = (Nodes(trial.mode, trial.stores[0], 2, trial.clock) for _ in range(2))

@@ -166,11 +166,12 @@ def test_a_stopped_simulation_goes_on_as_if_it_had_not(make_trial, tmp_path, alg
 
 
 @pytest.mark.slow
-def test_checkpoints_leave_no_trace_in_what_a_simulation_learns_and_tells(make_trial, tmp_path):
+@pytest.mark.parametrize("algo", ["a3c", "ppo_normalized"])  # whose batches are views, and copies
+def test_checkpoints_leave_no_trace_in_what_a_simulation_learns_and_tells(make_trial, tmp_path, algo):
     lines = []
     for every in (1000.0, 0.001):
         mode = Simulated(3, timing=Lognormal(), diagnostics=True)
-        trial = make_trial("ppo_normalized", mode=mode, max_frame=300)
+        trial = make_trial(algo, mode=mode, max_frame=300)
         trial.cfg.checkpoint_every = every
         trial.run()
         text = (tmp_path / "metrics.jsonl").read_text()
@@ -259,6 +260,9 @@ def test_settings_that_make_no_sense_are_refused(make, words):
     ("settings", "words"),
     [
         ({"outer": Outer(0.7, 0.9)}, "distributed.outer does nothing without distributed.nodes"),
+        ({"exchange_every": 50}, "distributed.exchange_every does nothing without distributed.nodes"),
+        ({"timing": Constant(exchange=0.1)}, "distributed.timing.exchange does nothing without distributed.nodes"),
+        ({"timing": Constant(machines=2)}, "distributed.timing.machines=2 does nothing: nothing takes time between"),
         ({"timing": Constant(latency=1.0)}, "distributed.timing.latency and bandwidth do nothing"),
         ({"timing": Constant(slow=0.1, slowdown=5.0)}, "no session is slow: distributed.timing.slow=0.1 of 4 sessions"),
         ({"timing": Constant(slowdown=5.0)}, "no session is slow"),

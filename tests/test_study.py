@@ -167,7 +167,8 @@ def test_arms_with_budgets_of_their_own_are_compared_at_equal_time(tmp_path):
         f"cartpole_seed_{s} is left out: it is Acrobot-v1, and most others are CartPole-v1." for s in (0, 1)
     ]
     assert "| return at the end | return at 10.0 s |" in study.table(result)
-    assert [p.exists() for p in study.write(result, tmp_path / "x")] == [True] * 4
+    files, notes = study.write(result, tmp_path / "x")
+    assert ([p.exists() for p in files], notes) == ([True] * 4, [])
     assert [arm.label for arm in study.analyse(tmp_path).arms] == ["fast"]  # by frames only one arm is left
 
 
@@ -220,7 +221,28 @@ def test_one_seed_has_no_interval(tmp_path):
     assert result.arms[0].at_frames.iqm == 100
     assert "| 100.0 |" in study.table(result)
     assert result.notes == ["a2c has one run, so no interval."]
-    assert [p.name for p in study.write(result, tmp_path / "x")] == ["x_table.md", "x_table.csv", "x.png", "x.svg"]
+    files, _ = study.write(result, tmp_path / "x")
+    assert [p.name for p in files] == ["x_table.md", "x_table.csv", "x.png", "x.svg"]
+
+
+def test_short_runs_that_do_not_overlap_have_a_table_and_are_not_drawn(tmp_path):
+    for seed, seconds in enumerate((1.5, 1.9)):  # one progress line each, at the end
+        write_run(tmp_path / "sweep", "short", seed, [(1_000, seconds, 10.0)])
+        write_run(tmp_path / "sweep", "long", seed, line(20.0))
+    done = script(f"sweep={tmp_path / 'sweep'}", f"out={tmp_path / 'x'}")
+    assert (done.returncode, "| short |" in done.stdout) == (0, True), done.stderr
+    note = "short is not drawn against wall-clock time (s): one curve ends at 1.5, before another one begins at 1.9."
+    assert done.stderr.strip() == note
+    assert (tmp_path / "x.png").exists()
+
+
+def test_jobs_in_deeper_folders_are_found(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / "sweep" / "algo", "optimizer=adam", seed, line(100))
+        write_run(tmp_path / "sweep" / "algo", "optimizer=rmsprop", seed, line(100), status="failed", alpha=0.9)
+    result = study.analyse(tmp_path / "sweep")
+    assert [(arm.label, len(arm.runs)) for arm in result.arms] == [("optimizer=adam", 2)]
+    assert result.notes[0].startswith("algo/optimizer=rmsprop_seed_0 is left out: its status is failed")
 
 
 def test_arms_are_what_differs_except_the_seed(tmp_path):

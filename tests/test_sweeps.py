@@ -313,6 +313,21 @@ def test_two_jobs_cannot_share_a_folder(tmp_path):
 
 @pytest.mark.medium
 @pytest.mark.parametrize(
+    ("swept", "advice"),
+    [
+        ("algo/optimizer=adam,rmsprop", "x_algo_optimizer_${hydra.runtime.choices.algo/optimizer}"),
+        ("algo=a3c,a2c", "x_algo_${hydra.runtime.choices.algo}"),
+        ("+env.make.g=1,2", "x_g_${env.make.g}"),
+    ],
+)
+def test_folders_that_are_proposed_have_names_of_files_and_new_settings(tmp_path, swept, advice):
+    process = sweep(tmp_path, "hydra.sweep.subdir=x", swept)
+    assert process.returncode == 1
+    assert process.stderr.endswith(f"the same folder, x; set 'hydra.sweep.subdir={advice}'.\n")
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize(
     ("overrides", "text"),
     [
         (["+experiment=tune_cartpole"], r"hydra/sweeper=optuna needs .*: pip install 'asynclab\[sweep\]'"),

@@ -9,7 +9,7 @@ def test_a_full_link_carries_what_it_can_and_nodes_wait_for_it(tmp_path):
     settings = [
         "parameters=1000",
         "updates=100",
-        "nodes=[2]",
+        "nodes=2",
         "every=[1]",
         "bandwidth=200_000",
         "serving=0",
@@ -28,7 +28,8 @@ def test_a_full_link_carries_what_it_can_and_nodes_wait_for_it(tmp_path):
 @pytest.mark.parametrize(
     ("typed", "words"),
     [("traffic nodes=[-1]", "nodes=-1"), ("traffic updates=0", "updates=0"), ("traffic serving=-1", "serving=-1"),
-     ("server parameters=[-5]", "parameters=-5"), ("server nodes=[0]", "nodes=0")],
+     ("server parameters=[-5]", "parameters=-5"), ("server nodes=0", "nodes=0"),
+     ("traffic +node=3", "node is not a setting"), ("server +node=3", "node is not a setting")],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(typed, words, tmp_path):
     script, setting = typed.split()

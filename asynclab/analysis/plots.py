@@ -97,7 +97,9 @@ def plot(
         groups, more = runs.groups_of(found, group)
         figure, undrawn = draw_groups(groups, x)
         return save(figure, outs), notes + more + undrawn
-    if kind != "sessions":
+    if kind is None:
+        files += save(draw_run(names[0], found[0], x), outs)
+    if kind == "trial":
         figure, more = draw_trials(dict(zip(names, found, strict=True)), x)
         files, notes = files + save(figure, outs), notes + more
     if kind != "trial":
@@ -130,7 +132,7 @@ def write_at_end(folder: Path) -> None:
         run, _ = runs.read(folder)
         (name,) = runs.short_names([folder])
         save(draw_sessions(run, "total_frames", f"{_env([run])}{name}")[0], [folder / SESSIONS_IMAGE])
-        save(draw_trials({name: run}, "total_frames")[0], [folder / CURVE_IMAGE])
+        save(draw_run(name, run, "total_frames"), [folder / CURVE_IMAGE])
         log.info("drawn: curve.png and sessions.png in %s", folder, extra={"console": False})
     except NoEpisodeError:
         pass
@@ -162,6 +164,25 @@ def draw_trials(named: Mapping[str, Run], x: str) -> tuple[Any, list[str]]:
     axes.set(title=_env(list(named.values())).removesuffix(": "))
     add_legend(figure, axes, SESSIONS)
     return figure, notes
+
+
+def draw_run(name: str, run: Run, x: str) -> Any:
+    """Return a figure with the mean over the sessions of a run; its progress lines where sessions do not overlap.
+
+    Args:
+        name: Of the run.
+        run: To be drawn.
+        x: A key of ``AXES``.
+
+    Raises:
+        ImportError: Only the progress lines can be drawn, and scipy is missing.
+    """
+    try:
+        return draw_trials({name: run}, x)[0]
+    except ValueError:
+        figure, _ = draw_groups({name: [run]}, x)
+        add_evaluation(figure.axes[0], name, run.curves.evaluation, x)
+        return figure
 
 
 def draw_sessions(run: Run, x: str, title: str) -> tuple[Any, list[str]]:
@@ -483,5 +504,5 @@ def _short(value: float) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return text in which matplotlib sees no mathematics."""
-    return text.replace("$", r"\$")
+    """Return text in which matplotlib sees no mathematics, nor a label that it would leave out."""
+    return " " * text.startswith("_") + text.replace("$", r"\$")

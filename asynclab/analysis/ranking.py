@@ -45,8 +45,9 @@ def rank(labelled: Mapping[str, list[Job]], metric: str) -> list[Group]:
         complete = {run.folder for run in runs.complete([job.run for job in jobs])}
         used = [job for job in jobs if job.run.folder in complete]
         estimates = {name: _estimate([score(job.run, name) for job in used]) for name in METRICS}
-        if any(_has_diverged(job.run) for job in used):  # not the mean of those that have not
-            estimates["final"] = (math.nan, math.nan, math.nan)
+        for name, is_undefined in (("final", _has_diverged), ("evaluation", _evaluates_to_nan)):
+            if any(is_undefined(job.run) for job in used):  # not the mean of the others
+                estimates[name] = (math.nan, math.nan, math.nan)
         groups.append(Group(label, jobs, used, estimates))
     return sorted(groups, key=lambda g: (math.isnan(g.estimates[metric][0]), -g.estimates[metric][0]))
 
@@ -75,6 +76,11 @@ def _has_diverged(run: Run) -> bool:
     """Return whether returns were finite and no longer are: rewards became nan or infinite."""
     returns = run.curve.returns
     return bool(np.isfinite(returns).any()) and not math.isfinite(returns[-1])
+
+
+def _evaluates_to_nan(run: Run) -> bool:
+    """Return whether there is an evaluation whose mean return was not finite."""
+    return isinstance(run.summary.get("evaluation"), Mapping) and math.isnan(score(run, "evaluation"))
 
 
 def _estimate(values: Sequence[float]) -> Estimate:

@@ -198,6 +198,13 @@ def _results(ranked: Sequence[Group], metric: str) -> Table:
         notes.append(
             f"The best return needs {WINDOW} episodes, which are not on record of all runs of {_some(without)}."
         )
+    partly = [
+        g.label
+        for g in ranked
+        if math.isfinite(g.estimates["evaluation"][0]) and any(math.isnan(score(j.run, "evaluation")) for j in g.used)
+    ]
+    if partly:
+        notes.append(f"Evaluations are those of some runs only of {_some(partly)}: the others have none.")
     titles = [column.title for column in columns]
     has_bars = len(set(ends)) > 1
     return page.keep(
@@ -250,12 +257,7 @@ def _figures_of_run(job: Job) -> tuple[list[Figure], list[str]]:
     sessions = len(run.curves.sessions)
     drawings = []
     for x in ("total_frames", "seconds"):
-        try:
-            figure, _ = plots.draw_trials({job.name: run}, x)
-        except ValueError:  # without episodes of single sessions there are the progress lines
-            figure, _ = plots.draw_groups({job.name: [run]}, x)
-            plots.add_evaluation(figure.axes[0], job.name, run.curves.evaluation, x)
-        drawings.append(page.svg(figure, f"Mean return against {x.replace('_', ' ')}"))
+        drawings.append(page.svg(plots.draw_run(job.name, run, x), f"Mean return against {x.replace('_', ' ')}"))
     caption = f"Mean return of {WINDOW} episodes" + "; of the sessions mean and standard deviation" * (sessions > 1)
     lines = [Line(0, "training"), Line(0, "evaluation", has_dots=True)] if len(run.curves.evaluation.returns) else []
     figures = [Figure(drawings, lines, f"{caption}.")]
@@ -316,7 +318,7 @@ def _known(run: Run, *keys: str) -> float | None:
 
 
 def _fps(run: Run) -> float | None:
-    return _ratio(_known(run, "frames"), _known(run, "seconds")) if (f := number(run.summary, "fps")) is None else f
+    return _ratio(_known(run, "frames"), _known(run, "seconds"))
 
 
 def _ratio(above: float | None, below: float | None) -> float | None:
@@ -413,7 +415,7 @@ def _runs(jobs: Sequence[Job]) -> Table:
     stale = page.numbers([or_nan(_stale("mean")(job.run)) for job in jobs])
     rows: list[list[Any]] = []
     for i, job in enumerate(jobs):
-        began = _started(job)
+        began = _time(job.run.made.get("started"))
         rows.append(
             [
                 job.name,
@@ -495,34 +497,30 @@ def _stats_of_run(job: Job) -> list[tuple[str, str, str]]:
 def _facts(jobs: Sequence[Job]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return when, where and with what the runs were made: every value that there is and, of several, whose it is."""
     facts = []
-    spans = [
-        (start, start + timedelta(seconds=number(job.run.summary, "real_seconds") or _known(job.run, "seconds") or 0))
-        for job in jobs
-        if (start := _started(job))
-    ]
+    spans = [(start, _ended(job, start)) for job in jobs if (start := _time(job.run.made.get("started")))]
     if spans:
         first, last = min(start for start, _ in spans), max(end for _, end in spans)
         end = f"{last:%H:%M}" if first.date() == last.date() else f"{last:%-d %B %Y, %H:%M}"
         facts.append(("When", [(f"{first:%-d %B %Y, %H:%M} to {end} UTC", "")]))
     for term, what in (("Machine", _machine), ("Revision", _revision), ("Software", _software)):
-        values: dict[str, list[str]] = defaultdict(list)
+        values: dict[str, dict[str, None]] = defaultdict(dict)  # names of jobs, in order
         for job in jobs:
-            if job.run.made:
-                values[what(job.run.made) or "not known"].append(job.name)
+            for part in job.run.parts:
+                values[what(part) or "not known"][job.name] = None
         if set(values) - {"not known"}:
-            facts.append((term, [(v, _some(names) if len(values) > 1 else "") for v, names in values.items()]))
+            facts.append((term, [(v, _some([*names]) if len(values) > 1 else "") for v, names in values.items()]))
     return facts
 
 
 def _differences(jobs: Sequence[Job]) -> list[str]:
     notes = [
-        f"The runs were made {text}."
+        f"The run{'s were' if len(jobs) > 1 else ' was'} made {text}."
         for text, what in (
             ("on different machines", _machine),
             ("from different revisions of the code", _revision),
             ("with different versions of packages", _software),
         )
-        if len({what(job.run.made) for job in jobs} - {""}) > 1
+        if len({what(part) for job in jobs for part in job.run.parts} - {""}) > 1
     ]
     if simulated := [job.name for job in jobs if job.run.is_simulated]:
         of = "" if len(simulated) == len(jobs) else f" of {_some(simulated)}"
@@ -556,11 +554,17 @@ def _software(made: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {packages[key]}" for key, name in names.items() if packages.get(key))
 
 
-def _started(job: Job) -> datetime | None:
+def _time(noted: Any) -> datetime | None:
     try:
-        return datetime.fromisoformat(job.run.made["started"]).astimezone(UTC)
-    except (KeyError, TypeError, ValueError):
+        return datetime.fromisoformat(noted).astimezone(UTC)
+    except (TypeError, ValueError):
         return None
+
+
+def _ended(job: Job, start: datetime) -> datetime:
+    """Return when a run ended; of one that has not, or of an older version, as if it had never been interrupted."""
+    seconds = number(job.run.summary, "real_seconds") or _known(job.run, "seconds") or 0
+    return _time(job.run.summary.get("ended")) or start + timedelta(seconds=seconds)
 
 
 def _pending(sweep: Sweep) -> str:

@@ -21,11 +21,12 @@ from asynclab.config.settings import CHANGEABLE, key_of, settings
 from asynclab.storage.folder import instead, is_locked
 from asynclab.storage.names import CONFIG, FAILURE, HYDRA, METRICS, RUN, SUMMARY
 
-# what may differ between the runs of an arm: it changes neither what is learned nor how fast
+# what a run may go on with and what still tells arms apart: it changes what is learned, or how fast
 RELEVANT = {
     "algo.precision", "device", "distributed.diagnostics", "distributed.nodes", "distributed.num_threads", "patience",
     "stop_at",
 }  # fmt: skip
+# what may differ between the runs of an arm
 IRRELEVANT = CHANGEABLE - RELEVANT | {"seed"}
 EVALUATED = "eval.deterministic"  # changes what an evaluation means, though not what is learned
 ARM = re.compile("^arm(_[a-z]+)?=")  # what a study compares, and its label
@@ -55,6 +56,13 @@ class Run(NamedTuple):
     def curve(self) -> Curve:
         """The trial's curve."""
         return self.curves.trial
+
+    @property
+    def parts(self) -> list[dict[str, Any]]:
+        """Where, when and of what revision it was made: its beginning, and every time that it went on."""
+        again = self.made.get("resumes")
+        found = [self.made, *(again if isinstance(again, list) else [])]
+        return [part for part in found if isinstance(part, dict) and part]
 
     @property
     def is_finished(self) -> bool:
@@ -118,28 +126,36 @@ def read_settings(folder: Path, made: dict[str, Any]) -> dict[str, Any]:
     return found | {f"distributed.{key}": value for key, value in decided.items()}
 
 
-def find(folder: Path) -> list[Path]:
+def find(folder: Path) -> tuple[list[Path], list[str]]:
     """Return the output folders of all runs in a folder, however deep: in a run, a sweep, or ``outputs`` itself.
+
+    And a sentence on every folder in it that cannot be read.
 
     Raises:
         ValueError: The folder does not exist, or there is no run in it.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder{instead(folder)}")
-    found = list(_walk(folder))
+    notes: list[str] = []
+    found = list(_walk(folder, notes))
     if not found:
-        raise ValueError(f"{folder} has no run in it")
-    return found
+        raise ValueError(" ".join([f"{folder} has no run in it", *(f"({note.rstrip('.')})" for note in notes)]))
+    return found, notes
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    if any((folder / name).exists() for name in MARKS):
-        yield folder
+def _walk(folder: Path, notes: list[str]) -> Iterator[Path]:
+    try:
+        if any((folder / name).exists() for name in MARKS):
+            yield folder
+            return
+        above = {folder.resolve(), *folder.resolve().parents}
+        paths = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:  # not ours to read, or gone meanwhile
+        notes.append(f"{folder} cannot be read: {error.strerror}.")
         return
-    above = {folder.resolve(), *folder.resolve().parents}
-    for path in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+    for path in paths:
         if path.resolve() not in above:  # a link upwards
-            yield from _walk(path)
+            yield from _walk(path, notes)
 
 
 def load(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
@@ -165,15 +181,16 @@ def load(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
 
 def find_all(folders: Sequence[Path]) -> tuple[dict[str, Path], list[str]]:
     """Return the output folders of all runs in folders by a short name, and a sentence on every folder without any."""
-    notes, paths = [], dict[Path, Path]()
+    notes, paths = list[str](), dict[Path, Path]()
     for folder in folders:
         try:
-            for path in find(folder):
-                paths.setdefault(path.resolve(), path)  # each once, by whatever way it is reached
+            found, unreadable = find(folder)
         except ValueError as error:
             notes.append(f"{error}.")
-        except OSError as error:
-            notes.append(f"{error.filename} cannot be read: {error.strerror}.")
+            continue
+        for path in found:
+            paths.setdefault(path.resolve(), path)  # each once, by whatever way it is reached
+        notes += unreadable
     return dict(zip(short_names(list(paths)), paths.values(), strict=True)), notes
 
 
@@ -228,8 +245,9 @@ def _read(folder: Path, found: Curves) -> tuple[Run, list[str]]:
             problems.append(f"{why} (resume=auto continues it)")
     elif is_locked(folder):
         problems.append("it still runs")
-    elif not (folder / FAILURE).exists():
-        problems.append("it has no summary.json, so it was killed (resume=auto continues it)")
+    else:
+        why = _failure(folder) or "it has no summary.json, so it was killed"
+        problems.append(f"{why} (resume=auto continues it)")
     typed = made.get("overrides")
     overrides = [o for o in typed if isinstance(o, str)] if isinstance(typed, list) else []
     return Run(folder, config, overrides, made, summary, found), problems
@@ -414,7 +432,8 @@ def choices(folder: Path) -> dict[str, str]:
 
 def _value(run: Run, key: str, chosen: Mapping[str, str]) -> Any:
     if key in run.settings:
-        return run.settings[key]
+        value = run.settings[key]
+        return json.dumps(value) if isinstance(value, list) else value  # groups are told apart by it
     if key in chosen:
         return chosen[key]
     typed = [override.partition("=")[2] for override in run.overrides if _key(override) == key]

@@ -19,7 +19,7 @@ from asynclab import check, progress
 from asynclab.analysis import curves, plots
 from asynclab.analysis.curves import step
 from asynclab.analysis.estimates import CONFIDENCE, Estimate, band, estimate, iqm
-from asynclab.analysis.runs import Run, group, read_json, read_settings, relevant
+from asynclab.analysis.runs import Run, find, group, read_json, read_settings, relevant, short_names
 from asynclab.storage.names import RUN, SUMMARY
 from asynclab.text import markdown
 
@@ -99,13 +99,21 @@ def load(sweep: Path) -> tuple[list[Run], list[str]]:
         raise ValueError(f"sweep={sweep} is not a folder")
     if (sweep / RUN).exists():
         raise ValueError(f"sweep={sweep} is a run; set sweep to the folder of a sweep, hydra.sweep.dir")
-    folders = sorted(path for path in sweep.iterdir() if path.is_dir() and not path.name.startswith("."))
-    runs, notes = [], []
+    children = sorted(path for path in sweep.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders, notes = [], list[str]()
+    for child in children:
+        try:
+            found, unreadable = find(child)  # a job's folder may be some folders deep: algo/optimizer=adam
+        except ValueError:
+            found, unreadable = [child], []
+        folders += found
+        notes += unreadable
+    runs = []
     for folder in progress.counted(folders, "runs read"):
         try:
             runs.append(_read(folder))
         except ValueError as error:
-            notes.append(f"{folder.name} is left out: {error}.")
+            notes.append(f"{folder.relative_to(sweep)} is left out: {error}.")
     if not runs:
         raise ValueError(" ".join([f"sweep={sweep} has no finished run to evaluate.", *notes]))
     return sorted(runs, key=lambda run: run.made["started"]), notes
@@ -136,23 +144,33 @@ def comparable(runs: Sequence[Run], equal: str = EQUAL[0]) -> tuple[list[Run], l
         runs: In the order in which they were begun.
         equal: ``frames``: all have one budget; ``time``: all of an arm have.
     """
+    names = _names(runs)
     alike = [relevant(run) if equal == "time" else "" for run in runs]  # those that must have one budget
     budgets = {name: _most(r.budget for r, a in zip(runs, alike, strict=True) if a == name) for name in set(alike)}
     env = budgets[""][0] if equal == "frames" else _most(run.budget[0] for run in runs)
     whose, advice = ("most of its arm are", "") if equal == "time" else ("most others are", f"; {OWN_BUDGETS}")
     kept: dict[Any, Run] = {}
     notes = []
-    for run, name in zip(runs, alike, strict=True):
+    for run, arm in zip(runs, alike, strict=True):
         key, (found, frames) = (relevant(run), run.settings["seed"]), run.budget
         if found != env:
-            notes.append(f"{run.folder.name} is left out: it is {found}, and most others are {env}.")
-        elif frames != (common := budgets[name][1]):
-            notes.append(f"{run.folder.name} is left out: it has {frames:,} frames, and {whose} of {common:,}{advice}.")
+            notes.append(f"{names[run.folder]} is left out: it is {found}, and most others are {env}.")
+        elif frames != (common := budgets[arm][1]):
+            notes.append(
+                f"{names[run.folder]} is left out: it has {frames:,} frames, and {whose} of {common:,}{advice}."
+            )
         elif key in kept:
-            notes.append(f"{run.folder.name} is left out: it repeats {kept[key].folder.name}.")
+            notes.append(f"{names[run.folder]} is left out: it repeats {names[kept[key].folder]}.")
         else:
             kept[key] = run
     return list(kept.values()), notes
+
+
+def _names(runs: Sequence[Run]) -> dict[Path, str]:
+    """Return what the runs of a sweep are called: their folders in it."""
+    folders = [run.folder for run in runs]
+    names = short_names(folders) if len(folders) > 1 else [folder.name for folder in folders]
+    return dict(zip(folders, names, strict=True))
 
 
 def _most(values: Iterable[Value]) -> Value:
@@ -197,16 +215,17 @@ def analyse(
             more.append(f"{label} has no finished run with seed {', '.join(missing)}.")
         if len(members) < 2:
             more.append(f"{label} has one run, so no interval.")
+    names = _names(runs)
     for run in runs:
         if stopped := run.summary.get("stopped_by"):
             last = f"{run.summary['frames']:,} frames and {run.summary['seconds']:,.1f} s"
             more.append(
-                f"{run.folder.name} was stopped by {stopped} after {last}; its last return stands for later ones."
+                f"{names[run.folder]} was stopped by {stopped} after {last}; its last return stands for later ones."
             )
         if run.made.get("resumes"):
-            more.append(f"{run.folder.name} was interrupted and resumed; its seconds have two starts.")
+            more.append(f"{names[run.folder]} was interrupted and resumed; its seconds have two starts.")
         if run.summary["restarts"]:
-            more.append(f"{run.folder.name} had sessions that failed and were started again.")
+            more.append(f"{names[run.folder]} had sessions that failed and were started again.")
     if x is not None and not all(type(run.settings.get(x)) in (int, float) for run in runs):
         raise ValueError(f"x={x} is not a setting that has a number in every run, such as distributed.max_session")
     if seconds is None:
@@ -325,7 +344,8 @@ def _when(study: Study, runs: Sequence[Run]) -> str:
 
 
 def _clock(runs: Sequence[Run]) -> str:
-    simulated = [run.folder.name for run in runs if run.is_simulated]
+    names = _names(runs)
+    simulated = [names[run.folder] for run in runs if run.is_simulated]
     if not simulated:
         return "Seconds include the start of the sessions' processes."
     return "Seconds are virtual." if len(simulated) == len(runs) else f"Seconds of {', '.join(simulated)} are virtual."
@@ -333,11 +353,11 @@ def _clock(runs: Sequence[Run]) -> str:
 
 def _origins(runs: Sequence[Run]) -> list[str]:
     """Return what the runs were made of: revisions and machines, one line for each that there is."""
-    lines = dict.fromkeys(_origin(run.made) for run in runs)
-    if len(lines) == 1:
-        return list(lines)
-    names = {line: [run.folder.name for run in runs if _origin(run.made) == line] for line in lines}
-    return [f"{line}: {', '.join(names[line])}" for line in lines]
+    names, whose = _names(runs), dict[str, dict[str, None]]()
+    for run in runs:
+        for part in (part for part in run.parts if "machine" in part):
+            whose.setdefault(_origin(part), {})[names[run.folder]] = None
+    return list(whose) if len(whose) == 1 else [f"{line}: {', '.join(mine)}" for line, mine in whose.items()]
 
 
 def _origin(made: dict[str, Any]) -> str:
@@ -349,8 +369,10 @@ def _origin(made: dict[str, Any]) -> str:
     )
 
 
-def write(study: Study, out: Path) -> list[Path]:
-    """Write the table (``_table.md``, ``_table.csv``) and the figure (``.png``, ``.svg``); return the files.
+def write(study: Study, out: Path) -> tuple[list[Path], list[str]]:
+    """Write the table (``_table.md``, ``_table.csv``) and the figure (``.png``, ``.svg``).
+
+    Return the files, and sentences on what is not drawn.
 
     Args:
         study: What ``analyse`` returned.
@@ -371,8 +393,12 @@ def write(study: Study, out: Path) -> list[Path]:
     except OSError as error:
         raise ValueError(f"out={out} cannot be written: {error.strerror}; set out to another place") from error
     pictures = [out.with_name(f"{out.name}.{suffix}") for suffix in ("png", "svg")]
-    draw(study, pictures) if study.x is None else draw_against(study, study.x, pictures)
-    return [text, numbers, *pictures]
+    notes: list[str] = []
+    if study.x is None:
+        notes = draw(study, pictures)
+    else:
+        draw_against(study, study.x, pictures)
+    return [text, numbers, *pictures], notes
 
 
 def _row(arm: Arm, study: Study) -> dict[str, Any]:
@@ -393,13 +419,21 @@ def _row(arm: Arm, study: Study) -> dict[str, Any]:
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 
-def draw(study: Study, outs: Sequence[Path]) -> None:
-    """Draw the return of every arm against frames and against seconds, with the band of its interval."""
-    xs = ["total_frames", "seconds"]
+def draw(study: Study, outs: Sequence[Path]) -> list[str]:
+    """Draw the return of every arm against frames and against seconds, with the band of its interval.
+
+    Return sentences on what is left out: short runs may not overlap.
+    """
+    xs, notes = ["total_frames", "seconds"], []
     figure, axes = plots.panels(xs, (11, 4.8), [run for arm in study.arms for run in arm.runs])
     for panel, x in zip(axes, xs, strict=True):
         for arm in study.arms:
-            plots.add_band(panel, arm.label, *band([run.curve.along(x) for run in arm.runs]))
+            try:
+                values = band([run.curve.along(x) for run in arm.runs])
+            except ValueError as error:
+                notes.append(f"{arm.label} is not drawn against {curves.AXES[x]}: {error}.")
+                values = (np.empty(0),) * 4  # its colour, and its place in the legend
+            plots.add_band(panel, arm.label, *values)
         if study.threshold is not None:
             panel.axhline(study.threshold, color="grey", linewidth=0.8)
         panel.set_xlim(left=0)
@@ -408,6 +442,7 @@ def draw(study: Study, outs: Sequence[Path]) -> None:
     axes[1].set(title=f"equal time (the table: at {study.seconds:,.1f} s)")
     plots.add_legend(figure, axes[0], plots.SEEDS.format(CONFIDENCE))
     plots.save(figure, outs)
+    return notes
 
 
 def draw_against(study: Study, x: str, outs: Sequence[Path]) -> None:

@@ -315,7 +315,6 @@ class _Fleet:
                 told, self._held = self._held[: self._covered], self._held[self._covered :]
                 yield from (event for event in told if event is not None)
         elif self._looking is not None and self._unanswered >= self._patience():
-            ray.kill(self.server)
             self._looking = None
             yield from self._replace_server(f"said nothing for {self._patience():.0f} s and was killed")
         if self._looking is None and (self._held or time.monotonic() >= self._next_look):
@@ -334,6 +333,7 @@ class _Fleet:
 
     def _replace_server(self, cause: str) -> Iterator[Any]:
         """Start another server with the newest of what is known, and nodes again of which nothing is."""
+        ray.kill(self.server)  # one that only could not be reached would take changes, which nobody else knew of
         members = [member for member in self.members if member.actor is not None and not member.has_ended]
         asked = {member.actor.report.remote(): member.node for member in self.members if member.actor and member.begun}
         ready, _ = ray.wait([*asked], num_returns=len(asked), timeout=REPORT) if asked else ([], [])

@@ -130,6 +130,7 @@ def joined(mode: Cluster, nbytes: int) -> Iterator[None]:
     guard = subprocess.Popen(
         [sys.executable, "-c", GUARD], stdin=subprocess.PIPE, start_new_session=True, text=True
     )  # fmt: skip
+    theirs = {p.pid for p in psutil.Process().children(recursive=True)}  # the program's own, and the guard
     try:
         _init(
             address="local",
@@ -138,7 +139,7 @@ def joined(mode: Cluster, nbytes: int) -> Iterator[None]:
             _temp_dir=folder,
         )
         assert guard.stdin is not None
-        started = [p for p in psutil.Process().children(recursive=True) if p.pid != guard.pid]
+        started = [p for p in psutil.Process().children(recursive=True) if p.pid not in theirs]
         guard.stdin.write(json.dumps([(p.pid, p.create_time()) for p in started]) + "\n")
         guard.stdin.flush()
         yield

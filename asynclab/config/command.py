@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from asynclab import signals
+from asynclab import check, signals
 from asynclab.config import CONF
 
 SHOWS = {"--cfg", "-c", "--info", "-i"}  # Hydra prints this of one run and ends
@@ -129,6 +129,16 @@ def texts(cfg: DictConfig, key: str) -> list[str] | None:
     """Return a setting that is one text or several; None if it is null."""
     value = cfg[key]
     return None if value is None else [str(v) for v in (value if OmegaConf.is_list(value) else [value])]
+
+
+def counts(cfg: DictConfig, key: str) -> list[int]:
+    """Return a setting that is one whole number of 1 or more, or several.
+
+    Raises:
+        ValueError: It is not.
+    """
+    value = cfg[key]
+    return [check.count(key, number) for number in (value if OmegaConf.is_list(value) else [value])]
 
 
 def folders(cfg: DictConfig) -> list[Path]:

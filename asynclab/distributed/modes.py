@@ -58,9 +58,9 @@ class Mode:
         compensate: float = 0.0,
         record: bool = False,
     ) -> None:
-        if max_session is None:
-            max_session = machine.cores()
-        self.max_session = check.count("distributed.max_session", max_session)
+        self.max_session = check.count(
+            "distributed.max_session", machine.cores() if max_session is None else max_session
+        )
         self.num_threads = None if num_threads is None else check.count("distributed.num_threads", num_threads)
         self.max_restarts = check.whole("distributed.max_restarts", max_restarts)
         self.hang_after = check.positive("distributed.hang_after", hang_after)
@@ -69,9 +69,7 @@ class Mode:
         self.lock = lock
         self.diagnostics = check.flag("distributed.diagnostics", diagnostics)
         self.staleness_lr = check.flag("distributed.staleness_lr", staleness_lr)
-        if check.number("distributed.compensate", compensate) < 0:
-            raise ValueError(f"distributed.compensate={compensate} must be 0 or more; 0.04 is its authors' choice")
-        self.compensate = compensate
+        self.compensate = check.not_negative("distributed.compensate", compensate)
         self.record = check.flag("distributed.record", record)
         if record and (self.is_live or not self.one_store):
             raise ValueError(f"distributed.record=true needs distributed=synced, and this is {self.name}")
@@ -328,7 +326,7 @@ class Cluster(Placed):
     """Sessions on many machines: Hogwild! inside each (a node), exchange of changes between them (``exchange``).
 
     Args:
-        max_session: Sessions of all nodes together; None for one per core of the cluster.
+        max_session: Sessions of all nodes together; None for one per core of the cluster, as far as equal nodes go.
         placement: Where a node's sessions have their weights: ``synced`` or ``shared``.
         nodes: How many groups sessions are in, each on one machine; None for one per machine of the cluster.
         address: Of the Ray cluster to join, such as auto; None to start Ray on this machine.
@@ -415,11 +413,12 @@ class Cluster(Placed):
         threads = self.num_threads or 1
         sessions, nodes = self._asked
         nodes = nodes or sum(n >= threads for n in cores) or 1
-        self.max_session = max(1, sum(cores) // threads // nodes) * nodes if sessions is None else sessions
+        # as many as fit: a node's sessions are on one machine
+        fitting = [e for e in range(1, max(cores) + 1) if sum(n // (e * threads) for n in cores) >= nodes]
+        self.max_session = max(fitting, default=1) * nodes if sessions is None else sessions
         self._set_nodes(nodes)
         each = self.sessions
-        room = sum(n // (each * threads) for n in cores)
-        if room < (1 if self.elastic else self.nodes):
+        if sum(n // (each * threads) for n in cores) < (1 if self.elastic else self.nodes):
             of = f"{each} sessions" + f" with {threads} threads each" * (threads > 1)
             place, more = ("this machine", "set distributed.address to that of a cluster")
             if self.address is not None:

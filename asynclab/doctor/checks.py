@@ -22,7 +22,7 @@ from asynclab.adapters.actions import Actions
 from asynclab.distributed import Store
 from asynclab.doctor import audit, probe
 from asynclab.doctor.faults import FAULTS, Planted, planted
-from asynclab.doctor.probe import ProbeError, begin, digest, state_of
+from asynclab.doctor.probe import ProbeError, Skip, begin, digest, state_of
 from asynclab.envs import Envs, is_atari
 from asynclab.memory import Memory, Replay, Rollout
 from asynclab.optim import GlobalOptimizer
@@ -39,10 +39,6 @@ SMALL = {"env.num_envs": 2, "algo.memory.capacity": 2_000, "algo.memory.start": 
 
 class Wrong(Exception):  # noqa: N818 - a finding, no error of ours
     """Something is not as it should be; the message says what was seen."""
-
-
-class Skip(Exception):  # noqa: N818
-    """There is nothing to check; the message says why."""
 
 
 class Finding(NamedTuple):

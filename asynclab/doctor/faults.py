@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
-from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
@@ -31,6 +30,7 @@ from asynclab.distributed.timing import Constant, Lognormal
 from asynclab.envs import Envs, is_atari, make
 from asynclab.flat import Vector
 from asynclab.memory import Replay
+from asynclab.processes import launch
 from asynclab.run.trial import Trial
 from asynclab.training.learner import Learner
 from asynclab.training.seeds import Seeds
@@ -271,14 +271,9 @@ def float16_replay() -> Replacements:
 # Processes
 
 
-def _launch_module() -> Any:
-    return import_module("asynclab.processes.launch")  # the package shows the function of that name
-
-
 @_fault("start_method")
 def fork() -> Replacements:
     """Fork sessions from the command, which has run torch operators."""
-    launch = _launch_module()
     get_context = launch.mp.get_context
     faulty = {"get_context": lambda method: get_context("fork")}
     yield launch, "mp", SimpleNamespace(**(vars(launch.mp) | faulty))
@@ -294,7 +289,7 @@ def gathered_infos() -> Replacements:
 @_fault("dead_session")
 def ignored_death() -> Replacements:
     """Tell nobody when a session's process dies: the run ends as if nothing had happened."""
-    yield _launch_module()._Crew, "_judge", lambda self, *_, **__: None
+    yield launch._Crew, "_judge", lambda self, *_, **__: None
 
 
 def _cores() -> int:

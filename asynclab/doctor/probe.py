@@ -40,6 +40,10 @@ Launch = Callable[[Sequence[Callable[[], Iterator[Any]]], Control], tuple[list[A
 _is_parent = False  # true only in the process that looks, and in what is forked from it
 
 
+class Skip(Exception):  # noqa: N818
+    """There is nothing to check; the message says why."""
+
+
 class ProbeError(RuntimeError):
     """A session's process could not be looked at."""
 
@@ -252,9 +256,12 @@ def rehearse(make_trial: Callable[[], Trial]) -> Rehearsal:
     with mock.patch.object(Learner, "act", watch_act), mock.patch.object(Learner, "learn", watch_learn):
         try:
             for _ in trial.session.run(0, store, Control(1)):
-                pass
+                if store.is_complete():  # it would rest for ever
+                    break
         except _Enough:
             pass
+    if not saved:
+        raise Skip(f"env.max_frame={trial.cfg.env.max_frame} ends before a second batch; set it higher")
     twin = make_trial()
     twin.stores[0].load_state_dict(saved["store"])
     loop = twin.session.set_up(0, twin.stores[0], Profile(enabled=False))

@@ -12,7 +12,6 @@ from asynclab import check, flat, nets
 from asynclab.agents import Agent
 from asynclab.config.schema import Config
 from asynclab.distributed import Cluster, Mode, Simulated
-from asynclab.distributed.exchange import Outer
 from asynclab.envs import Envs, spaces
 from asynclab.evaluation.evaluator import Schedule
 from asynclab.evaluation.play import check_changes
@@ -103,6 +102,7 @@ def check_run(cfg: Config, folder: Path, schedule: Schedule, checkpoint: Checkpo
         raise ValueError(
             f"env.max_frame={cfg.env.max_frame} ends before every session has learned once; set it to {needed} or more"
         )
+    _warn_of_exploration(cfg, agent, memory)
     refill = memory.refill(cfg.env.max_frame // mode.writers)
     resources.check_descriptors(mode.processes, mode.num_stores, schedule.every is not None)
     devices = choose_devices(cfg.device, mode, flat.size(agent.nets))
@@ -169,17 +169,41 @@ def _warn_of_idle(mode: Simulated) -> None:
     """Tell of settings of a simulation that change nothing."""
     timing = mode.timing
     slowest = timing.slowness(mode.max_session - 1, mode.max_session)
-    if mode.nodes is None and mode.outer != Outer():
-        log.warning("distributed.outer does nothing without distributed.nodes: all sessions train one network")
-    if mode.nodes is None and timing.machines == 1 and (timing.latency > 0 or timing.bandwidth < math.inf):
+    plain = Simulated(1)
+    of_nodes = {
+        "outer": mode.outer != plain.outer,
+        "exchange_every": mode.exchange_every != plain.exchange_every,
+        "timing.exchange": timing.exchange != plain.timing.exchange,
+    }
+    for name, is_set in of_nodes.items():
+        if mode.nodes is None and is_set:
+            log.warning("distributed.%s does nothing without distributed.nodes: all sessions train one network", name)
+    has_network = timing.latency > 0 or timing.bandwidth < math.inf
+    if mode.nodes is None and timing.machines == 1 and has_network:
         log.warning(
             "distributed.timing.latency and bandwidth do nothing: all sessions are on one machine; set"
             " distributed.timing.machines, or distributed.nodes"
         )
+    if mode.nodes is None and timing.machines > 1 and not has_network:
+        log.warning(
+            "distributed.timing.machines=%d does nothing: nothing takes time between them; set"
+            " distributed.timing.latency or bandwidth", timing.machines,
+        )  # fmt: skip
     if slowest == 1 and (timing.slow > 0 or timing.slowdown != 1):
         log.warning(
             "no session is slow: distributed.timing.slow=%s of %d sessions is less than half of one, or slowdown is 1",
             timing.slow, mode.max_session,
+        )  # fmt: skip
+
+
+def _warn_of_exploration(cfg: Config, agent: Agent, memory: Memory) -> None:
+    """Say so if nothing has been learned by the time at which random actions have become rare."""
+    anneal, start = getattr(agent, "anneal", 1.0), getattr(memory, "start", 0)
+    if (until := anneal * cfg.env.max_frame) <= start:
+        log.warning(
+            "random actions become rare within the first %s frames (algo.agent.anneal=%s), before the first update"
+            " (algo.memory.start=%s); set algo.agent.anneal higher, or algo.memory.start lower",
+            f"{until:,.0f}", anneal, start,
         )  # fmt: skip
 
 

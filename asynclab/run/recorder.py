@@ -7,6 +7,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -262,6 +263,7 @@ class Recorder:
             "lost_updates": [store.lost_updates() for store in self.stores] if self.mode.diagnostics else None,
             "step_error": [None if several else store.step_error() for store in self.stores],
             "seconds": round(self._now() - self._start, 3),
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
             **({"real_seconds": round(time.monotonic() - self._real_start, 3)} if self._is_simulated else {}),
             "theta": [sha256(store.theta.numpy().tobytes()).hexdigest() for store in self.stores],
             "fps": round(self._fps(), 1),
@@ -350,8 +352,8 @@ class Recorder:
         return mean_return([lost for store in self.stores if (lost := store.lost_updates()) is not None])
 
     def _fps(self) -> float:
-        """Return the frames per second since this process began."""
-        return self._began.fps(self._moment())
+        """Return the frames per second since the run began, without the time in which it was interrupted."""
+        return self.total_frames() / max(self._now() - self._start, 1e-9)
 
     def _moment(self) -> Moment:
         now, core_seconds = self._stopped or (self._clock(), resources.core_seconds())

@@ -72,7 +72,7 @@ def _idle_cores(trial: Trial) -> str:
     mode, cores, threads = trial.mode, machine.cores(), trial.probe.num_threads
     used = f"{mode.max_session * threads} of {cores} in use"
     limit = resources.thread_limit()
-    if mode.max_session * threads >= cores or steps_in_processes(trial.session.make_envs):
+    if mode.is_simulated or mode.max_session * threads >= cores or steps_in_processes(trial.session.make_envs):
         return ""
     if threads < resources.choose_threads(None, mode.max_session, len(trial.stores[0].theta)):
         return f"{used}; distributed.num_threads=null would use more"

@@ -302,7 +302,8 @@ class Trial:
             case Started(rank=rank, pid=pid):
                 recorder.process(rank, pid)
             case Failure(rank=rank):
-                self.store_of(rank).give_back(self.mode.slot(rank))
+                if not self.mode.is_cluster:  # whose nodes have the claims
+                    self.store_of(rank).give_back(self.mode.slot(rank))
                 recorder.failure(event)
         if self.control.ending():
             return

@@ -187,6 +187,11 @@ class _Play:
         self.nodes = nodes
         self.mode = actors[0].mode
         self.queue: list[tuple[float, int]] = []
+        for number, node in enumerate(nodes.nodes if nodes else ()):
+            is_waiting = node.due is not None or node.change is not None
+            for actor in (actors[rank] for rank in self.mode.ranks(number)):
+                if is_waiting and actor.worker.saved.get("due", 0.0) is None:  # it rests until its node has been told
+                    actor.due = None
         for number, waiting in enumerate([*actors, *(nodes.nodes if nodes else ())]):
             self._wait(waiting.due, number)
 

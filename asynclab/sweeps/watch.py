@@ -311,7 +311,7 @@ def _refuse_shared_folders(config: DictConfig) -> None:
             HydraConfig.instance().set_config(cfg)
             name = str(cfg.hydra.sweep.subdir)
             if name in seen:
-                raise ValueError(_shared(subdir, name, seen[name], overrides))
+                raise ValueError(_shared(subdir, name, seen[name], overrides, cfg.hydra.runtime.choices))
             seen[name] = overrides
     except (HydraException, OmegaConfBaseException):  # the sweeper says it
         return
@@ -337,13 +337,17 @@ def planned(
     return BasicSweeper.split_arguments(parsed, None)[0]
 
 
-def _shared(subdir: str, name: str, first: Sequence[str], second: Sequence[str]) -> str:
+def _shared(
+    subdir: str, name: str, first: Sequence[str], second: Sequence[str], choices: Mapping[str, str | None]
+) -> str:
     keys = [override.partition("=")[0] for override in second if override not in first]
     if not keys:
         return f"two jobs of the sweep are the same ({' '.join(first)}); leave one out"
     mine = " ".join(override for override in first if override.partition("=")[0] in keys)
     other = " ".join(override for override in second if override not in first)
-    advice = "_".join([subdir, *(f"{key.split('.')[-1]}_${{{key}}}" for key in keys)])
+    plain = [key.lstrip("+") for key in keys]
+    values = {key: f"hydra.runtime.choices.{key}" if key in choices else key for key in plain}  # of a group, its file
+    advice = "_".join([subdir, *(f"{key.split('.')[-1].replace('/', '_')}_${{{values[key]}}}" for key in plain)])
     return (
         f"hydra.sweep.subdir={subdir} gives the jobs with {mine} and with {other} the same folder, {name}; set"
         f" 'hydra.sweep.subdir={advice}'"
