@@ -1,7 +1,7 @@
 """Global optimizers: torch's own, with their state allocated at once in shared memory.
 
 Torch creates an optimizer's state at its first step; every process would create one of its own, and moments would
-silently not be shared.  Here the state exists before any process does.  The arithmetic is torch's.
+silently not be shared.  Here the state exists before any process does.  Adam's arithmetic is torch's.
 """
 
 import copy
@@ -127,20 +127,24 @@ class GlobalRMSprop(GlobalOptimizer, torch.optim.RMSprop):
         self.initial = initial
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Step as torch does, with the correction of the bias if the average has no first value.
+        """Step as torch does, and correct the bias of an average without a first value.
 
-        A decay that grows from 0 would correct it, too, but its first step wipes out what another session has written.
+        Each average is computed aside and then written: with torch's two passes over shared memory a session could read
+        what another one has just set to 0, and step by g / eps.
         """
-        given = [dict(group) for group in self.param_groups]
-        for group in self.param_groups if self.initial is None else []:
-            steps = float(self.state[group["params"][0]]["step"])
-            before, now = (math.sqrt(1 - group["alpha"] ** t) for t in (steps, steps + 1))
-            # what is summed up in the momentum has been divided by the average of then
-            momentum = group["momentum"] * (before / now if steps else 1.0)
-            group |= {"lr": group["lr"] * now, "eps": group["eps"] * now, "momentum": momentum}
-        inspect.unwrap(torch.optim.RMSprop.step)(self)
-        for group, values in zip(self.param_groups, given, strict=True):
-            group |= values
+        for group in self.param_groups:
+            (p,) = group["params"]
+            state, alpha = self.state[p], group["alpha"]
+            state["step"] += 1
+            bias = 1.0 if self.initial is not None else math.sqrt(1 - alpha ** float(state["step"]))
+            average = (state["square_avg"] * alpha).addcmul_(p.grad, p.grad, value=1 - alpha)
+            state["square_avg"].copy_(average)
+            root = average.sqrt_().add_(group["eps"] * bias)
+            if group["momentum"]:
+                buffer = state["momentum_buffer"].mul_(group["momentum"]).addcdiv_(p.grad, root, value=bias)
+                p.sub_(buffer, alpha=group["lr"])
+            else:
+                p.addcdiv_(p.grad, root, value=-group["lr"] * bias)
 
     def __getstate__(self) -> dict[str, Any]:
         """Keep, unlike torch, what is not a part of its own state."""

@@ -25,6 +25,8 @@ LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 # Of the critics' last layers: on raw observations as large as Humanoid's a gain of 1 would begin with |Q| of 8 to 13.
 Q_GAIN = 0.1
 
+Pair = tuple[Tensor, Tensor]
+
 
 class Head(nn.Module):
     """A torso and a dense layer on it.
@@ -43,6 +45,9 @@ class Head(nn.Module):
         return self.linear(self.torso.join(encoded, action))
 
 
+Heads = tuple[Head, Head, Head]  # of the actor and of both critics
+
+
 class Critics(nn.Module):
     """Q1 and Q2.  Observations are encoded once for all the actions that they are asked about."""
 
@@ -51,11 +56,11 @@ class Critics(nn.Module):
         self.q1 = q1
         self.q2 = q2
 
-    def encode(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, obs: Tensor) -> Pair:
         """Return what of each critic depends on the observation alone."""
         return self.q1.torso.encode(obs), self.q2.torso.encode(obs)
 
-    def forward(self, encoded: tuple[Tensor, Tensor], action: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, encoded: Pair, action: Tensor | None = None) -> Pair:
         """Return Q1(s, a) and Q2(s, a), each [N], or [N, A] of all discrete actions."""
         q1, q2 = self.q1(encoded[0], action), self.q2(encoded[1], action)
         return (q1, q2) if action is None else (q1.squeeze(-1), q2.squeeze(-1))
@@ -125,9 +130,7 @@ class SAC(Agent):
         self.gamma = check.fraction("algo.agent.gamma", gamma)
         self.polyak = check.fraction("algo.agent.polyak", polyak)
 
-    def _heads(
-        self, obs_space: Box, action_space: ActionSpace, torso: Torso, target_entropy: float | None
-    ) -> tuple[Head, Head, Head]:
+    def _heads(self, obs_space: Box, action_space: ActionSpace, torso: Torso, target_entropy: float | None) -> Heads:
         """Set the target entropy and return new networks for the actor and both critics."""
         if not isinstance(action_space, Box) or not action_space.is_bounded():
             raise ValueError(
@@ -184,9 +187,7 @@ class SAC(Agent):
         mean, log_std = self.actor(self.actor.torso.encode(obs)).chunk(2, -1)
         return SquashedNormal(mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX))
 
-    def _soft_value(
-        self, obs: Tensor, critics: Critics, encoded: tuple[Tensor, Tensor], alpha: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _soft_value(self, obs: Tensor, critics: Critics, encoded: Pair, alpha: Tensor) -> Pair:
         """Return V(s) = E_a[min Q(s, a) - alpha log pi(a|s)] [N] (eq. 3, one sample) and log pi(a|s) [N].
 
         ``encoded`` has the observations as each critic encodes them.
@@ -194,7 +195,7 @@ class SAC(Agent):
         action, log_prob = self._pi(obs).rsample()
         return torch.minimum(*critics(encoded, action)) - alpha * log_prob, log_prob
 
-    def _q(self, encoded: tuple[Tensor, Tensor], action: Tensor) -> tuple[Tensor, Tensor]:
+    def _q(self, encoded: Pair, action: Tensor) -> Pair:
         """Return Q1 and Q2 [N] of the actions that were taken."""
         return self.critics(encoded, action)
 
@@ -235,9 +236,7 @@ class DiscreteSAC(SAC):
         settings: Of ``SAC``.  ``target_entropy`` is a share of the largest one, log A; None for the paper's 0.98.
     """
 
-    def _heads(
-        self, obs_space: Box, action_space: ActionSpace, torso: Torso, target_entropy: float | None
-    ) -> tuple[Head, Head, Head]:
+    def _heads(self, obs_space: Box, action_space: ActionSpace, torso: Torso, target_entropy: float | None) -> Heads:
         assert isinstance(action_space, Discrete)
         actions = int(action_space.n)
         share = 0.98 if target_entropy is None else check.fraction("algo.agent.target_entropy", target_entropy)
@@ -248,16 +247,14 @@ class DiscreteSAC(SAC):
     def _logits(self, obs: Tensor) -> Tensor:
         return self.actor(self.actor.torso.encode(obs))
 
-    def _soft_value(
-        self, obs: Tensor, critics: Critics, encoded: tuple[Tensor, Tensor], alpha: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _soft_value(self, obs: Tensor, critics: Critics, encoded: Pair, alpha: Tensor) -> Pair:
         """Return V(s) = sum_a pi(a|s) (min Q(s, a) - alpha log pi(a|s)) [N] and E_a[log pi(a|s)] [N]."""
         log_pi = self._logits(obs).log_softmax(-1)
         pi = log_pi.exp()
         value = (pi * (torch.minimum(*critics(encoded)) - alpha * log_pi)).sum(-1)
         return value, (pi * log_pi).sum(-1)
 
-    def _q(self, encoded: tuple[Tensor, Tensor], action: Tensor) -> tuple[Tensor, Tensor]:
+    def _q(self, encoded: Pair, action: Tensor) -> Pair:
         q1, q2 = (q.gather(1, action[:, None]).squeeze(1) for q in self.critics(encoded))
         return q1, q2
 

@@ -58,9 +58,8 @@ class Mode:
         compensate: float = 0.0,
         record: bool = False,
     ) -> None:
-        self.max_session = check.count(
-            "distributed.max_session", machine.cores() if max_session is None else max_session
-        )
+        sessions = machine.cores() if max_session is None else max_session
+        self.max_session = check.count("distributed.max_session", sessions)
         self.num_threads = None if num_threads is None else check.count("distributed.num_threads", num_threads)
         self.max_restarts = check.whole("distributed.max_restarts", max_restarts)
         self.hang_after = check.positive("distributed.hang_after", hang_after)
