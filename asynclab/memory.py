@@ -201,7 +201,7 @@ class Rollout(Rows):
     def reset(self, obs: NDArray) -> None:
         """Take the first observations [B, ...]."""
         self._obs[0] = obs
-        self._t = 0
+        self._t, self._is_handed_out = 0, False
         self._final.clear()
 
     def cut(self, obs: NDArray) -> None:
@@ -217,7 +217,7 @@ class Rollout(Rows):
 
     def state_dict(self) -> dict[str, NDArray]:
         """Return the steps so far, of a rollout that has been handed out none."""
-        # whoever has that one may still look at it
+        # the batch that was handed out is a view of these arrays: they stay as they are
         first, t, final = (self._t, 0, {}) if self._is_handed_out else (0, self._t, self._final)
         arrays = {name: getattr(self, f"_{name}")[:t] for name in _COLUMNS}
         return arrays | {"obs": self._obs[first : first + t + 1]} | _pack(final, self._obs)
@@ -226,7 +226,7 @@ class Rollout(Rows):
         """Take over such a state."""
         if "done" in state:  # of an older version
             state = {**state, "truncated": state["done"] & ~state["terminated"]}
-        self._t = len(state["reward"])
+        self._t, self._is_handed_out = len(state["reward"]), False
         for name in _COLUMNS:
             getattr(self, f"_{name}")[: len(state[name])] = state[name]
         self._final = _unpack(state)

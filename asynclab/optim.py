@@ -1,4 +1,4 @@
-"""Global optimizers: torch's own, with their state allocated at once in shared memory.
+"""Global optimizers, with their state allocated at once in shared memory.
 
 Torch creates an optimizer's state at its first step; every process would create one of its own, and moments would
 silently not be shared.  Here the state exists before any process does.  Adam's arithmetic is torch's.
@@ -119,7 +119,7 @@ class GlobalRMSprop(GlobalOptimizer, torch.optim.RMSprop):
         check.below_one("algo.optimizer.momentum", momentum)
         check.not_negative("algo.optimizer.initial", 0.0 if initial is None else initial)
         groups = _checked(groups, lr, eps, weight_decay)
-        super().__init__(groups, lr=lr, alpha=alpha, eps=eps, momentum=momentum, foreach=True)
+        super().__init__(groups, lr=lr, alpha=alpha, eps=eps, momentum=momentum)
         begin = partial(torch.full_like, fill_value=initial or 0.0)
         buffer = {"momentum_buffer": torch.zeros_like} if momentum else {}
         share_state(self, {"step": _count, "square_avg": begin, **buffer})

@@ -47,13 +47,14 @@ def doctor(cfg: DictConfig) -> None:
         raise CompactHydraException(
             f"resume={cfg.resume}: the doctor checks a command's settings, not a run; type those that the run had"
         )
-    start, counts = time.monotonic(), Counter[str]()
+    start, counts, skipped = time.monotonic(), Counter[str](), set[str]()
     try:
         frames = check.count("frames", cfg.frames)
         with tempfile.TemporaryDirectory(prefix="asynclab_doctor_") as folder:
             for finding in checks.examine(cfg, Path(folder), frames, cfg.inject, cfg.checks):
                 print(f"{finding.status:8} {finding.name:17} {finding.text}", flush=True)
                 counts[finding.status] += 1
+                skipped |= {finding.name} if finding.status == checks.SKIPPED else set()
     except (ValueError, OSError) as error:
         raise CompactHydraException(str(error)) from error
     summary = ", ".join(f"{counts[status]} {status}" for status in (checks.OK, checks.FAILED, checks.SKIPPED))
@@ -61,7 +62,9 @@ def doctor(cfg: DictConfig) -> None:
     if counts[checks.FAILED]:
         sys.exit(1)
     if cfg.inject is not None:
-        raise CompactHydraException(f"inject={cfg.inject} was planted and not found: a mistake in the doctor")
+        name = faults.FAULTS[cfg.inject].check
+        why = f"{name}, which finds it, was skipped" if name in skipped else "a mistake in the doctor"
+        raise CompactHydraException(f"inject={cfg.inject} was planted and not found: {why}")
 
 
 if __name__ == "__main__":

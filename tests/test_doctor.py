@@ -263,6 +263,13 @@ def test_what_cannot_be_planted_or_checked_is_refused(tmp_path, overrides, setti
         examine(tmp_path, overrides, **settings)
 
 
+@pytest.mark.medium
+def test_moments_that_each_process_has_for_itself_are_found_in_rmsprop_too(tmp_path):
+    typed = [*A3C, "algo/optimizer=rmsprop"]
+    finding = examine(tmp_path, typed, "private_moments", ["optimizer_shared"])["optimizer_shared"]
+    assert (finding.status, "the sessions see different moments or steps" in finding.text) == (checks.FAILED, True)
+
+
 def test_a_budget_that_ends_before_a_second_batch_is_no_fault(tmp_path):
     short = ["algo=ppo", "env=cartpole", "distributed.max_session=1", "env.num_envs=1", "env.max_frame=200"]
     findings = examine(tmp_path, short, names=["first_pull", "fresh_gradient"])

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import deque
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -188,3 +189,12 @@ def test_what_works_after_the_training_does_not_count_as_cores_that_it_kept_busy
     recorder.close("finished")
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["metrics"]["perf/cores_busy"] < 1000
+
+
+def test_the_speed_of_a_run_that_goes_on_is_that_of_all_of_it_and_its_end_is_noted(make_trial, tmp_path):
+    trial = make_trial(mode=Off(1))
+    trial.stores[0].frames[0] = 1_000
+    state = Recorder(tmp_path, trial.mode, trial.stores, every=1000.0).state_dict() | {"seconds": 100.0}
+    summary = Recorder(tmp_path, trial.mode, trial.stores, every=1000.0, state=state).close("finished")
+    assert 5 < summary["fps"] <= 10  # nothing was stepped after the state was saved
+    assert abs(datetime.fromisoformat(summary["ended"]) - datetime.now(UTC)) < timedelta(minutes=5)

@@ -13,6 +13,7 @@ from asynclab.distributed import Simulated
 from asynclab.distributed.exchange import Outer
 from asynclab.distributed.timing import Constant, Lognormal
 from asynclab.run.trial import TrialError
+from asynclab.schedules import Linear
 from asynclab.simulation.nodes import Nodes
 from asynclab.simulation.simulator import NODES, simulate
 from asynclab.storage import checkpoint, snapshot
@@ -250,6 +251,26 @@ def test_a_node_that_waits_for_frames_when_a_simulation_is_stopped_goes_on_waiti
     second.run()
     assert torch.equal(second.stores[0].theta, whole.stores[0].theta)
     assert second.clock() == whole.clock()
+
+
+@pytest.mark.parametrize("turns", [340, 347, 355])
+def test_a_session_that_rests_while_others_of_its_node_work_goes_on_resting(make_trial, tmp_path, turns):
+    timing = Lognormal(gradient=0.5, step=0.01, spread=1.0)
+
+    def make(**settings):
+        trial = make_trial("a3c", mode=Simulated(6, nodes=2, timing=timing), max_frame=400, **settings)
+        trial.stores[0].lr_schedule = Linear()  # so that when a node hears of others counts
+        return trial
+
+    whole = make()
+    run(whole)
+    first = make()
+    stop_after(first, turns)
+    with pytest.raises(TrialError, match="asked to end"):
+        first.run()
+    second = make(checkpoint=checkpoint.load(tmp_path))
+    second.run()
+    assert torch.equal(second.stores[0].theta, whole.stores[0].theta)
 
 
 def test_what_all_links_have_yet_to_do_is_part_of_the_state(make_trial):

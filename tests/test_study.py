@@ -245,6 +245,27 @@ def test_jobs_in_deeper_folders_are_found(tmp_path):
     assert result.notes[0].startswith("algo/optimizer=rmsprop_seed_0 is left out: its status is failed")
 
 
+def test_links_upwards_and_folders_that_cannot_be_read_add_nothing_to_a_sweep(tmp_path, monkeypatch):
+    write_run(tmp_path / "other", "a3c", 0, line(1))
+    job = write_run(tmp_path / "sweep", "a2c", 0, line(100))
+    (tmp_path / "sweep" / "up").symlink_to("..")
+    (tmp_path / "sweep" / "lost+found").mkdir()
+
+    def denied(path, do):
+        if "lost+found" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return do(path)
+
+    for name in ("iterdir", "is_file", "exists"):  # root can read everything
+        monkeypatch.setattr(Path, name, lambda path, do=getattr(Path, name): denied(path, do))
+    result = study.analyse(tmp_path / "sweep")
+    assert [run.folder for arm in result.arms for run in arm.runs] == [job]
+    notes = [note for note in result.notes if "interval" not in note]
+    assert [note.split(" is left out: ")[0].split(" cannot")[0].rpartition("/")[2] for note in notes] == [
+        "lost+found", "lost+found", "up",
+    ]  # fmt: skip
+
+
 def test_arms_are_what_differs_except_the_seed(tmp_path):
     for i, (algo, lr, seed) in enumerate([(a, r, s) for a in ("a3c", "a2c") for r in ("1e-3", "1e-2") for s in (1, 0)]):
         overrides = [f"algo={algo}", f"algo.optimizer.lr={lr}", f"seed={seed}", f"log_every={i}", "env=cartpole"]

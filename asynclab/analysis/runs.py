@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from asynclab.config.settings import CHANGEABLE, key_of, settings
 from asynclab.storage.folder import instead, is_locked
 from asynclab.storage.names import CONFIG, FAILURE, HYDRA, METRICS, RUN, SUMMARY
 
-# what a run may go on with and what still tells arms apart: it changes what is learned, or how fast
+# settings that may change on resume, but still tell arms apart: they change what is learned, or how fast
 RELEVANT = {
     "algo.precision", "device", "distributed.diagnostics", "distributed.nodes", "distributed.num_threads", "patience",
     "stop_at",
@@ -143,13 +144,18 @@ def find(folder: Path) -> tuple[list[Path], list[str]]:
     return found, notes
 
 
+def subfolders(folder: Path) -> list[Path]:
+    """Return the folders in a folder, but for hidden ones and links to where we may not look."""
+    return sorted(path for path in folder.iterdir() if os.path.isdir(path) and not path.name.startswith("."))  # noqa: PTH112
+
+
 def _walk(folder: Path, notes: list[str]) -> Iterator[Path]:
     try:
         if any((folder / name).exists() for name in MARKS):
             yield folder
             return
         above = {folder.resolve(), *folder.resolve().parents}
-        paths = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        paths = subfolders(folder)
     except OSError as error:  # not ours to read, or gone meanwhile
         notes.append(f"{folder} cannot be read: {error.strerror}.")
         return

@@ -9,7 +9,7 @@ import csv
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,7 +19,7 @@ from asynclab import check, progress
 from asynclab.analysis import curves, plots
 from asynclab.analysis.curves import step
 from asynclab.analysis.estimates import CONFIDENCE, Estimate, band, estimate, iqm
-from asynclab.analysis.runs import Run, find, group, read_json, read_settings, relevant, short_names
+from asynclab.analysis.runs import Run, find, group, read_json, read_settings, relevant, subfolders
 from asynclab.storage.names import RUN, SUMMARY
 from asynclab.text import markdown
 
@@ -78,6 +78,7 @@ class Study(NamedTuple):
         threshold: A return; None for none.
         x: Key of a setting with numbers that the figure is drawn against; None for frames and seconds.
         notes: What a reader has to know about runs that are missing or special.
+        names: Of the runs by their folders: those in the sweep's.
     """
 
     arms: list[Arm]
@@ -87,6 +88,7 @@ class Study(NamedTuple):
     threshold: float | None
     x: str | None
     notes: list[str]
+    names: dict[Path, str]
 
 
 def load(sweep: Path) -> tuple[list[Run], list[str]]:
@@ -99,20 +101,16 @@ def load(sweep: Path) -> tuple[list[Run], list[str]]:
         raise ValueError(f"sweep={sweep} is not a folder")
     if (sweep / RUN).exists():
         raise ValueError(f"sweep={sweep} is a run; set sweep to the folder of a sweep, hydra.sweep.dir")
-    children = sorted(path for path in sweep.iterdir() if path.is_dir() and not path.name.startswith("."))
-    folders, notes = [], list[str]()
-    for child in children:
-        try:
-            found, unreadable = find(child)  # a job's folder may be some folders deep: algo/optimizer=adam
-        except ValueError:
-            found, unreadable = [child], []
-        folders += found
-        notes += unreadable
+    try:
+        folders, notes = find(sweep)  # a job's folder may be some folders deep: algo/optimizer=adam
+    except ValueError:
+        folders, notes = [], []
+    folders += [path for path in subfolders(sweep) if not any(folder.is_relative_to(path) for folder in folders)]
     runs = []
-    for folder in progress.counted(folders, "runs read"):
+    for folder in progress.counted(sorted(folders), "runs read"):
         try:
             runs.append(_read(folder))
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             notes.append(f"{folder.relative_to(sweep)} is left out: {error}.")
     if not runs:
         raise ValueError(" ".join([f"sweep={sweep} has no finished run to evaluate.", *notes]))
@@ -137,14 +135,14 @@ def _read(folder: Path) -> Run:
     return run
 
 
-def comparable(runs: Sequence[Run], equal: str = EQUAL[0]) -> tuple[list[Run], list[str]]:
+def _comparable(runs: Sequence[Run], names: Mapping[Path, str], equal: str) -> tuple[list[Run], list[str]]:
     """Return the runs of the most frequent environment and budget without repetitions, and sentences on the others.
 
     Args:
         runs: In the order in which they were begun.
+        names: By folder.
         equal: ``frames``: all have one budget; ``time``: all of an arm have.
     """
-    names = _names(runs)
     alike = [relevant(run) if equal == "time" else "" for run in runs]  # those that must have one budget
     budgets = {name: _most(r.budget for r, a in zip(runs, alike, strict=True) if a == name) for name in set(alike)}
     env = budgets[""][0] if equal == "frames" else _most(run.budget[0] for run in runs)
@@ -164,13 +162,6 @@ def comparable(runs: Sequence[Run], equal: str = EQUAL[0]) -> tuple[list[Run], l
         else:
             kept[key] = run
     return list(kept.values()), notes
-
-
-def _names(runs: Sequence[Run]) -> dict[Path, str]:
-    """Return what the runs of a sweep are called: their folders in it."""
-    folders = [run.folder for run in runs]
-    names = short_names(folders) if len(folders) > 1 else [folder.name for folder in folders]
-    return dict(zip(folders, names, strict=True))
 
 
 def _most(values: Iterable[Value]) -> Value:
@@ -206,7 +197,8 @@ def analyse(
     if equal not in EQUAL:
         raise ValueError(f"equal={equal} is unknown; use one of {', '.join(EQUAL)}")
     runs, notes = load(sweep)
-    runs, more = comparable(runs, equal)
+    names = {run.folder: str(run.folder.relative_to(sweep)) for run in runs}
+    runs, more = _comparable(runs, names, equal)
     arms = group(runs)
     seeds = sorted({run.settings["seed"] for run in runs})
     for label, members in arms.items():
@@ -215,7 +207,6 @@ def analyse(
             more.append(f"{label} has no finished run with seed {', '.join(missing)}.")
         if len(members) < 2:
             more.append(f"{label} has one run, so no interval.")
-    names = _names(runs)
     for run in runs:
         if stopped := run.summary.get("stopped_by"):
             last = f"{run.summary['frames']:,} frames and {run.summary['seconds']:,.1f} s"
@@ -233,7 +224,7 @@ def analyse(
     env, budget = runs[0].budget
     counted = progress.counted(arms.items(), "arms")
     rows = [_arm(label, members, seconds, threshold) for label, members in counted]
-    return Study(rows, env, budget if equal == "frames" else None, float(seconds), threshold, x, notes + more)
+    return Study(rows, env, budget if equal == "frames" else None, float(seconds), threshold, x, notes + more, names)
 
 
 def _first_end(runs: Sequence[Run]) -> float:
@@ -327,13 +318,13 @@ def _explain(study: Study) -> list[str]:
         f"{study.env}. Return: mean of the last 100 episodes. All numbers are interquartile means over the seeds,"
         f" returns with [{CONFIDENCE:.0%} bootstrap interval]; at {study.seconds:,.1f} s"
         f"{_when(study, runs)}."
-        f" {_clock(runs)} A core counts if a session's thread could have it."
+        f" {_clock(runs, study.names)} A core counts if a session's thread could have it."
     ]
     if study.threshold is not None:
         text[0] += (
             f" Frames and seconds to {study.threshold:g}: medians over all seeds, - unless most of them reached it."
         )
-    text += ["", *(f"- {line}" for line in _origins(runs))]
+    text += ["", *(f"- {line}" for line in _origins(runs, study.names))]
     return text + [f"- {note}" for note in study.notes]
 
 
@@ -343,17 +334,16 @@ def _when(study: Study, runs: Sequence[Run]) -> str:
     return f" the first run{' that was not stopped' * any(r.summary.get('stopped_by') for r in runs)} ended"
 
 
-def _clock(runs: Sequence[Run]) -> str:
-    names = _names(runs)
+def _clock(runs: Sequence[Run], names: Mapping[Path, str]) -> str:
     simulated = [names[run.folder] for run in runs if run.is_simulated]
     if not simulated:
         return "Seconds include the start of the sessions' processes."
     return "Seconds are virtual." if len(simulated) == len(runs) else f"Seconds of {', '.join(simulated)} are virtual."
 
 
-def _origins(runs: Sequence[Run]) -> list[str]:
+def _origins(runs: Sequence[Run], names: Mapping[Path, str]) -> list[str]:
     """Return what the runs were made of: revisions and machines, one line for each that there is."""
-    names, whose = _names(runs), dict[str, dict[str, None]]()
+    whose: dict[str, dict[str, None]] = {}
     for run in runs:
         for part in (part for part in run.parts if "machine" in part):
             whose.setdefault(_origin(part), {})[names[run.folder]] = None

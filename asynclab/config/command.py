@@ -137,8 +137,8 @@ def counts(cfg: DictConfig, key: str) -> list[int]:
     Raises:
         ValueError: It is not.
     """
-    value = cfg[key]
-    return [check.count(key, number) for number in (value if OmegaConf.is_list(value) else [value])]
+    values = list(cfg[key]) if OmegaConf.is_list(cfg[key]) else [cfg[key]]
+    return [check.count(key, number) for number in values or [values]]
 
 
 def folders(cfg: DictConfig) -> list[Path]:

@@ -327,7 +327,7 @@ class Cluster(Placed):
     Args:
         max_session: Sessions of all nodes together; None for one per core of the cluster, as far as equal nodes go.
         placement: Where a node's sessions have their weights: ``synced`` or ``shared``.
-        nodes: How many groups sessions are in, each on one machine; None for one per machine of the cluster.
+        nodes: How many groups sessions are in, each on one machine; None for as many as there are machines.
         address: Of the Ray cluster to join, such as auto; None to start Ray on this machine.
         elastic: Begin although there is not room for all nodes yet; the others begin where machines join.
         exchange_every: Updates of a node between two exchanges with the server.
@@ -413,7 +413,7 @@ class Cluster(Placed):
         sessions, nodes = self._asked
         nodes = nodes or sum(n >= threads for n in cores) or 1
         # as many as fit: a node's sessions are on one machine
-        fitting = [e for e in range(1, max(cores) + 1) if sum(n // (e * threads) for n in cores) >= nodes]
+        fitting = [e for e in range(1, max(cores, default=0) + 1) if sum(n // (e * threads) for n in cores) >= nodes]
         self.max_session = max(fitting, default=1) * nodes if sessions is None else sessions
         self._set_nodes(nodes)
         each = self.sessions

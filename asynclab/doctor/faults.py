@@ -202,6 +202,7 @@ def leaky_off() -> Replacements:
 def private_moments() -> Replacements:
     """Make the optimizer's state at its first step, in every process for itself."""
     yield optim, "share_state", lambda optimizer, roles: None
+    yield optim.GlobalRMSprop, "step", torch.optim.RMSprop.step  # which makes what is not there
 
 
 @_fault("optimizer_global")

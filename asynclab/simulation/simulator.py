@@ -188,10 +188,11 @@ class _Play:
         self.mode = actors[0].mode
         self.queue: list[tuple[float, int]] = []
         for number, node in enumerate(nodes.nodes if nodes else ()):
-            is_waiting = node.due is not None or node.change is not None
-            for actor in (actors[rank] for rank in self.mode.ranks(number)):
-                if is_waiting and actor.worker.saved.get("due", 0.0) is None:  # it rests until its node has been told
-                    actor.due = None
+            mine = [actors[rank] for rank in self.mode.ranks(number)]
+            dues = [node.due, *(actor.worker.saved.get("due") for actor in mine)]
+            if node.change is not None or any(due is not None for due in dues):
+                for actor in mine:  # those that rest do so until their node has been told of more frames
+                    actor.due = actor.worker.saved.get("due", actor.due)
         for number, waiting in enumerate([*actors, *(nodes.nodes if nodes else ())]):
             self._wait(waiting.due, number)
 
