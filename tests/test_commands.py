@@ -71,6 +71,7 @@ def test_train_meets_its_budget_and_every_session_contributes(train, tmp_path, o
     assert summary["mean_return"] == pytest.approx(sum(last_100) / len(last_100))
 
 
+@pytest.mark.slow
 def test_the_first_screen_says_when_the_defaults_are_those_for_other_spaces(train, tmp_path):
     pendulum = ["algo=ppo", "env=gym", "env.id=Pendulum-v1", "env.num_envs=2", "env.max_frame=512"]
     hint = "for spaces=discrete, but this environment has spaces=continuous, with others: add that"
@@ -80,6 +81,7 @@ def test_the_first_screen_says_when_the_defaults_are_those_for_other_spaces(trai
     assert "spaces=" not in told.stdout
 
 
+@pytest.mark.slow
 def test_a_run_keeps_what_it_was_made_of(train, tmp_path):
     process = train("algo=a3c", *SMALL, "distributed.max_session=2", "seed=7", "algo.optimizer.lr=1e-3", python=True)
     assert process.returncode == 0, process.stderr
@@ -474,6 +476,7 @@ def test_auto_has_nothing_to_go_on_with_in_a_folder_of_this_moment(train):
     )
 
 
+@pytest.mark.slow
 def test_printed_commands_work_whatever_the_run_was_called_with(tmp_path):
     """Called as a module, with configs of its own, in a folder that Hydra changes to."""
     mine = tmp_path / "con figs" / "experiment"
@@ -511,7 +514,7 @@ def test_a_finished_run_that_goes_on_keeps_its_last_point_and_evaluation(train, 
     assert frames == sorted(frames)
 
 
-@pytest.mark.parametrize("is_file", [True, False])
+@pytest.mark.parametrize("is_file", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_script_without_a_main_guard_is_told_so(tmp_path, is_file):
     text = (
         "from functools import partial\nfrom asynclab.processes.launch import launch\nimport runs\n"

@@ -362,7 +362,7 @@ def test_ctrl_c_leaves_a_clean_terminal_with_the_last_table_and_what_to_do_next(
     assert "\x1b" not in log
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_narrow_and_low_terminal_without_colours(tmp_path):
     code, written = on_a_terminal(
         tmp_path / "run", (40, 9), "distributed.max_session=4", "env.max_frame=30_000", NO_COLOR="1"

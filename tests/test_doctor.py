@@ -263,7 +263,7 @@ def test_what_cannot_be_planted_or_checked_is_refused(tmp_path, overrides, setti
         examine(tmp_path, overrides, **settings)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_moments_that_each_process_has_for_itself_are_found_in_rmsprop_too(tmp_path):
     typed = [*A3C, "algo/optimizer=rmsprop"]
     finding = examine(tmp_path, typed, "private_moments", ["optimizer_shared"])["optimizer_shared"]

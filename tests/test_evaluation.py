@@ -223,7 +223,9 @@ def test_a_mistyped_schedule_is_refused_before_anything_starts(tmp_path, overrid
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", PLAYED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ("normalized", "sac") else name for name in PLAYED]
+)
 @pytest.mark.medium
 def test_the_last_evaluation_is_what_evaluate_says_of_the_last_checkpoint(tmp_path, name):
     sessions = ["distributed.max_session=2"] if name == "two_in_off" else ["distributed.max_session=1"]
@@ -298,7 +300,7 @@ def test_a_run_leaves_its_evaluations_in_every_log(make_trial, tmp_path):
     assert curve.seconds.tolist() == [line["seconds"] for line in lines]
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_with_its_evaluations(make_trial, tmp_path):
     schedule = make_schedule(every=1_000, episodes=2)
     make_trial(schedule=schedule, max_frame=2_000).run()

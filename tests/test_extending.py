@@ -83,7 +83,7 @@ def test_the_page_has_all_files():
     assert PAGE.count("```") == 2 * (len(FILES) + len(COMMANDS))
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_an_algorithm_an_environment_and_a_mode_of_another_package_train(package, bin):
     shell(package, COMMANDS[1], bin)
     run = package / "runs" / "corridor"

@@ -75,7 +75,15 @@ def exported(path, obs):
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("name", ["vectors", "q", "continuous", "sac", "multi", "dict", "pixels"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "q",
+        "multi",
+        "pixels",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("vectors", "continuous", "sac", "dict")),
+    ],
+)
 def test_it_acts_as_the_loaded_policy_on_a_thousand_observations(name, run, tmp_path):
     obs, expected = observations(run(name), 1_000)
     for kind in graph.FORMATS if name in ("vectors", "continuous", "pixels") else ["onnx"]:

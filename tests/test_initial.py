@@ -163,8 +163,8 @@ def test_ends_that_make_no_sense_are_refused(tmp_path, at, patience):
         make(tmp_path, *SMALL, f"stop_at={at}", f"patience={patience}")
 
 
-@pytest.mark.medium
-@pytest.mark.parametrize("setting", ["stop_at=19.5", pytest.param("patience=400", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["stop_at=19.5", "patience=400"])
 def test_a_run_is_finished_when_it_is_stopped_and_a_sweep_passes_it_over(train, tmp_path, setting):
     words = [o for o in SMALL if not o.startswith("env.max_frame")] + ["env.max_frame=100_000_000", "log_every=0.2"]
     sweep = [*words, setting, "seed=0,1", "hydra.sweep.dir=sweep"]

@@ -74,7 +74,7 @@ def test_every_episode_counts_all_of_its_rewards(name, length):
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("sessions", [1, 2])
+@pytest.mark.parametrize("sessions", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", HELPERS)
 def test_processes_of_an_environment_neither_end_nor_hold_up_the_run(tmp_path, name, sessions):
     code, text, left = command(
@@ -88,10 +88,8 @@ def test_processes_of_an_environment_neither_end_nor_hold_up_the_run(tmp_path, n
     assert not left
 
 
-@pytest.mark.medium
-@pytest.mark.parametrize(
-    "name", ["OwnEpisode", *(pytest.param(name, marks=pytest.mark.slow) for name in ("GrowingArray", "ForkHelper"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["OwnEpisode", "GrowingArray", "ForkHelper"])
 def test_the_doctor_finds_nothing_wrong_with_them(tmp_path, name):
     code, text, left = command(
         tmp_path, *FEW, f"env.id=odd_envs:{name}-v0", "distributed.max_session=2", "frames=200",
@@ -102,8 +100,8 @@ def test_the_doctor_finds_nothing_wrong_with_them(tmp_path, name):
     assert not left
 
 
-@pytest.mark.medium
-@pytest.mark.parametrize("sessions", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("sessions", [1, 2])
 def test_ctrl_c_that_ends_the_process_of_an_environment_too_is_an_interruption(tmp_path, sessions):
     words = [o for o in FEW if "max_frame" not in o] + ["env.max_frame=100_000_000", "log_every=0.2", "plot=false"]
     output = tmp_path / "output"

@@ -153,7 +153,7 @@ def train_stable_baselines3(out, *overrides):
     return frames
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_stable_baselines3_trains_with_our_numbers(tmp_path):
     vectors = ["env=cartpole", "algo.agent.shared=false", "algo.agent.epochs=1", "env.max_frame=4_000"]
     frames = train_stable_baselines3(tmp_path / "curve.json", *vectors)
@@ -161,7 +161,7 @@ def test_stable_baselines3_trains_with_our_numbers(tmp_path):
     assert 10 < len(frames) < 130  # a hundred points, and those of the last rollout
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_stable_baselines3_trains_as_long_as_its_return_is_low(tmp_path):
     pixels = ["env=pong", "env.num_envs=4", "env.torso={conv: [[8, 8, 8]], hidden: [8]}", "algo.agent.epochs=1"]
     rollouts = ["algo.memory.horizon=16", "algo.agent.minibatch_size=64", "+env.make.max_num_frames_per_episode=60"]

@@ -80,6 +80,7 @@ def test_a_record_with_one_line_changed_is_found_out(copied, edit, words):
     assert words in told
 
 
+@pytest.mark.slow
 def test_a_replay_stops_before_an_update_and_hands_over_what_there_is(recorded):
     done = replay(recorded, "until=7", debugger="replays_debugger.look")
     assert "before update 7" in done.stdout

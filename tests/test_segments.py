@@ -32,7 +32,7 @@ def loaded(folder, names=None):
     return replay
 
 
-@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("links", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_every_snapshot_has_all_and_writes_what_is_new(tmp_path, monkeypatch, links):
     def refuse(self, target):
         raise OSError(errno.EPERM, "Operation not permitted")
@@ -99,7 +99,7 @@ def test_a_session_that_has_saved_nothing_has_nothing_to_load(tmp_path):
     assert not MemoryFiles(tmp_path, 0).load(filled(0), tmp_path, ["session_00.pt"])
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_30_kills_at_random_moments_of_saving_lose_nothing_that_was_saved(tmp_path):
     rng, steps = random.Random(0), 0
     for _ in range(30):

@@ -69,7 +69,10 @@ def test_the_store_ends_with_an_optimizer_and_a_target_that_were_trained(make_tr
     assert json.loads((trial.folder / "summary.json").read_text())["step_error"] == [None]
 
 
-@pytest.mark.parametrize(("algo", "placement"), [("a3c", "synced"), ("sac", "shared"), ("ppo_normalized", "synced")])
+@pytest.mark.parametrize(
+    ("algo", "placement"),
+    [("a3c", "synced"), pytest.param("sac", "shared", marks=pytest.mark.slow), ("ppo_normalized", "synced")],
+)
 def test_every_frame_and_every_update_of_all_nodes_is_known_in_the_end(make_trial, algo, placement):
     trial = make_trial(algo, mode=Simulated(4, placement, FAR, nodes=2), max_frame=1_200)
     told = run(trial)

@@ -75,7 +75,7 @@ def test_two_equal_sessions_have_a_staleness_of_exactly_one_once_they_have_begun
     assert counts == {0: 1, 1: 99}  # 2,000 frames in rollouts of 20; only the very first gradient was fresh
 
 
-@pytest.mark.parametrize("timing", [Constant(), Lognormal(0.5)])
+@pytest.mark.parametrize("timing", [pytest.param(Constant(), marks=pytest.mark.slow), Lognormal(0.5)])
 def test_the_staleness_of_n_equal_sessions_is_n_minus_1_in_the_mean(make_trial, timing):
     trial = make_trial("a3c", mode=Simulated(8, timing=timing), max_frame=16_000)
     counts = staleness(run(trial))

@@ -43,6 +43,7 @@ def test_it_loads_nothing_from_elsewhere(site):
     assert not re.search(r"(url\(|@import )[\"']?https?:", styles)
 
 
+@pytest.mark.slow
 def test_a_page_without_a_place_and_broken_links_are_errors(tmp_path):
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     (tmp_path / "asynclab").symlink_to(ROOT / "asynclab")

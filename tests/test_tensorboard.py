@@ -148,7 +148,7 @@ def test_the_text_is_the_config_and_where_the_run_comes_from(sweep):
     assert made["git"]["revision"] in text["run"]
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_resumed_run_has_one_row_one_layout_and_its_new_settings(sweep, tmp_path):
     run = shutil.copytree(sweep / "0", tmp_path / "run", symlinks=True)
     before, layout_before = curve(run, "trial", "perf/updates"), charts(run)

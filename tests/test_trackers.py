@@ -68,6 +68,7 @@ def lines(kind):
         return [line for line in map(json.loads, file) if line["kind"] == kind]
 
 
+@pytest.mark.slow
 def test_wandb_has_the_curves_and_a_resumed_run_goes_on_there(train, tmp_path):
     train("track=wandb")
     asynclab.train(["resume=run", "env.max_frame=2_000"], quiet=True)
@@ -130,6 +131,7 @@ def test_a_tracker_that_hangs_does_not_hold_up_the_run(train, monkeypatch):
     assert "track=wandb has not taken everything within 0 s" in (run.folder / "train.log").read_text()
 
 
+@pytest.mark.slow
 def test_without_a_login_there_is_a_sentence(tmp_path):
     env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
     command = [sys.executable, ROOT / "train.py", *SMALL, "hydra.run.dir=run", "track=wandb"]

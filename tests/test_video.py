@@ -132,7 +132,7 @@ def test_every_episode_is_recorded_whole_and_none_is_overwritten(run, tmp_path, 
         assert np.abs(pictures[0].astype(int) - pictures[-1]).max() > 50  # something moves
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_humanoid_is_recorded_without_a_display(run):
     folder = run("humanoid")
     process = command(f"run={folder}", "episodes=1", "video=true")
@@ -171,7 +171,7 @@ def test_who_walks_stays_in_the_picture(tmp_path):
     assert far == pytest.approx(here, rel=0.1)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_without_a_driver_the_message_says_what_to_install(run, tmp_path):
     process = command(f"run={run('humanoid')}", "video=true", f"out={tmp_path}", MUJOCO_GL="nonsense")
     assert process.returncode == 1

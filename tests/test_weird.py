@@ -464,7 +464,7 @@ def test_mini_grid_needs_its_mission_left_out():
 
 
 @pytest.mark.medium
-@pytest.mark.parametrize("game", ["Pong", "Breakout"])
+@pytest.mark.parametrize("game", [pytest.param("Pong", marks=pytest.mark.slow), "Breakout"])
 def test_the_plain_emulator_shows_and_pays_what_the_vector_does(game):
     same = {"noop_max": 0, "repeat_action_probability": 0.0}
     ours, theirs = (make_envs(f"ALE/{game}-v5", 2, vectorization_mode=mode, **same) for mode in ("sync", None))
@@ -629,7 +629,7 @@ def both_run(run):
     return {line["rank"] for line in lines if line["kind"] == "session"} == {0, 1}
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_whole_checkpoint_where_environments_are_stepped_in_processes(tmp_path):
     command = [
         sys.executable, ROOT / "train.py", "plot=false", f"hydra.run.dir={tmp_path / 'run'}", "env=cartpole",
@@ -649,7 +649,9 @@ def test_ctrl_c_leaves_a_whole_checkpoint_where_environments_are_stepped_in_proc
 # What a review found
 
 
-@pytest.mark.parametrize("settings", [{"vectorization_mode": "sync"}, {"obs_type": "ram"}, {"mode": 0}])
+@pytest.mark.parametrize(
+    "settings", [{"vectorization_mode": "sync"}, {"obs_type": "ram"}, pytest.param({"mode": 0}, marks=pytest.mark.slow)]
+)
 def test_lives_are_seen_however_the_emulators_are_stepped(settings):
     envs = make_envs("ALE/Breakout-v5", 2, episodic_life=True, **settings)
     envs.reset([0, 1])

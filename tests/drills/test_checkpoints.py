@@ -133,7 +133,7 @@ def sign(manifest, content):
     ("name", "evil"),
     [
         ("stores.pt", "evil.pt"),
-        ("session_00.npz", "evil.npz"),
+        pytest.param("session_00.npz", "evil.npz", marks=pytest.mark.slow),
         pytest.param("stores.pt", "evil.pickle", marks=pytest.mark.slow),
         pytest.param("session_00.pt", "evil.pt", marks=pytest.mark.slow),
         pytest.param("session_00.npz", "evil.npy", marks=pytest.mark.slow),
@@ -162,6 +162,7 @@ def test_a_manifest_cannot_reach_out_of_its_folder(copied):
     assert checkpoint.load(copied).path.name != manifest.resolve().parent.name
 
 
+@pytest.mark.slow
 def test_50_kills_at_random_moments_of_a_saving_loop_leave_a_latest_checkpoint_that_loads(tmp_path, caplog):
     rng, updates = random.Random(0), 0
     latest = tmp_path / "checkpoints" / "latest"

@@ -71,6 +71,7 @@ def test_the_config_of_a_run_is_held_to_the_list_too(train, tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
+@pytest.mark.slow
 def test_the_user_can_extend_the_list(train, tmp_path):
     (tmp_path / "mine.py").write_text("class Half:\n    def __call__(self, progress):\n        return 0.5\n")
     told = train(*SMALL, "algo.lr_schedule._target_=mine.Half", folder=tmp_path / "told",
@@ -95,6 +96,7 @@ def test_too_few_open_files_are_said_before_any_process_starts(tmp_path):
     assert not run.lines("process")
 
 
+@pytest.mark.slow
 def test_what_is_said_about_open_files_is_enough(tmp_path):
     limited = ["bash", "-c", 'ulimit -n 83 && exec "$@"', "bash"]
     evaluation = ["eval.every=5_000", "eval.episodes=1"]

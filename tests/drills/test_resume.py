@@ -12,7 +12,7 @@ import yaml
 from conftest import copy_checkout
 from drill import SMALL, Run
 
-from asynclab.storage import checkpoint, snapshot
+from asynclab.storage import checkpoint, metrics, snapshot
 
 pytestmark = pytest.mark.medium
 
@@ -39,8 +39,8 @@ HUMANOID = ["algo=sac", "env=humanoid", "algo.memory.start=100", "algo.memory.ca
 
 
 def state(run):
-    """Return everything that the last checkpoint has of the first store and its session, as comparable text."""
-    found = checkpoint.load(run.folder)
+    """Return everything that a run's last checkpoint has of the first store and its session, as comparable text."""
+    found = checkpoint.load(run)
     (store,) = found.stores()
     session = snapshot.read_tensors(found.path / "session_00.pt")
     own = {name: session[name] for name in ("agent", "optimizer", "torch")}
@@ -89,20 +89,23 @@ def assert_equal(a, b):
         "discrete-sac",
     ],
 )
-def test_one_session_with_n_plus_n_frames_equals_2n_bit_for_bit(tmp_path, settings, half):
+def test_one_session_with_n_plus_n_frames_equals_2n_bit_for_bit(train, tmp_path, settings, half):
     settings = [*settings, "distributed.max_session=1"]
-    whole = Run(tmp_path / "whole", *settings, f"env.max_frame={2 * half}")
-    assert whole.wait() == 0, whole.text()
-    first = Run(tmp_path / "halves", *settings, f"env.max_frame={half}")
-    assert first.wait() == 0, first.text()
-    second = Run(tmp_path / "halves", f"resume={tmp_path / 'halves'}", f"env.max_frame={2 * half}")
-    assert second.wait() == 0, second.text()
-    assert f"changed settings: env.max_frame: {half} -> {2 * half}" in second.text()
-    assert_equal(state(whole), state(second))
-    episodes = [[(e["frame"], e["ret"]) for line in run.lines("session") for e in line["episodes"]]
-                for run in (whole, second)]  # fmt: skip
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    for command, folder in (
+        ([*settings, f"env.max_frame={2 * half}"], whole),
+        ([*settings, f"env.max_frame={half}"], halves),
+        ([f"resume={halves}", f"env.max_frame={2 * half}"], False),
+    ):
+        process = train(*command, folder=folder)
+        assert process.returncode == 0, process.stdout + process.stderr
+    assert f"changed settings: env.max_frame: {half} -> {2 * half}" in process.stdout
+    assert_equal(state(whole), state(halves))
+    episodes = [[(e["frame"], e["ret"]) for line in metrics.read(run) if line["kind"] == metrics.SESSION
+                 for e in line["episodes"]] for run in (whole, halves)]  # fmt: skip
     assert episodes[0] == episodes[1]
-    assert whole.summary()["mean_return"] == second.summary()["mean_return"]
+    means = [json.loads((run / "summary.json").read_text())["mean_return"] for run in (whole, halves)]
+    assert means[0] == means[1]
 
 
 @pytest.mark.slow
@@ -118,7 +121,7 @@ def test_one_session_that_was_interrupted_anywhere_ends_as_if_it_had_not_been(tm
     assert run.summary()["frames"] < 40_000
     run = Run(tmp_path / "run", f"resume={tmp_path / 'run'}")
     assert run.wait() == 0, run.text()
-    assert_equal(state(whole), state(run))
+    assert_equal(state(whole.folder), state(run.folder))
 
 
 @pytest.mark.slow
@@ -348,6 +351,7 @@ def test_a_damaged_run_json_does_not_keep_the_whole_command_from_going_on(train,
     assert len(json.loads((tmp_path / "run" / "run.json").read_text())["resumes"]) == 1
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_settings_when_defaults_have_changed_since(tmp_path):
     copy_checkout(tmp_path / "copy")
     conf, run = tmp_path / "copy" / "conf", tmp_path / "run"

@@ -37,7 +37,7 @@ def check_end(run, code, family, asked, seconds=10):
     ("sessions", "number", "code"),
     [
         (2, signal.SIGINT, 130),
-        (1, signal.SIGTERM, 143),
+        pytest.param(1, signal.SIGTERM, 143, marks=pytest.mark.slow),
         pytest.param(1, signal.SIGINT, 130, marks=pytest.mark.slow),
         pytest.param(2, signal.SIGTERM, 143, marks=pytest.mark.slow),
     ],
@@ -50,12 +50,13 @@ def test_a_signal_to_the_parent_alone_ends_everything(tmp_path, sessions, number
     check_end(run, code, family, asked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"),
     [
         (signal.SIGTERM, 143),
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
-        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
+        (signal.SIGINT, 130),
+        (signal.SIGHUP, 129),
     ],
 )
 def test_a_signal_to_the_whole_group_ends_everything(tmp_path, number, code):
@@ -66,6 +67,7 @@ def test_a_signal_to_the_whole_group_ends_everything(tmp_path, number, code):
     check_end(run, code, family, asked)
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_ends_everything(tmp_path):
     leader, follower = pty.openpty()
 
@@ -86,7 +88,8 @@ def test_a_closed_terminal_ends_everything(tmp_path):
     check_end(run, 129, family, asked)
 
 
-@pytest.mark.parametrize("sessions", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("sessions", [1, 2])
 def test_updates_that_are_due_do_not_hold_up_the_end_and_are_kept(tmp_path, sessions):
     run = Run(tmp_path / "run", "algo=sac", *env_id("Gate"), "distributed=shared", "algo.memory.start=100",
               f"distributed.max_session={sessions}", "algo.memory.updates_per_frame=100_000")  # fmt: skip
@@ -161,6 +164,7 @@ def test_a_signal_while_the_sessions_start_ends_them_and_loses_nothing(tmp_path,
     assert after.manifest["frames"] == run.summary()["frames"] >= before.manifest["frames"]
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
     run = Run(tmp_path / "run", *LONG)
     run.until_running()[0].send_signal(signal.SIGSTOP)  # so that the first Ctrl-C has to wait

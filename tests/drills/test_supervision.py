@@ -60,7 +60,8 @@ def test_a_session_that_fails_again_and_again_ends_the_trial_with_a_checkpoint(t
     assert summary["frames"] >= 3 * 499 * 4 / 4 * sessions / 2
 
 
-@pytest.mark.parametrize("sessions", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("sessions", [1, 2])
 def test_a_session_that_raises_before_its_first_step_is_not_tried_again(tmp_path, sessions):
     run = Run(tmp_path / "run", *SMALL, *env_id("Broken"), f"distributed.max_session={sessions}")
     assert run.wait() == 1
@@ -124,6 +125,7 @@ def test_updates_that_are_not_finite_are_dropped_and_counted(tmp_path):
     assert run.theta().isfinite().all()
 
 
+@pytest.mark.slow
 def test_too_many_updates_that_are_not_finite_end_the_run_with_good_weights(tmp_path):
     run = Run(tmp_path / "run", *SMALL, *env_id("Nan"), "max_dropped=5", "env.max_frame=1_000_000")
     assert run.wait() == 1
