@@ -55,7 +55,7 @@ check: $(READY_DEV)  ## lint, formatting, types and the fast tests (under 90 sec
 	$(PYTEST) -n 2 -m "not slow and not medium"
 
 # three workers on two cores: many of these tests wait, for a process to end or to be missed; mypy has one core without them
-test: $(READY_DEV)  ## all but the slow tests (under 10 minutes on 2 cores)
+test: $(READY_DEV)  ## all but the slow tests (13 minutes on two AVX2 cores)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy & types=$$!; $(PYTEST) -n 3 -m "not slow"; tests=$$?; \
