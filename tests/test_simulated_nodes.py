@@ -46,6 +46,25 @@ def exchanges(told):
     return found
 
 
+def stopped(make, turns, folder):
+    """Return a trial that ran to its end, one that was asked to end after so many turns, and what that one saved."""
+    whole, first = make(), make()
+    run(whole)
+    stop_after(first, turns)
+    with pytest.raises(TrialError, match="asked to end"):
+        first.run()
+    return whole, first, checkpoint.load(folder)
+
+
+def hold_that_it_goes_on(make, found, whole):
+    """Hold that a trial which goes on from a checkpoint ends as the one that was never stopped."""
+    second = make(checkpoint=found)
+    second.run()
+    assert torch.equal(second.stores[0].theta, whole.stores[0].theta)
+    assert second.stores[0].updates.tolist() == whole.stores[0].updates.tolist()
+    assert second.clock() == whole.clock()
+
+
 def test_one_node_whose_server_costs_nothing_learns_what_sessions_of_one_network_learn(make_trial):
     alone = make_trial("a3c", mode=Simulated(2), max_frame=2_000)
     run(alone)
@@ -176,18 +195,9 @@ def test_a_stopped_simulation_goes_on_as_if_it_had_not(make_trial, tmp_path, alg
         mode = Simulated(4, placement, FULL, nodes=2, exchange_every=2, outer=Outer(0.7, 0.9))
         return make_trial(algo, mode=mode, max_frame=max_frame, **settings)
 
-    whole = make()
-    run(whole)
-    first = make()
-    stop_after(first, turns)
-    with pytest.raises(TrialError, match="asked to end"):
-        first.run()
+    whole, first, found = stopped(make, turns, tmp_path)
     assert first.stores[0].total_frames() < max_frame
-    second = make(checkpoint=checkpoint.load(tmp_path))
-    second.run()
-    assert torch.equal(second.stores[0].theta, whole.stores[0].theta)
-    assert second.stores[0].updates.tolist() == whole.stores[0].updates.tolist()
-    assert second.clock() == whole.clock()
+    hold_that_it_goes_on(make, found, whole)
 
 
 @pytest.mark.parametrize("nodes", [None, 1, 2])
@@ -219,19 +229,10 @@ def test_messages_that_wait_when_a_simulation_is_stopped_hold_others_up_when_it_
     def make(**settings):
         return make_trial("a3c", mode=Simulated(6, nodes=6, exchange_every=1, timing=timing), max_frame=400, **settings)
 
-    whole = make()
-    run(whole)
-    first = make()
-    stop_after(first, 200)
-    with pytest.raises(TrialError, match="asked to end"):
-        first.run()
-    found = checkpoint.load(tmp_path)
+    whole, first, found = stopped(make, 200, tmp_path)
     inbound, work, _ = snapshot.read_tensors(found.path / NODES)["links"]
     assert {"link": inbound, "server": work}[waits] > first.clock() + 0.02  # several messages
-    second = make(checkpoint=found)
-    second.run()
-    assert torch.equal(second.stores[0].theta, whole.stores[0].theta)
-    assert second.clock() == whole.clock()
+    hold_that_it_goes_on(make, found, whole)
 
 
 @pytest.mark.parametrize("turns", [573, 582, 591])
@@ -241,19 +242,10 @@ def test_a_node_that_waits_for_frames_when_a_simulation_is_stopped_goes_on_waiti
     def make(**settings):
         return make_trial("a3c", mode=Simulated(3, nodes=3, exchange_every=1, timing=timing), max_frame=400, **settings)
 
-    whole = make()
-    run(whole)
-    first = make()
-    stop_after(first, turns)
-    with pytest.raises(TrialError, match="asked to end"):
-        first.run()
-    found = checkpoint.load(tmp_path)
+    whole, first, found = stopped(make, turns, tmp_path)
     node, *_ = snapshot.read_tensors(found.path / NODES)["nodes"]
     assert (node["due"] > first.clock(), node["is_sent"]) == (True, False)
-    second = make(checkpoint=found)
-    second.run()
-    assert torch.equal(second.stores[0].theta, whole.stores[0].theta)
-    assert second.clock() == whole.clock()
+    hold_that_it_goes_on(make, found, whole)
 
 
 @pytest.mark.parametrize("turns", [340, 347, 355])
@@ -265,15 +257,9 @@ def test_a_session_that_rests_while_others_of_its_node_work_goes_on_resting(make
         trial.stores[0].lr_schedule = Linear()  # so that when a node hears of others counts
         return trial
 
-    whole = make()
-    run(whole)
-    first = make()
-    stop_after(first, turns)
-    with pytest.raises(TrialError, match="asked to end"):
-        first.run()
-    second = make(checkpoint=checkpoint.load(tmp_path))
-    second.run()
-    assert torch.equal(second.stores[0].theta, whole.stores[0].theta)
+    whole, first, found = stopped(make, turns, tmp_path)
+    assert first.clock() < whole.clock()
+    hold_that_it_goes_on(make, found, whole)
 
 
 def test_what_all_links_have_yet_to_do_is_part_of_the_state(make_trial):
