@@ -61,13 +61,19 @@ def test_a_run_of_three_processes_is_repeated_to_the_bit(recorded):
     assert ranks == {"0", "1", "2"}
 
 
+def another_version(line):
+    """Return the line of update 6 with another version of the weights that its gradient was of, whichever that was."""
+    update, rank, pulled, rest = line.split(",", 3)
+    return f"{update},{rank},{(int(pulled) + 1) % 6},{rest}"
+
+
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
         (lambda line: re.sub(r" \d+,", lambda found: f" {int(found[0][1:-1]) + 8},", line), "theta is another one"),
         (lambda line: line[:-2] + ("0" if line[-2] != "0" else "1") + "\n", "theta is another one"),
         (lambda line: "6,9," + line.split(",", 2)[2], "there is no session 9"),
-        (lambda line: "6,0,0," + line.split(",", 3)[3], "from update 6 on"),
+        (another_version, "session . cannot have weights of version .|theta is another one"),
         (lambda line: "", "line is of update 7"),
         (lambda line: "torn\n", "cannot be read: torn"),
     ],
@@ -77,7 +83,7 @@ def test_a_record_with_one_line_changed_is_found_out(copied, edit, words):
     change(6, edit)
     told = refusal(folder)
     assert "the record differs from update 6 on" in told
-    assert words in told
+    assert re.search(words, told)
 
 
 @pytest.mark.slow
