@@ -40,9 +40,12 @@ def make_trial(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = No
         return Trial(parts, folder, checkpoint, begun, OmegaConf.to_container(cfg, resolve=True))
     except InstantiationException as error:
         message = str(error.__cause__ or error)
-        if isinstance(error.__cause__, TypeError) and (found := re.search(r"full_key: (\S+)", str(error))):
+        if found := re.search(r"full_key: (\S+)", str(error)):
             key = found[1]
-            message += f"; {key}._target_ is given all that stands beside it, and ~{key}.<name> leaves one out"
+            if isinstance(error.__cause__, TypeError):
+                message += f"; {key}._target_ is given all that stands beside it, and ~{key}.<name> leaves one out"
+            elif re.match(r"\w+=", message):  # an argument's name, and not yet the setting's
+                message = f"{key}.{message}"
         raise CompactHydraException(message) from error
     except TypeError as error:
         raise CompactHydraException(f"{error}{_culprit(cfg, str(error))}") from error
@@ -51,15 +54,17 @@ def make_trial(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = No
 
 
 def _culprit(cfg: DictConfig, error: str) -> str:
-    """Return, to end a sentence, which setting is the argument that a target does not take; nothing if none is."""
-    if (found := re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", error)) is None:
+    """Return, to end a sentence, which setting is the argument that a target does not take, or misses."""
+    unknown = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", error)
+    missing = re.search(r"(\w+)(?:\.__init__)?\(\) missing .* argument: '(\w+)'", error)
+    if (found := unknown or missing) is None:
         return ""
     owner, name = found.groups()
     for part in MADE:
-        if OmegaConf.select(cfg, f"{part}.{name}") is not None:
+        if (OmegaConf.select(cfg, f"{part}.{name}") is None) == (unknown is None):
             target = resolve_name(OmegaConf.select(cfg, f"{part}._target_"))
             if owner in [kind.__name__ for kind in getattr(target, "__mro__", [target])]:
-                return f"; leave out {part}.{name}"
+                return f"; leave out {part}.{name}" if unknown else f"; set {part}.{name}"
     return ""
 
 

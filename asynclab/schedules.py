@@ -30,6 +30,7 @@ class Linear:
     begin: float = 0.0
 
     def __post_init__(self) -> None:
+        check.number("final", self.final)
         if not 0 <= check.number("begin", self.begin) < 1:
             raise ValueError(f"begin={self.begin} of a linear schedule must be a number from 0 to below 1")
 

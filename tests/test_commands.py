@@ -150,6 +150,8 @@ def test_a_run_is_not_overwritten(train, tmp_path):
         (["algo.optimizer.lr=high"], r"algo\.optimizer\.lr=high must be a number above 0"),
         (["algo.optimizer.lr=inf"], r"algo\.optimizer\.lr=inf must be a number"),
         (["algo/optimizer=rmsprop", "+algo.optimizer.betas=[0.9,0.9]"], r"'betas'; leave out algo\.optimizer\.betas\n"),
+        (["~algo.memory.horizon"], r"missing 1 .* argument: 'horizon'; set algo\.memory\.horizon\n"),
+        (["env=cartpole", "~env.make.num_envs"], r"missing 1 .* argument: 'num_envs'; set env\.make\.num_envs\n"),
         (["env=cartpole", "+algo.agent.foo=1"], r"argument 'foo'; leave out algo\.agent\.foo\n"),
         (["device=cuda"], r"device=cuda, but torch finds no CUDA GPU here; set device=cpu"),
         (["device=cuda", "distributed=shared"], r"device=cuda cannot hold the weights in distributed=shared"),
@@ -189,6 +191,12 @@ def test_a_run_is_not_overwritten(train, tmp_path):
         (
             ["algo.agent.entropy_schedule._target_=asynclab.schedules.Linear", "+algo.agent.entropy_schedule.final=-1"],
             r"algo\.agent\.entropy_schedule=.* must give factors of 0 or more",
+        ),
+        (["algo.lr_schedule.final=abc"], r"^algo\.lr_schedule\.final=abc must be a number\n"),
+        (["+algo.lr_schedule.begin=2"], r"^algo\.lr_schedule\.begin=2 of a linear schedule must be a number from 0"),
+        (
+            ["algo.agent.entropy_schedule._target_=asynclab.schedules.Linear", "+algo.agent.entropy_schedule.final=a"],
+            r"^algo\.agent\.entropy_schedule\.final=a must be a number\n",
         ),
         (["env.make=5"], r"env\.make=5 must have a _target_"),
         (["env.torso=null"], r"env\.torso=None must have a _target_"),
