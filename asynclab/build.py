@@ -54,9 +54,9 @@ def make_trial(cfg: DictConfig, folder: Path, checkpoint: Checkpoint | None = No
 
 
 def _culprit(cfg: DictConfig, error: str) -> str:
-    """Return, to end a sentence, which setting is the argument that a target does not take, or misses."""
+    """Return the end of a sentence: which setting is the argument that a target does not take or misses, if one is."""
     unknown = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", error)
-    missing = re.search(r"(\w+)(?:\.__init__)?\(\) missing .* argument: '(\w+)'", error)
+    missing = re.search(r"(\w+)(?:\.__init__)?\(\) missing .* arguments?: '(\w+)'", error)
     if (found := unknown or missing) is None:
         return ""
     owner, name = found.groups()

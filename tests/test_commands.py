@@ -152,6 +152,7 @@ def test_a_run_is_not_overwritten(train, tmp_path):
         (["algo/optimizer=rmsprop", "+algo.optimizer.betas=[0.9,0.9]"], r"'betas'; leave out algo\.optimizer\.betas\n"),
         (["~algo.memory.horizon"], r"missing 1 .* argument: 'horizon'; set algo\.memory\.horizon\n"),
         (["env=cartpole", "~env.make.num_envs"], r"missing 1 .* argument: 'num_envs'; set env\.make\.num_envs\n"),
+        (["env=cartpole", "~env.make.id", "~env.make.num_envs"], r"missing 2 .* 'num_envs'; set env\.make\.id\n"),
         (["env=cartpole", "+algo.agent.foo=1"], r"argument 'foo'; leave out algo\.agent\.foo\n"),
         (["device=cuda"], r"device=cuda, but torch finds no CUDA GPU here; set device=cpu"),
         (["device=cuda", "distributed=shared"], r"device=cuda cannot hold the weights in distributed=shared"),
